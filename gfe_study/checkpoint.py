@@ -1,0 +1,72 @@
+"""Checkpoints: written beside, flushed, renamed; read with `weights_only=True`; the previous one is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gfe_study.config import InputError
+
+FORMAT = "gfe-study checkpoint 1"
+
+
+class CheckpointError(InputError):
+    """A file is not a checkpoint of this project, or is damaged."""
+
+
+def write_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Write `content` (tensors and plain data) to `path`; what was there is renamed to `previous`.
+
+    At every moment one complete checkpoint is on the disk under one of the two names.
+
+    Raises:
+        OSError: the disk is full or read-only; what was at `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is truncated, damaged, or something else.
+        FileNotFoundError: there is no such file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises what zipfile, pickle or the filesystem raised
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: damaged checkpoint ({reason[:120]})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of this project; allowed: a file it wrote ({FORMAT})")
+    return content
+
+
+def read_latest(path: Path, previous: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest readable checkpoint of the two, or None, and a line for each damaged one."""
+    problems: list[str] = []
+    for candidate in (path, previous):
+        try:
+            return read_checkpoint(candidate), problems
+        except FileNotFoundError:
+            continue
+        except CheckpointError as error:
+            problems.append(str(error))
+    return None, problems

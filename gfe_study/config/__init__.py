@@ -1,0 +1,42 @@
+"""Configuration: what a trial and a study are made of, checked before anything starts.
+
+A `Trial` is one (configuration, seed). Its named sections (`solver`, `flow`, `optim`, …) are frozen pydantic
+models that live, with their defaults, beside the algorithm they configure; `CHOICES` is where they are
+registered, and they are imported only when a trial names them. A `Study` declares which trials answer a
+question. Every complaint is an `InputError`: one line that says where, which key, what was given and what is
+allowed. Nothing else of this project is imported here.
+"""
+
+from gfe_study.config.base import InputError, Section, suggestion
+from gfe_study.config.files import parse_assignments, read_yaml
+from gfe_study.config.study import Range, Study, find_space, space_files
+from gfe_study.config.trial import (
+    CHOICES,
+    PRESETS,
+    TRAINING_VERSION,
+    Budget,
+    Evaluation,
+    Trial,
+    flatten,
+    unflatten,
+)
+
+__all__ = [
+    "CHOICES",
+    "PRESETS",
+    "TRAINING_VERSION",
+    "Budget",
+    "Evaluation",
+    "InputError",
+    "Range",
+    "Section",
+    "Study",
+    "Trial",
+    "find_space",
+    "flatten",
+    "parse_assignments",
+    "read_yaml",
+    "space_files",
+    "suggestion",
+    "unflatten",
+]

@@ -1,0 +1,72 @@
+"""What every part of the configuration is made of: frozen sections, layers of values, errors of one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. `str()` is one line: where, key, what was given, what is allowed."""
+
+
+def suggestion(given: str, allowed: list[str]) -> str:
+    """The end of an error line: a near miss if there is one, and everything that is allowed."""
+    near = difflib.get_close_matches(given, allowed, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(sorted(allowed))}"
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    implies: ClassVar[Mapping[str, Any]] = {}
+    """Defaults that choosing this section sets in others, as dotted keys; anything explicit goes before."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    near = suggestion(str(key), list(cls.model_fields))
+                    raise PydanticCustomError("unknown_key", "{near}", {"key": str(key), "near": near})
+        return values
+
+
+class explained:
+    """Context that turns pydantic's complaint into an `InputError` of one line."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ValidationError):
+            raise InputError(f"{self.where}: {'; also '.join(_complaints(error))}") from error
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors()[:3]:
+        context = detail.get("ctx", {})
+        path = [str(part) for part in detail["loc"]]
+        kind, message = detail["type"], detail["msg"]
+        if kind == "unknown_key":
+            yield f"{'.'.join([*path, context['key']])}: unknown key; {message}"
+        elif kind == "choice":
+            yield f"{'.'.join(path)}: given {context['given']!r}; {message}"
+        elif kind == "missing":
+            yield f"{'.'.join(path)}: not given"
+        else:
+            message = message.removeprefix("Value error, ")
+            allowed = re.sub(r"^Input should be ", "allowed: ", message)
+            given = f"given {detail['input']!r}; " if path and allowed != message else ""
+            yield ": ".join(filter(None, [".".join(path), given + allowed]))

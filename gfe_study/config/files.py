@@ -1,0 +1,63 @@
+"""YAML files and `--set KEY=VALUE`: text to nested mappings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gfe_study.config.base import InputError
+from gfe_study.config.trial import unflatten
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (1e4 is one) and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML by the safe loader. Raises `InputError` with file, line and cause."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise InputError(f"{where}:{line} not YAML: {getattr(error, 'problem', error)}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping. Raises `InputError` if it is not there, not YAML, or no mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    content = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds {type(content).__name__}; allowed: a mapping of keys to values")
+    return content
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["solver.beta=0.5", …]` as nested mappings; values are read as YAML."""
+    flat: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {assignment}: allowed: KEY=VALUE with a dotted key, like solver.beta=0.5")
+        flat[key.strip()] = parse_yaml(value, f"--set {key.strip()}")
+    return unflatten(flat)

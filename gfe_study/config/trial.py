@@ -1,0 +1,249 @@
+"""A trial: one (configuration, seed), with the registry of everything that has a name, and the presets."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic_core import PydanticCustomError
+
+from gfe_study.config.base import InputError, Section, explained, suggestion
+
+TRAINING_VERSION = 1
+"""Raised by hand whenever a change to training code changes a trial's numbers; part of every fingerprint."""
+
+CHOICES: dict[str, dict[str, str]] = {
+    "method": {"gfe": "gfe_study.methods.gfe:GFE", "ae": "gfe_study.methods.ae:Autoencoder"},
+    "flow": {
+        "gradient": "gfe_study.solvers.fields:GradientFlow",
+        "nesterov": "gfe_study.solvers.fields:NesterovFlow",
+    },
+    "solver": {"amd": "gfe_study.solvers.amd:AMD", "rk4": "gfe_study.solvers.fixed_grid:RK4"},
+    "gradient": {"approx": "gfe_study.gradients.approx:Approximate"},
+    "model": {"mlp": "gfe_study.models.mlp:MLP"},
+    "data": {
+        "digits": "gfe_study.data.digits:Digits",
+        "mnist": "gfe_study.data.mnist:MNIST",
+        "fashion_mnist": "gfe_study.data.mnist:FashionMNIST",
+        "seg_mnist": "gfe_study.data.mnist:SegMNIST",
+    },
+    "optim": {"rmsprop": "gfe_study.optim:RMSprop", "adam": "gfe_study.optim:Adam"},
+}
+"""Section -> name -> the class that implements it. Adding a solver is its file and one line here."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "method": "gfe",
+        "flow": {"name": "gradient"},
+        "solver": {"name": "amd", "beta": 0.75, "s_initial": 1.0, "s_max": 10.0, "kappa": 1.1, "tau": 1e4},
+        "gradient": {"name": "approx"},
+        "model": {"name": "mlp", "latent_dim": 20, "hidden": [150, 300, 600]},
+        "optim": {"name": "rmsprop", "lr": 5e-4, "alpha": 0.9, "eps": 1e-6, "batch_size": 16},
+    },
+    "best": {
+        "method": "gfe",
+        "flow": {"name": "gradient"},
+        "solver": {"name": "amd"},
+        "gradient": {"name": "approx"},
+        "model": {"name": "mlp"},
+        "optim": {"name": "rmsprop"},
+    },
+}
+"""`paper`: the constants of arXiv:2412.00864 to the letter. `best`: what this project measured to be best."""
+
+
+def choice_class(section: str, name: str) -> type[Section]:
+    """The class registered under a section's name. Raises `KeyError` for a name that is not registered."""
+    module, _, attribute = CHOICES[section][name].partition(":")
+    found: type[Section] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def _chosen(section: str) -> BeforeValidator:
+    def resolve(value: Any) -> Any:
+        if isinstance(value, Section):
+            return value
+        values = {"name": value} if isinstance(value, str) else value
+        if not isinstance(values, Mapping):
+            raise PydanticCustomError("section", "Input should be a name or a mapping with the key 'name'")
+        name = values.get("name")
+        if not isinstance(name, str) or name not in CHOICES[section]:
+            allowed = suggestion(str(name), list(CHOICES[section]))
+            raise PydanticCustomError("choice", "{allowed}", {"given": name, "allowed": allowed})
+        return choice_class(section, name).model_validate(values)
+
+    return BeforeValidator(resolve)
+
+
+class Budget(Section):
+    """What a trial may spend."""
+
+    images: int = Field(5760, gt=0)
+    """Training images seen, repetitions counted."""
+
+
+class Evaluation(Section):
+    """When a trial is evaluated, and on how many images."""
+
+    schedule: tuple[Annotated[int, Field(gt=0)], ...] = (
+        480,
+        960,
+        1920,
+        3840,
+        5760,
+        11520,
+        23040,
+        46080,
+        60000,
+    )
+    """Images seen at which the trial is evaluated; the end of the budget is always added."""
+    val_images: int = Field(500, gt=0)
+    """Validation images used, the first of the split; all of them if it holds fewer."""
+    test_images: int = Field(1000, gt=0)
+    """Test images used, the first of the split; all of them if it holds fewer."""
+    mixed: bool = True
+    """Methods with an encoder: also encode the test images by gradient flow (the papers' "mixed" column)."""
+
+    def points(self, images: int) -> list[int]:
+        """The images seen at which a trial of that budget is evaluated, strictly increasing."""
+        return sorted({point for point in self.schedule if point < images} | {images})
+
+
+def _seed_in_range(seed: int) -> int:
+    if not 0 <= seed < 2**31:
+        raise ValueError("Input should be in [0, 2³¹)")
+    return seed
+
+
+class Trial(Section):
+    """One (configuration, seed), complete: every default is filled in.
+
+    Build it with `Trial.build`, which applies the preset and the defaults that choices imply.
+    """
+
+    preset: str = "best"
+    method: SerializeAsAny[Annotated[Any, _chosen("method")]]
+    flow: SerializeAsAny[Annotated[Any, _chosen("flow")]]
+    solver: SerializeAsAny[Annotated[Any, _chosen("solver")]]
+    gradient: SerializeAsAny[Annotated[Any, _chosen("gradient")]]
+    model: SerializeAsAny[Annotated[Any, _chosen("model")]]
+    data: SerializeAsAny[Annotated[Any, _chosen("data")]]
+    optim: SerializeAsAny[Annotated[Any, _chosen("optim")]]
+    budget: Budget = Budget()
+    eval: Evaluation = Evaluation()
+    seed: Annotated[int, AfterValidator(_seed_in_range)] = 0
+
+    @model_validator(mode="after")
+    def _combination_makes_sense(self) -> Self:
+        for section in CHOICES:
+            check: Callable[[Trial], None] | None = getattr(getattr(self, section), "check_trial", None)
+            if check is not None:
+                check(self)
+        return self
+
+    @classmethod
+    def build(cls, *layers: Mapping[str, Any], where: str = "configuration") -> Self:
+        """Resolve nested mappings, later ones winning, over the preset they name and the implied defaults.
+
+        A layer that gives a section another `name` starts that section afresh.
+
+        Raises:
+            InputError: an unknown key, a value of the wrong type or out of range, a pair that makes no sense.
+        """
+        given = merge({}, *layers)
+        preset = given.setdefault("preset", cls.model_fields["preset"].default)
+        if preset not in PRESETS:
+            raise InputError(f"{where}: preset: given {preset!r}; {suggestion(str(preset), list(PRESETS))}")
+        resolved = merge({"data": {"name": "digits"}}, PRESETS[preset], given)
+        implied: dict[str, Any] = {}
+        for section, names in CHOICES.items():
+            value = resolved.get(section)
+            name = value.get("name") if isinstance(value, Mapping) else None
+            if isinstance(name, str) and name in names:
+                implied = merge(implied, unflatten(choice_class(section, name).implies))
+        with explained(where):
+            return cls.model_validate(_under(implied, resolved))
+
+    def dump(self) -> dict[str, Any]:
+        """The configuration as plain nested data, complete; `Trial.build` of it gives an equal trial."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self, dataset_sha256: str) -> str:
+        """16 hexadecimal digits of what decides this trial's numbers: configuration, seed, data, training code."""
+        return _digest([self._identity(), dataset_sha256, TRAINING_VERSION])
+
+    def group(self, dataset_sha256: str) -> str:
+        """The same for all seeds of one configuration."""
+        identity = {key: value for key, value in self._identity().items() if key != "seed"}
+        return _digest([identity, dataset_sha256, TRAINING_VERSION])
+
+    def _identity(self) -> dict[str, Any]:
+        # A preset is only where values came from: the same values reached by another way are the same trial.
+        return {key: value for key, value in self.dump().items() if key != "preset"}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _named(section: str, value: Any) -> Any:
+    return {"name": value} if section in CHOICES and isinstance(value, str) else value
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged, later ones winning; a section given another `name` starts afresh."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old, new = merged.get(key), _named(key, value)
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                renamed = "name" in new and new["name"] != old.get("name")
+                merged[key] = dict(new) if renamed else {**old, **new}
+            else:
+                merged[key] = dict(new) if isinstance(new, Mapping) else new
+    return merged
+
+
+def _under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(given)
+    for section, values in defaults.items():
+        current = merged.get(section)
+        if isinstance(current, Mapping):
+            fields = choice_class(section, current["name"]).model_fields if section in CHOICES else values
+            merged[section] = {**{key: value for key, value in values.items() if key in fields}, **current}
+    return merged
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, under dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings: the inverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        level = nested
+        for part in path:
+            below = level.setdefault(part, {})
+            if isinstance(below, str) and part in CHOICES:
+                below = level[part] = {"name": below}
+            if not isinstance(below, dict):
+                raise InputError(f"{key}: {part} is already given the value {below!r}")
+            level = below
+        if isinstance(level.get(last), dict) and isinstance(value, str) and last in CHOICES:
+            level[last]["name"] = value
+        else:
+            level[last] = value
+    return nested

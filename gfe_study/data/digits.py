@@ -1,0 +1,23 @@
+"""scikit-learn's 1,797 handwritten digits of 8 × 8 pixels in 17 grey levels: real images, no download."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from gfe_study.data.base import Dataset, Split, Splits, hold_out
+
+
+class Digits(Dataset):
+    """8 × 8 handwritten digits: 1,197 to train on, 300 to validate, 300 to test."""
+
+    name: Literal["digits"] = "digits"
+
+    def load(self, folders: list[Path] | None = None, *, download: bool = False) -> Splits:
+        from sklearn.datasets import load_digits
+
+        bundle = load_digits()
+        everything = Split(bundle.data.astype(np.uint8), bundle.target.astype(np.int64), levels=16)
+        rest, test = hold_out(everything, 300, "digits/test")
+        train, val = hold_out(rest, 300, "digits/val")
+        return Splits(train, val, test, height=8, width=8)

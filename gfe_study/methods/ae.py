@@ -1,0 +1,50 @@
+"""Autoencoder: the mirrored encoder, the same loss and optimiser."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gfe_study import names
+from gfe_study.methods.base import Diverged, Encoding, Learner, Method, seeded
+
+
+class AutoencoderLearner(Learner):
+    """z = E(y). Its `mixed` encoding is the papers': this decoder, with latents found by gradient flow."""
+
+    encodings = (names.MIXED,)
+
+    def build_networks(self, pixels: int, device: torch.device) -> dict[str, nn.Module]:
+        with seeded(self.trial.seed, "encoder"):
+            self.encoder = self.trial.model.encoder(pixels).to(device)
+        return {"encoder": self.encoder}
+
+    def update(self, target_BD: Tensor) -> Encoding:
+        updates = self.trial.optim.updates_per_batch
+        for _ in range(updates):
+            self.optimiser.zero_grad(set_to_none=True)
+            latent_BL = self.encoder(target_BD)
+            loss_B = self.loss(self.decoder(latent_BL), target_BD)
+            if not bool(loss_B.isfinite().all()):
+                raise Diverged
+            loss_B.sum().backward()
+            self.optimiser.step()
+        passes_B = torch.full((len(target_BD),), float(updates), device=target_BD.device)
+        return Encoding(latent_BL.detach(), loss_B.detach(), passes_B, passes_B)
+
+    @torch.no_grad()
+    def encode(self, target_BD: Tensor, encoding: str | None = None) -> Encoding:
+        if encoding == names.MIXED:
+            return self.encode_by_flow(target_BD)
+        latent_BL = self.encoder(target_BD)
+        none_B = torch.zeros(len(target_BD), device=target_BD.device)
+        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target_BD), none_B, none_B)
+
+
+class Autoencoder(Method):
+    """Autoencoder, the papers' baseline. Its test images are also encoded by flow: `mixed_test_loss`."""
+
+    name: Literal["ae"] = "ae"
+    learner = AutoencoderLearner

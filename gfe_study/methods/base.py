@@ -1,0 +1,125 @@
+"""The method contract: what `train` needs of a way to train a decoder.
+
+Shapes: B batch, L latent, D pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+from torch import Tensor, nn
+
+from gfe_study.config import Section
+from gfe_study.losses import BernoulliNLL
+from gfe_study.solvers.objective import Objective
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+    from gfe_study.models.base import Decoder
+
+
+class Diverged(ArithmeticError):
+    """The training loss of a batch is NaN or infinite. Raised before the optimiser steps."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Latents of a batch and what finding them cost, per sample."""
+
+    latent_BL: Tensor
+    loss_B: Tensor
+    nfe_forward_B: Tensor
+    nfe_backward_B: Tensor
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose, so that what one part draws does not shift another's numbers."""
+    return int.from_bytes(sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """torch's global CPU generator, seeded for one purpose and put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, purpose))
+        yield
+
+
+class Learner(ABC):
+    """A method at work: networks, an optimiser, and the two things one does with them.
+
+    The same trial seed gives the same initial decoder to every method.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = ()
+    """Further ways to encode than the method's own; each becomes the metric `<name>_test_loss`."""
+
+    def __init__(self, trial: Trial, pixels: int, device: torch.device) -> None:
+        self.trial = trial
+        self.loss = BernoulliNLL()
+        with seeded(trial.seed, "decoder"):
+            self.decoder: Decoder = trial.model.decoder(pixels).to(device)
+        self.networks = nn.ModuleDict({"decoder": self.decoder})
+        self.networks.update(self.build_networks(pixels, device))
+        self.optimiser: torch.optim.Optimizer = trial.optim.build(self.networks.parameters())
+
+    def build_networks(self, pixels: int, device: torch.device) -> dict[str, nn.Module]:
+        """Networks that are trained beside the decoder, by name."""
+        return {}
+
+    @abstractmethod
+    def update(self, target_BD: Tensor) -> Encoding:
+        """One batch of training: `optim.updates_per_batch` steps of the optimiser.
+
+        Returns the encoding whose `loss_B` is the training loss before the (last) step; the counts include
+        the decoder's pass for its weights.
+
+        Raises:
+            Diverged: the loss is not finite; the weights are as they were.
+        """
+
+    @abstractmethod
+    def encode(self, target_BD: Tensor, encoding: str | None = None) -> Encoding:
+        """Latents of images by the method's own encoding, or by one of `encodings`."""
+
+    def encode_by_flow(self, target_BD: Tensor) -> Encoding:
+        """Latents by following the trial's flow with its solver from zero."""
+        objective = Objective(self.decoder, self.loss, target_BD)
+        start_BL = target_BD.new_zeros(len(target_BD), self.trial.model.latent_dim)
+        solution = self.trial.solver.solve(self.trial.flow, objective, start_BL)
+        return Encoding(solution.latent_BL, solution.loss_B, solution.nfe_forward_B, solution.nfe_backward_B)
+
+    @torch.no_grad()
+    def decode(self, latent_BL: Tensor) -> Tensor:
+        """Images, shape (B, D), in [0, 1]."""
+        return self.decoder(latent_BL).sigmoid()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"networks": self.networks.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.networks.load_state_dict(state["networks"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+class Method(Section, ABC):
+    """Settings of a method. In a configuration, `method: gfe` is short for `method: {name: gfe}`."""
+
+    name: str
+    learner: ClassVar[type[Learner]]
+
+    def create(self, trial: Trial, pixels: int, device: torch.device) -> Learner:
+        """A fresh learner for images of D = `pixels`, its weights drawn from the trial's seed."""
+        return self.learner(trial, pixels, device)
+
+    @model_serializer(mode="wrap")
+    def _as_a_name(self, handler: SerializerFunctionWrapHandler) -> Any:
+        values = handler(self)
+        return self.name if set(values) == {"name"} else values

@@ -1,0 +1,1 @@
+"""Latent solvers: given a flow and a batch, find z*. One file per family; registered in `config.CHOICES`."""

@@ -1,0 +1,86 @@
+"""Flows: the right-hand side ds/dt of the ordinary differential equation that a latent follows.
+
+A flow is a field over a solver state s of shape (B, S), so that every fixed-grid solver works on every flow.
+
+Shapes: B batch, L latent, S = L (first order) or 2L (second order).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gfe_study.config import Section
+from gfe_study.solvers.objective import Objective
+
+Alpha = Literal["exponential", "constant"]
+
+
+def alpha_at(schedule: Alpha, t: float, tau: float) -> float:
+    """The weight α(t) of the gradient: e^{−2t/τ}, or 1."""
+    return math.exp(-2 * t / tau) if schedule == "exponential" else 1.0
+
+
+class Flow(Section, ABC):
+    """A right-hand side. `alpha` weighs the gradient over flow time."""
+
+    name: str
+    alpha: Alpha
+
+    @abstractmethod
+    def lift(self, latent_BL: Tensor) -> Tensor:
+        """The solver state s(0), shape (B, S), of a start z₀."""
+
+    @abstractmethod
+    def latent(self, state_BS: Tensor) -> Tensor:
+        """The latent z inside a state, shape (B, L)."""
+
+    @abstractmethod
+    def derivative(self, objective: Objective, t: float, tau: float, state_BS: Tensor) -> Tensor:
+        """ds/dt at time t, shape (B, S). One decoder evaluation and one pullback per sample."""
+
+
+class GradientFlow(Flow):
+    """dz/dt = −α(t) ∇_z ℓ(y, D(z; θ)), arXiv:2412.00864 eq. 2."""
+
+    name: Literal["gradient"] = "gradient"
+    alpha: Alpha = "exponential"
+    """α(t): `exponential` is e^{−2t/τ}; `constant` is 1, and what AMD follows."""
+
+    def lift(self, latent_BL: Tensor) -> Tensor:
+        return latent_BL
+
+    def latent(self, state_BS: Tensor) -> Tensor:
+        return state_BS
+
+    def derivative(self, objective: Objective, t: float, tau: float, state_BS: Tensor) -> Tensor:
+        return objective.gradient(state_BS).mul_(-alpha_at(self.alpha, t, tau))
+
+
+class NesterovFlow(Flow):
+    """dz/dt = v, dv/dt = −3/t · v − α(t) ∇_z ℓ, v(0) = 0: the second-order flow, eq. 7–8 with the signs mended.
+
+    At t = 0 the damping term is 0/0. Near it v(t) = c·t, so v′ = −3c − ∇ℓ = c gives c = −∇ℓ/4: that limit,
+    dv/dt(0) = −α(0) ∇ℓ/4, is used there in place of the papers' 3/(t + ε), whose transient on the scale of ε
+    makes the first step of a grid coarser than ε point uphill.
+    """
+
+    name: Literal["nesterov"] = "nesterov"
+    alpha: Alpha = "constant"
+    """α(t): `constant` is eq. 7–8; `exponential` is e^{−2t/τ}."""
+
+    def lift(self, latent_BL: Tensor) -> Tensor:
+        return torch.cat([latent_BL, torch.zeros_like(latent_BL)], dim=-1)
+
+    def latent(self, state_BS: Tensor) -> Tensor:
+        return state_BS[:, : state_BS.shape[1] // 2]
+
+    def derivative(self, objective: Objective, t: float, tau: float, state_BS: Tensor) -> Tensor:
+        latent_BL, velocity_BL = state_BS.chunk(2, dim=-1)
+        force_BL = objective.gradient(latent_BL).mul_(-alpha_at(self.alpha, t, tau))
+        acceleration_BL = force_BL / 4 if t == 0 else force_BL - 3 / t * velocity_BL
+        return torch.cat([velocity_BL, acceleration_BL], dim=-1)

@@ -1,0 +1,211 @@
+"""Training and evaluation of one trial: a plain generator that knows neither Ray nor MLflow.
+
+Shapes: B batch, D pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gfe_study import names
+from gfe_study.config import Trial
+from gfe_study.data.base import Split, Splits
+from gfe_study.methods.base import Diverged, Learner, derive_seed
+
+Metrics = dict[str, float]
+
+ENCODE_BATCH = 250
+"""Images encoded at once in an evaluation; a matter of memory and speed, never of results."""
+
+
+class Progress(NamedTuple):
+    """Where a trial is: after every batch, and with `metrics` at every point of its schedule."""
+
+    images_seen: int
+    metrics: Metrics | None
+    state: TrainingState
+
+
+@dataclass
+class TrainingState:
+    """Everything a trial needs to go on as if it had never stopped. `state_dict()` is plain data and tensors."""
+
+    learner: Learner
+    device: torch.device
+    images_seen: int = 0
+    points: list[Metrics] = field(default_factory=list)
+    """The metrics of every evaluation so far."""
+    best_val_loss: float = math.inf
+    optimiser_steps: int = 0
+    nfe_forward: float = 0.0
+    nfe_backward: float = 0.0
+    train_seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+    _COUNTERS = (
+        "images_seen",
+        "points",
+        "best_val_loss",
+        "optimiser_steps",
+        "nfe_forward",
+        "nfe_backward",
+        "train_seconds",
+        "loss_sum",
+        "loss_count",
+    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimiser, random number generators, counters and the points reached so far."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        counters = {name: getattr(self, name) for name in self._COUNTERS}
+        return {"learner": self.learner.state_dict(), "rng": rng, **counters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        torch.set_rng_state(state["rng"]["cpu"].cpu())
+        if self.device.type == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device)
+        for name in self._COUNTERS:
+            setattr(self, name, state[name])
+
+
+def train(
+    trial: Trial, splits: Splits, state: dict[str, Any] | None = None, device: str | torch.device = "cpu"
+) -> Iterator[Progress]:
+    """Train one trial, from the start or from a `TrainingState.state_dict()`.
+
+    Yields after every batch; `metrics` is filled at the points of `eval.schedule` and at the end of the
+    budget, and evaluation images never influence training. A batch that would pass a point is cut there, so
+    that every trial is evaluated at exactly the same numbers of images seen. A loss that is not finite ends
+    the trial, before the optimiser steps, with a last point whose `diverged` is 1.
+
+    torch's global generators are seeded from the trial's seed (or restored from `state`).
+    """
+    device = torch.device(device)
+    learner = trial.method.create(trial, splits.pixels, device)
+    progress = TrainingState(learner, device)
+    torch.manual_seed(derive_seed(trial.seed, "training"))
+    if state is not None:
+        progress.load_state_dict(state)
+    points = trial.eval.points(trial.budget.images)
+    while progress.images_seen < trial.budget.images:
+        if progress.points and progress.points[-1][names.DIVERGED]:
+            return
+        following = points[bisect_right(points, progress.images_seen)]
+        count = min(trial.optim.batch_size, following - progress.images_seen)
+        index = training_order(trial.seed, len(splits.train), progress.images_seen, count)
+        metrics: Metrics | None = None
+        try:
+            _train_batch(progress, splits.train, index)
+        except Diverged:
+            progress.images_seen += count
+            metrics = _last_point(progress)
+        else:
+            if progress.images_seen == following:
+                metrics = _evaluate_all(progress, splits)
+        if metrics is not None:
+            progress.points.append(metrics)
+        yield Progress(progress.images_seen, metrics, progress)
+
+
+def training_order(seed: int, size: int, start: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Indices of the training images number `start` … `start + count − 1` of the stream that a seed gives.
+
+    The stream is a fresh permutation of the training set for every epoch; it does not depend on the method,
+    the batch size or how often training was interrupted.
+    """
+    position = np.arange(start, start + count)
+    epochs = position // size
+    order = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        permutation = np.random.default_rng(derive_seed(seed, f"order/{epoch}")).permutation(size)
+        chosen = epochs == epoch
+        order[chosen] = permutation[position[chosen] % size]
+    return order
+
+
+def _train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, Any]) -> None:
+    target_BD = split.images(index, progress.device)
+    started = time.perf_counter()
+    encoding = progress.learner.update(target_BD)
+    loss_sum = float(encoding.loss_B.sum())  # waits for the device
+    progress.train_seconds += time.perf_counter() - started
+    progress.nfe_forward += float(encoding.nfe_forward_B.sum())
+    progress.nfe_backward += float(encoding.nfe_backward_B.sum())
+    progress.loss_sum += loss_sum
+    progress.loss_count += len(index)
+    progress.images_seen += len(index)
+    progress.optimiser_steps += progress.learner.trial.optim.updates_per_batch
+
+
+class Evaluated(NamedTuple):
+    """Mean loss over the images of a split, decoder evaluations and pullbacks per image, and seconds."""
+
+    loss: float
+    nfe: float
+    seconds: float
+
+
+def evaluate(
+    learner: Learner, split: Split, images: int, device: torch.device, encoding: str | None = None
+) -> Evaluated:
+    """Encode and decode the first `images` images of a split."""
+    count = min(images, len(split))
+    loss_sum = nfe_sum = 0.0
+    started = time.perf_counter()
+    for start in range(0, count, ENCODE_BATCH):
+        target_BD = split.images(slice(start, min(start + ENCODE_BATCH, count)), device)
+        encoded = learner.encode(target_BD, encoding)
+        loss_sum += float(encoded.loss_B.double().sum())
+        nfe_sum += float((encoded.nfe_forward_B + encoded.nfe_backward_B).sum())
+    return Evaluated(loss_sum / count, nfe_sum / count, time.perf_counter() - started)
+
+
+def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
+    """The metrics of one point. Clears the running mean of the training loss."""
+    learner, options = progress.learner, progress.learner.trial.eval
+    val = evaluate(learner, splits.val, options.val_images, progress.device)
+    test = evaluate(learner, splits.test, options.test_images, progress.device)
+    metrics = {
+        names.IMAGES_SEEN: float(progress.images_seen),
+        names.OPTIMISER_STEPS: float(progress.optimiser_steps),
+        names.TRAIN_LOSS: progress.loss_sum / progress.loss_count,
+        names.VAL_LOSS: val.loss,
+        names.TEST_LOSS: test.loss,
+        names.ENCODE_NFE: test.nfe,
+        names.ENCODE_SECONDS: test.seconds,
+        names.NFE_FORWARD: progress.nfe_forward / progress.images_seen,
+        names.NFE_BACKWARD: progress.nfe_backward / progress.images_seen,
+        names.TRAIN_SECONDS: progress.train_seconds,
+        names.DIVERGED: float(not math.isfinite(val.loss + test.loss)),
+    }
+    if options.mixed:
+        for encoding in learner.encodings:
+            mixed = evaluate(learner, splits.test, options.test_images, progress.device, encoding)
+            metrics[f"{encoding}_{names.TEST_LOSS}"] = mixed.loss
+    progress.loss_sum, progress.loss_count = 0.0, 0
+    if math.isfinite(val.loss):
+        progress.best_val_loss = min(progress.best_val_loss, val.loss)
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _last_point(progress: TrainingState) -> Metrics:
+    """The point of a trial that diverged: its last finite metrics, marked, at the images it had seen."""
+    last = dict(progress.points[-1]) if progress.points else {}
+    return {
+        **last,
+        names.IMAGES_SEEN: float(progress.images_seen),
+        names.TRAIN_SECONDS: progress.train_seconds,
+        names.DIVERGED: 1.0,
+    }
