@@ -57,16 +57,3 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this project; allowed: a file it wrote ({FORMAT})")
     return content
-
-
-def read_latest(path: Path, previous: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest readable checkpoint of the two, or None, and a line for each damaged one."""
-    problems: list[str] = []
-    for candidate in (path, previous):
-        try:
-            return read_checkpoint(candidate), problems
-        except FileNotFoundError:
-            continue
-        except CheckpointError as error:
-            problems.append(str(error))
-    return None, problems

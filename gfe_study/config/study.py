@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PrivateAttr, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
@@ -34,7 +34,7 @@ class Range(Section):
     def _from_yaml(cls, given: Any) -> Any:
         if isinstance(given, Range) or (isinstance(given, Mapping) and set(given) == {"kind", "values"}):
             return given
-        if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in RangeKind.__args__:
+        if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in get_args(RangeKind):
             raise _refused(given, _FORMS)
         ((kind, values),) = given.items()
         if not isinstance(values, list | tuple):

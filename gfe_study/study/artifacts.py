@@ -1,0 +1,68 @@
+"""Files a trial leaves: its best decoder and a picture of what it reconstructs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torchvision.utils import make_grid, save_image
+
+from gfe_study import names
+from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from gfe_study.config import InputError, Trial
+from gfe_study.data.base import Splits
+from gfe_study.methods.base import Learner
+from gfe_study.training import TrainingState
+
+GRID_COLUMNS = 10
+
+
+def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
+    """The networks as they are, with the trial that made them; no optimiser. `read_learner` reads it."""
+    content = {
+        "trial": yaml.safe_dump(state.learner.trial.dump(), sort_keys=False),
+        "networks": state.learner.networks.state_dict(),
+        "height": splits.height,
+        "width": splits.width,
+        "metrics": state.points[-1],
+    }
+    write_checkpoint(folder / names.BEST_CHECKPOINT, content)
+
+
+def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> tuple[Learner, tuple[int, int]]:
+    """A learner with the networks of a `best.pt`, and the height and width of its images.
+
+    Args:
+        changes: nested configuration laid over the trial's own, such as another solver to encode with.
+
+    Raises:
+        InputError: no such file, not such a checkpoint, or changes that do not fit its networks.
+    """
+    try:
+        content = read_checkpoint(path, device)
+        height, width = content["height"], content["width"]
+        trial = Trial.build(yaml.safe_load(content["trial"]), changes, where=str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; allowed: the {names.BEST_CHECKPOINT} of a trial") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path}: holds no {error}; allowed: the {names.BEST_CHECKPOINT} of a trial") from error
+    learner = trial.method.create(trial, height * width, device)
+    try:
+        learner.networks.load_state_dict(content["networks"])
+    except RuntimeError as error:
+        raise InputError(f"{path}: its networks do not fit; leave model.* and method as they are") from error
+    return learner, (height, width)
+
+
+def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:
+    """Test images over their reconstructions, as a PNG of `torchvision.utils.make_grid`."""
+    count = min(GRID_COLUMNS, len(splits.test))
+    target_BD = splits.test.images(slice(0, count), device)
+    output_BD = learner.decode(learner.encode(target_BD).latent_BL)
+    shape = (-1, 1, splits.height, splits.width)
+    rows = torch.cat([target_BD.view(shape), output_BD.view(shape)])
+    scale = max(1, 56 // splits.height)
+    enlarged = rows.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    save_image(make_grid(enlarged, nrow=count, padding=scale, pad_value=0.5), folder / names.RECONSTRUCTION)

@@ -1,0 +1,67 @@
+"""A quiet Ray: started here for one sweep, or joined where an address is given."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+LONGEST_TEMPORARY_PATH = 40
+"""Ray's sockets live below its temporary folder, and a socket's path is at most 107 characters."""
+
+_DEFAULTS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None = None, cpus: int | None = None, gpus: int | None = None) -> Iterator[Any]:
+    """Yield the `ray` module, initialised; shut it down afterwards.
+
+    Args:
+        address: of a running cluster; None starts a Ray of its own on this machine.
+        cpus: CPUs that Ray may use here; None for all.
+        gpus: GPUs that Ray may use here; None for all. Logical ones do for trying out the scheduling.
+
+    Raises:
+        ConnectionError: there is no cluster at `address`.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if address else "disabled")
+    if len(tempfile.gettempdir()) > LONGEST_TEMPORARY_PATH and os.path.isdir("/tmp"):
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")
+    import ray
+
+    for logger in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    local: dict[str, Any] = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        with _terminate_like_interrupt():
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    # Tune ends in good order on SIGINT only; a batch system sends SIGTERM.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
