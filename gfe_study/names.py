@@ -25,6 +25,9 @@ ENCODE_SECONDS: Final = "encode_seconds"
 OPTIMISER_STEPS: Final = "optimiser_steps"
 DIVERGED: Final = "diverged"
 
+COUNTS: Final = (IMAGES_SEEN, OPTIMISER_STEPS, DIVERGED)
+"""Metrics that are whole numbers."""
+
 # Tags of a trial's MLflow run.
 FINGERPRINT: Final = "fingerprint"
 GROUP: Final = "group"

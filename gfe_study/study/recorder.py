@@ -86,7 +86,7 @@ class Recorder:
             best = self.plan.best()
             folder = self.plan.trial_folder(best[0]) if best else None
             points = self.plan.journal.points[best[0].fingerprint] if best else [{}]
-            files = _files(folder) if folder else []
+            files = artifact_files(folder) if folder else []
             self.tracker.close_study(RUN_KILLED if interrupted else RUN_FINISHED, files, points[-1])
         except TrackingError as error:
             self.on_problem(str(error))
@@ -122,7 +122,7 @@ class Recorder:
         if device := self._devices.get(job.fingerprint):
             tags[names.DEVICE] = device
         status = RUN_FINISHED if outcome.state == FINISHED else RUN_FAILED
-        self.tracker.close_trial(job.fingerprint, status, tags, _files(self.plan.trial_folder(job)))
+        self.tracker.close_trial(job.fingerprint, status, tags, artifact_files(self.plan.trial_folder(job)))
 
     def _spec(self, job: Job) -> RunSpec:
         trial = job.trial
@@ -154,6 +154,6 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _files(folder: Path) -> list[Path]:
+def artifact_files(folder: Path) -> list[Path]:
     files = (folder / name for name in (names.BEST_CHECKPOINT, names.RECONSTRUCTION))
     return [file for file in files if file.exists()]

@@ -1,0 +1,81 @@
+# Every target is one line of gfe-study. The environment is made once, and again only when pyproject.toml changes.
+#   make sweep SPACE=amd [DATASET=mnist] [TRIALS=20] [SEEDS=3] [STUDY=name] [CPUS=1] [GPUS=0.5]
+#                        [ADDRESS=ray://…] [STORAGE=folder] [SET="key=value key=value"]
+
+PYTHON ?= python3
+VENV := .venv
+GFE := $(VENV)/bin/gfe-study
+READY := $(VENV)/.installed
+LABEL = $(or $(STUDY),$(SPACE))
+
+set_flags = $(if $(DATASET),--set data.name=$(DATASET)) $(foreach pair,$(SET),--set $(pair))
+plan_flags = $(set_flags) $(if $(STUDY),--study $(STUDY)) $(if $(TRIALS),--trials $(TRIALS)) \
+	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(STORAGE),--storage $(STORAGE))
+run_flags = $(if $(CPUS),--cpus-per-trial $(CPUS)) $(if $(GPUS),--gpus-per-trial $(GPUS)) \
+	$(if $(ADDRESS),--address $(ADDRESS))
+storage_flag = $(if $(STORAGE),--storage $(STORAGE))
+
+.PHONY: help install space sweep resume plan spaces status report ui doctor test test-slow lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make sweep SPACE=amd     run a study (or extend, or continue it); make spaces lists the spaces"
+	@echo "make plan SPACE=amd      what it would run, without running it"
+	@echo "make resume SPACE=amd    continue an interrupted study with what it recorded"
+	@echo "make status              trials by state"
+	@echo "make report SPACE=amd    curves and tables of a study"
+	@echo "make ui                  the MLflow UI on http://127.0.0.1:5000"
+	@echo "make doctor              check versions, devices, data and the store"
+	@echo "make test                the tests; make test-slow the long ones; make lint ruff and mypy"
+
+install: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); allowed: Python 3.11 or newer, as PYTHON=…" >&2; exit 2; }
+	@echo "installing into $(VENV) (once; torch is large: some minutes) …" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[analysis,dev]'
+	@touch $@
+
+space:
+	@test -n "$(SPACE)" || { echo "error: SPACE is not given; try make spaces, then make sweep SPACE=amd" >&2; exit 2; }
+
+sweep: $(READY) space
+	@$(GFE) sweep $(SPACE) $(plan_flags) $(run_flags)
+
+plan: $(READY) space
+	@$(GFE) plan $(SPACE) $(plan_flags)
+
+resume: $(READY) space
+	@$(GFE) resume $(LABEL) $(run_flags) $(storage_flag)
+
+spaces: $(READY)
+	@$(GFE) spaces
+
+status: $(READY)
+	@$(GFE) status $(LABEL) $(storage_flag)
+
+report: $(READY) space
+	@$(GFE) report $(LABEL) $(storage_flag)
+
+doctor: $(READY)
+	@$(GFE) doctor $(storage_flag)
+
+ui: $(READY)
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --workers 1 \
+		--backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db) --host 127.0.0.1 --port 5000
+
+test: $(READY)
+	@$(VENV)/bin/pytest -m "not slow"
+
+test-slow: $(READY)
+	@$(VENV)/bin/pytest -m slow
+
+lint: $(READY)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

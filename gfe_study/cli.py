@@ -1,0 +1,338 @@
+"""The command line: parsing and printing only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from gfe_study import names
+from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_yaml, space_files
+
+app = typer.Typer(
+    help="Hyperparameter and ablation studies of gradient flow encoding.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+SpaceName = Annotated[str, typer.Argument(help="A space of search_spaces/, or the path of a YAML file.")]
+Label = Annotated[str, typer.Argument(help="A study: the name it was swept under.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, for machines.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A dotted key of the configuration, like solver.s_max=100."),
+]
+Storage = Annotated[str, typer.Option(help="Folder for journals, checkpoints and reports.")]
+StudyLabel = Annotated[str | None, typer.Option("--study", help="Name of the study; the space's if not given.")]
+Trials = Annotated[int | None, typer.Option(help="Configurations to try, instead of the space's number.")]
+Seeds = Annotated[int | None, typer.Option(help="Seeds of every configuration, instead of the space's number.")]
+CpusPerTrial = Annotated[float, typer.Option(help="CPUs, and threads, of each trial.")]
+GpusPerTrial = Annotated[float, typer.Option(help="GPUs of each trial; a fraction shares one.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else a Ray is started here.")]
+
+
+def main() -> None:
+    """Entry point: exit codes 0 done, 1 some trials failed, 2 bad input, 130 interrupted and resumable."""
+    try:
+        app()
+    except InputError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def fail(text: str) -> None:
+    """One line on standard error, and exit code 2."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+def console() -> Console:
+    """Standard error; wide where it is no terminal, so that lines stay whole."""
+    shown = Console(stderr=True)
+    return shown if shown.is_terminal else Console(stderr=True, width=200)
+
+
+def _print_json(value: Any) -> None:
+    def finite(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: finite(below) for key, below in item.items()}
+        if isinstance(item, list):
+            return [finite(below) for below in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    print(json.dumps(finite(value), ensure_ascii=False))
+
+
+def _load(space: str, sets: list[str] | None, trials: int | None, seeds: int | None) -> Study:
+    return Study.load(find_space(space), parse_assignments(sets or []), trials=trials, seeds=seeds)
+
+
+def _label(study: str | None, space: str) -> str:
+    label = study or Path(space).stem
+    if not label or label in (".", "..") or any(character in label for character in "/\\:\0"):
+        raise InputError(f"--study: given {label!r}; allowed: a name without / \\ or :")
+    return label
+
+
+@app.command()
+def spaces(
+    name: Annotated[str | None, typer.Argument(help="Print this space as it is understood.")] = None,
+    json_: Json = False,
+) -> None:
+    """List the search spaces, or print one. Example: gfe-study spaces amd"""
+    if name is not None:
+        dumped = Study.load(find_space(name)).model_dump(mode="json")
+        if json_:
+            _print_json(dumped)
+        else:
+            print(yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True, default_flow_style=None), end="")
+        return
+    found = {space: _question(path) for space, path in space_files().items()}
+    if json_:
+        _print_json(found)
+    else:
+        width = max(map(len, found), default=0)
+        print("\n".join(f"{space:<{width}}  {question}" for space, question in found.items()))
+
+
+def _question(path: Path) -> str:
+    return str(read_yaml(path).get("question", ""))
+
+
+@app.command()
+def plan(
+    space: SpaceName,
+    study: StudyLabel = None,
+    sets: Sets = None,
+    trials: Trials = None,
+    seeds: Seeds = None,
+    storage: Storage = "results",
+    json_: Json = False,
+) -> None:
+    """Print the trials that a sweep would run, and start nothing. Example: gfe-study plan amd --trials 20"""
+    from gfe_study.study.forecast import forecast
+
+    declared = _load(space, sets, trials, seeds)
+    expected = forecast(declared, _label(study, space), storage)
+    if json_:
+        _print_json(expected.as_dict())
+        return
+    table = Table(box=None, pad_edge=False)
+    for header in ("#", "state", *declared.nuisance, "seed", "fingerprint"):
+        table.add_column(header, justify="left" if header in ("state", "fingerprint") else "right")
+    from gfe_study.console import duration, number
+
+    for job, state in expected.trials:
+        values = [number(job.params[key]) for key in declared.nuisance]
+        table.add_row(str(job.number), state, *values, str(job.seed), job.fingerprint)
+    output = Console() if sys.stdout.isatty() else Console(width=200)
+    output.print(table)
+    if expected.later:
+        print(f"and {expected.later} more, suggested by {declared.sampler} from the results of these")
+    if expected.orphaned:
+        print(f"{expected.orphaned} earlier trials belong to another version of this study: kept, and left out")
+    print(f"{expected.total} trials, {expected.done} done; {expected.images:,} training images to go")
+    seconds = expected.seconds
+    print(f"time: {f'about {duration(seconds)}' if seconds is not None else 'not known before a trial has finished'}")
+    print(f"disk: about {expected.megabytes:.0f} MB")
+
+
+@app.command()
+def sweep(
+    space: SpaceName,
+    study: StudyLabel = None,
+    sets: Sets = None,
+    trials: Trials = None,
+    seeds: Seeds = None,
+    cpus_per_trial: CpusPerTrial = 1.0,
+    gpus_per_trial: GpusPerTrial = 0.0,
+    address: Address = None,
+    storage: Storage = "results",
+    json_: Json = False,
+) -> None:
+    """Run, extend or continue a study. Example: gfe-study sweep amd --set data.name=mnist --trials 20"""
+    from gfe_study.study.sweep import Options
+
+    declared = _load(space, sets, trials, seeds)
+    options = Options(storage, cpus_per_trial, gpus_per_trial, address)
+    _run(declared, _label(study, space), options, json_)
+
+
+@app.command()
+def resume(
+    label: Label,
+    cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs of each trial, if not as before.")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of each trial, if not as before.")] = None,
+    address: Address = None,
+    storage: Storage = "results",
+    json_: Json = False,
+) -> None:
+    """Continue an interrupted study with what it recorded. Example: gfe-study resume amd"""
+    from gfe_study.study.sweep import Options
+
+    journal = _journal(label, storage)
+    assert journal.study is not None
+    recorded = journal.study
+    declared = Study.build(recorded["study"], recorded["source"])
+    given = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
+    changed = {key: value for key, value in given.items() if value is not None}
+    options = Options(**{**recorded["options"], "storage": storage, **changed})
+    _run(declared, label, options, json_)
+
+
+def _journal(label: str, storage: str) -> Any:
+    from gfe_study.study.journal import JOURNAL_FILE, Journal
+
+    journal = Journal.read(Path(storage) / label)
+    if journal.study is None:
+        there = sorted(path.parent.name for path in Path(storage).glob(f"*/{JOURNAL_FILE}"))
+        allowed = f"allowed: {', '.join(there)}" if there else "there is none yet; start one with gfe-study sweep"
+        raise InputError(f"study {label!r} is unknown in {storage}; {allowed}")
+    return journal
+
+
+def _run(study: Study, label: str, options: Any, json_: bool) -> None:
+    from gfe_study.console import StudyView, closing, ranked
+    from gfe_study.study.sweep import run_sweep
+
+    shown = console()
+    with StudyView(shown) as view:
+        outcome = run_sweep(study, label, options, view)
+    if json_:
+        best = [
+            {"fingerprint": job.fingerprint, "params": job.params, "value": value}
+            for job, value in ranked(outcome.plan)
+        ]
+        states = [outcome.plan.state(job) for job in outcome.plan.jobs.values()]
+        counts = {state: states.count(state) for state in sorted(set(states))}
+        _print_json({"study": label, "trials": counts, "best": best[:1], "problems": outcome.damaged})
+    else:
+        closing(outcome, label, shown)
+    if outcome.interrupted:
+        sys.exit(INTERRUPTED)
+    sys.exit(SOME_FAILED if outcome.failed or outcome.damaged or not outcome.delivered else DONE)
+
+
+@app.command()
+def status(
+    label: Annotated[str | None, typer.Argument(help="A study; all of them if not given.")] = None,
+    storage: Storage = "results",
+    json_: Json = False,
+) -> None:
+    """Trials by state, the best so far, failures with reasons. Example: gfe-study status amd"""
+    from gfe_study.study.journal import JOURNAL_FILE, Journal
+    from gfe_study.study.status import state_of
+
+    if label is not None:
+        _journal(label, storage)
+    labels = [label] if label is not None else sorted(p.parent.name for p in Path(storage).glob(f"*/{JOURNAL_FILE}"))
+    states = {name: state_of(Journal.read(Path(storage) / name)) for name in labels}
+    if json_:
+        _print_json(states)
+        return
+    if not states:
+        print(f"no study in {storage} yet; start one with gfe-study sweep")
+    for name, state in states.items():
+        counts = ", ".join(f"{count} {kind}" for kind, count in state["trials"].items()) or "no trial yet"
+        best = state["best"]
+        ahead = f"; best {best['metric']} {best['value']:.4f} ({best['fingerprint']})" if best else ""
+        print(f"{name}: {counts}{ahead}")
+        for failure in state["failures"]:
+            print(f"  failed {failure['fingerprint']}: {failure['reason']}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Option(help="A trial's YAML, such as the artifact trial.yaml.")] = None,
+    sets: Sets = None,
+    cpus: Annotated[int, typer.Option(help="Threads; 1, as in a sweep, repeats a sweep's numbers.")] = 1,
+    storage: Storage = "results",
+    json_: Json = False,
+) -> None:
+    """Run one trial without Ray, logged to MLflow. Example: gfe-study train --set preset=paper --set data.name=mnist"""
+    from gfe_study.study.single import run_single
+
+    layers = [read_yaml(config)] if config is not None else []
+    where = str(config) if config is not None else "--set"
+    trial = Trial.build(*layers, parse_assignments(sets or []), where=where)
+    shown = console()
+
+    def report(point: dict[str, float]) -> None:
+        values = "  ".join(f"{name} {value:.4g}" for name, value in point.items() if name.endswith("_loss"))
+        shown.print(f"{point['images_seen']:>7,.0f} images  {values}", highlight=False, soft_wrap=True)
+
+    def problem(text: str) -> None:
+        shown.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    point, fingerprint, problems = run_single(trial, storage, cpus, report, problem)
+    if json_:
+        counts = {name: int(point[name]) for name in names.COUNTS if name in point}
+        _print_json({**point, **counts, names.FINGERPRINT: fingerprint})
+    else:
+        for name, value in point.items():
+            print(f"{name:<16} {value:.6g}")
+    sys.exit(SOME_FAILED if problems or point["diverged"] else DONE)
+
+
+@app.command()
+def encode(
+    checkpoint: Annotated[Path, typer.Argument(help="The best.pt of a trial.")],
+    images: Annotated[Path, typer.Option(help="NumPy file: (N, H, W) or (N, D), uint8 or floats in [0, 1].")],
+    out: Annotated[Path, typer.Option(help="NumPy archive to write.")],
+    sets: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Encode your own images. Example: gfe-study encode best.pt --images mine.npy --out encoded.npz"""
+    from gfe_study.study.encoding import encode_file
+
+    mean = encode_file(checkpoint, images, out, parse_assignments(sets or []))
+    if json_:
+        _print_json(mean)
+    else:
+        print(f"{mean['images']} images, mean loss {mean['loss']:.4f} nats per pixel, written to {out}")
+
+
+@app.command()
+def report(
+    label: Label,
+    storage: Storage = "results",
+    json_: Json = False,
+) -> None:
+    """The study's page, figures and tables, from the tracking store. Example: gfe-study report amd"""
+    from gfe_study.analysis.report import write_report
+
+    files = write_report(label, Path(storage) / label / "report")
+    if json_:
+        _print_json([str(file) for file in files])
+    else:
+        print("\n".join(map(str, files)))
+
+
+@app.command()
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Close runs that nobody is writing to.")] = False,
+    storage: Storage = "results",
+    json_: Json = False,
+) -> None:
+    """Check versions, devices, data, the store and orphaned runs. Example: gfe-study doctor --fix"""
+    from gfe_study.study.doctor import examine
+
+    findings = examine(storage, fix=fix)
+    if json_:
+        _print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{'ok  ' if finding.ok else 'BAD '} {finding.subject}: {finding.text}")
+    sys.exit(DONE if all(finding.ok for finding in findings) else SOME_FAILED)

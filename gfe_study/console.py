@@ -1,0 +1,165 @@
+"""What a person sees of a study on the terminal. Everything goes to standard error; results go to standard output."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from gfe_study import names
+from gfe_study.config import Study
+from gfe_study.data.base import Splits, entropy_floor
+from gfe_study.study.plan import Job, Plan
+from gfe_study.study.sweep import Outcome, Snapshot
+
+SECONDS_BETWEEN_LINES = 10.0
+BEST_SHOWN = 5
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `1:05` or `2:03:04`."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: Any) -> str:
+    """A parameter or metric as a person wants to read it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class StudyView:
+    """Follows a study: a live bar on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("trials", text="", total=None)
+        self._live = Live(self._bar, console=console, refresh_per_second=4, transient=True)
+        self._printed_at = 0.0
+        self._printed = (-1, -1)
+
+    def __enter__(self) -> StudyView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def planned(self, plan: Plan, splits: Splits) -> None:
+        study, done = plan.study, len(plan.finished())
+        trial = next(iter(plan.jobs.values())).trial if plan.jobs else plan.job(0, _some_point(study), 0).trial
+        self.console.print(f"[bold]{study.question}[/bold]", highlight=False)
+        self._say(
+            f"{trial.data.name}: {len(splits.train):,} training, {len(splits.val):,} validation, "
+            f"{len(splits.test):,} test images; entropy floor {entropy_floor(splits.test):.4f} nats per pixel"
+        )
+        seeds = f" × {study.seeds} seeds" if study.seeds > 1 else ""
+        state = f"; {done} done already" if done else ""
+        unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
+        state += f", {len(unfinished)} to be continued" if unfinished else ""
+        budget = f"of {trial.budget.images:,} images, preset {trial.preset}"
+        self._say(f"{study.trials} trials{seeds} {budget}{state}")
+        if plan.orphaned:
+            self._say(
+                f"{len(plan.orphaned)} earlier trials belong to another version of this study; they are kept, and left out"
+            )
+        if plan.missing() or plan.unasked():
+            self._say("starting Ray …")
+
+    def ray_started(self, seconds: float, slots: int) -> None:
+        self._say(f"Ray started in {seconds:.0f} s; {slots} trials at a time")
+        if self.console.is_terminal:
+            self._live.start()
+
+    def progress(self, snapshot: Snapshot) -> None:
+        text = (
+            f"{snapshot.finished}/{snapshot.total} done · {snapshot.running} running · {snapshot.failed} failed · "
+            f"best {names.VAL_LOSS} {number(snapshot.best) if snapshot.best is not None else '–'} · "
+            f"{duration(snapshot.elapsed_seconds)} elapsed · {duration(snapshot.remaining_seconds)} left"
+        )
+        self._bar.update(self._task, total=snapshot.total, completed=snapshot.finished, text=text)
+        counts = (snapshot.finished, snapshot.failed)
+        quiet = time.monotonic() - self._printed_at < SECONDS_BETWEEN_LINES
+        if not self.console.is_terminal and (counts != self._printed or not quiet):
+            self._say(f"trials {text}")
+            self._printed_at, self._printed = time.monotonic(), counts
+
+    def problem(self, text: str) -> None:
+        self._say(f"[yellow]warning:[/yellow] {text}", markup=True)
+
+    def _say(self, text: str, *, markup: bool = False) -> None:
+        self.console.print(text, highlight=False, markup=markup, soft_wrap=True)
+
+
+def _some_point(study: Study) -> dict[str, Any]:
+    starts = study.start_points()
+    return starts[0] if starts else {key: drawn.values[0] for key, drawn in study.nuisance.items()}
+
+
+def ranked(plan: Plan) -> list[tuple[Job, float]]:
+    """Finished trials, best first."""
+    valued = [(job, value) for job in plan.finished() if (value := plan.value(job)) is not None]
+    return sorted(valued, key=lambda pair: pair[1], reverse=plan.study.metric.mode == "max")
+
+
+def best_table(plan: Plan) -> Table:
+    """The best trials of a study."""
+    metric = plan.study.metric.name
+    table = Table(title=f"Best trials by {metric} (nats per pixel)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("#", justify="right")
+    for name in dict.fromkeys([metric, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.NFE_FORWARD, names.TRAIN_SECONDS]):
+        table.add_column(name, justify="right")
+    for key in plan.study.nuisance:
+        table.add_column(key, justify="right")
+    table.add_column("seed", justify="right")
+    table.add_column("fingerprint")
+    rows = ranked(plan)[:BEST_SHOWN]
+    for job, _ in rows:
+        point = plan.journal.points[job.fingerprint][-1]
+        metrics = [point.get(str(column.header)) for column in table.columns[1 : -2 - len(plan.study.nuisance)]]
+        shown = [f"{value:.4f}" if value is not None and value < 10 else _rounded(value) for value in metrics]
+        params = [number(job.params[key]) for key in plan.study.nuisance]
+        table.add_row(str(job.number), *shown, *params, str(job.seed), job.fingerprint)
+    _drop_empty(table)
+    return table
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _drop_empty(table: Table) -> None:
+    table.columns = [column for column in table.columns if any(column.cells)]
+
+
+def closing(outcome: Outcome, label: str, console: Console) -> None:
+    """The end of a sweep: best trials, what went wrong, and what to type next."""
+    plan = outcome.plan
+    if plan.finished():
+        console.print(best_table(plan))
+    done, failed = len(plan.finished()), outcome.failed
+    lines = [f"{done} of {plan.total} trials finished, {len(failed)} failed"]
+    if outcome.problems:
+        lines.append(f"{len(outcome.problems)} warnings, the first: {outcome.problems[0]}")
+    if not outcome.delivered:
+        lines.append(f"the tracking store has not got everything yet; `make resume SPACE={label}` delivers it")
+    unfinished = outcome.interrupted or failed
+    lines.append("next:")
+    lines.append("  make ui                    the MLflow UI, http://127.0.0.1:5000")
+    lines.append(
+        f"  make resume SPACE={label:<9}{'continue where it stopped' if unfinished else 'nothing is left to do'}"
+    )
+    lines.append(f"  make report SPACE={label:<9}curves and tables of this study")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

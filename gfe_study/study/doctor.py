@@ -1,0 +1,82 @@
+"""Checks of an installation and of what studies left behind."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from gfe_study.config import CHOICES, InputError, Trial
+from gfe_study.study.journal import JOURNAL_FILE
+from gfe_study.tracking import Tracker, store_uri
+
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pydantic", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    subject: str
+    ok: bool
+    text: str
+
+
+def examine(storage: str, *, fix: bool) -> list[Finding]:
+    """Versions, device, datasets, store, and runs that nobody is writing to; `fix` closes those as killed."""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
+    return [
+        Finding("versions", True, f"Python {sys.version.split()[0]}, {versions}"),
+        Finding("device", True, f"{device}; {torch.get_num_threads()} threads"),
+        *(_dataset(name) for name in CHOICES["data"]),
+        *_studies(storage, fix),
+    ]
+
+
+def _dataset(name: str) -> Finding:
+    try:
+        splits = Trial.build({"data": name}).data.load()
+    except InputError as error:
+        # Not having a dataset is no fault of the installation: it is fetched when a study wants it.
+        return Finding(f"data {name}", True, str(error))
+    sizes = f"{len(splits.train):,} + {len(splits.val):,} + {len(splits.test):,} images"
+    return Finding(f"data {name}", True, f"{sizes}, sha256 {splits.sha256[:16]}")
+
+
+def _studies(storage: str, fix: bool) -> list[Finding]:
+    findings = []
+    for journal in sorted(Path(storage).glob(f"*/{JOURNAL_FILE}")):
+        label = journal.parent.name
+        try:
+            with FileLock(journal.parent / ".lock", timeout=0):
+                findings.append(_orphans(label, fix))
+        except Timeout:
+            findings.append(Finding(f"study {label}", True, "is running"))
+        except InputError as error:
+            findings.append(Finding(f"study {label}", False, str(error)))
+    return findings or [_store()]
+
+
+def _store() -> Finding:
+    try:
+        Tracker("doctor-probe", create=False)
+    except InputError as error:
+        return Finding("store", False, str(error))
+    return Finding("store", True, store_uri())
+
+
+def _orphans(label: str, fix: bool) -> Finding:
+    tracker = Tracker(label)
+    orphans = tracker.orphans()
+    if fix:
+        for fingerprint in orphans:
+            tracker.close_orphan(fingerprint)
+    if not orphans:
+        return Finding(f"study {label}", True, "no orphaned run")
+    remedy = "closed as killed" if fix else f"`gfe-study resume {label}` continues them, `doctor --fix` closes them"
+    return Finding(f"study {label}", fix, f"{len(orphans)} runs marked running that nobody writes to: {remedy}")

@@ -1,0 +1,67 @@
+"""Encoding a user's own images with a trial's best decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gfe_study.config import InputError
+from gfe_study.study.artifacts import read_learner
+from gfe_study.training import ENCODE_BATCH
+
+
+def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, Any]) -> dict[str, float]:
+    """Write `latent` (N, L), `reconstruction` (as the images), `loss`, `nfe_forward`, `nfe_backward` (N,) to `out`.
+
+    Returns the number of images and their mean loss, nats per pixel.
+
+    Raises:
+        InputError: a file is missing, damaged or of the wrong shape, or `out` cannot be written.
+    """
+    learner, (height, width) = read_learner(checkpoint, changes, torch.device("cpu"))
+    pixels_ND, shape = _read_images(images, height, width)
+    parts = [
+        learner.encode(torch.from_numpy(part)) for part in np.array_split(pixels_ND, -(-len(pixels_ND) // ENCODE_BATCH))
+    ]
+    latent = torch.cat([part.latent_BL for part in parts])
+    loss = torch.cat([part.loss_B for part in parts])
+    content = {
+        "latent": latent.numpy(),
+        "reconstruction": learner.decode(latent).numpy().reshape(shape),
+        "loss": loss.numpy(),
+        "nfe_forward": torch.cat([part.nfe_forward_B for part in parts]).numpy(),
+        "nfe_backward": torch.cat([part.nfe_backward_B for part in parts]).numpy(),
+    }
+    try:
+        with out.open("wb") as file:
+            np.savez(file, **content)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from error
+    return {"images": len(pixels_ND), "loss": float(loss.double().mean())}
+
+
+def _read_images(path: Path, height: int, width: int) -> tuple[np.ndarray[Any, Any], tuple[int, ...]]:
+    allowed = f"allowed: (N, {height}, {width}) or (N, {height * width}), uint8 or floats in [0, 1]"
+    try:
+        images = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "not a NumPy file"
+        raise InputError(f"--images {path}: cannot be read ({reason}); {allowed}") from error
+    if (
+        not isinstance(images, np.ndarray)
+        or images.shape[1:] not in ((height, width), (height * width,))
+        or not len(images)
+    ):
+        raise InputError(f"--images {path}: given shape {getattr(images, 'shape', '?')}; {allowed}")
+    if images.dtype == np.uint8:
+        scaled = images.astype(np.float32) / 255
+    elif np.issubdtype(images.dtype, np.floating):
+        scaled = images.astype(np.float32)
+    else:
+        raise InputError(f"--images {path}: given {images.dtype}; {allowed}")
+    if not (np.isfinite(scaled).all() and scaled.min() >= 0 and scaled.max() <= 1):
+        raise InputError(f"--images {path}: values outside [0, 1]; {allowed}")
+    return scaled.reshape(len(scaled), -1), images.shape

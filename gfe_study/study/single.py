@@ -1,0 +1,74 @@
+"""One trial without Ray, logged to MLflow under the experiment `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+
+from gfe_study import names
+from gfe_study.config import Trial, flatten
+from gfe_study.data.base import Splits, entropy_floor
+from gfe_study.study.recorder import artifact_files
+from gfe_study.study.runner import pin_threads, remove_checkpoints, run_trial
+from gfe_study.tracking import FINISHED, RunSpec, Tracker, provenance, writable
+
+EXPERIMENT = "train"
+
+
+def run_single(
+    trial: Trial,
+    storage: str,
+    cpus: int,
+    report: Callable[[dict[str, float]], None],
+    problem: Callable[[str], None],
+) -> tuple[dict[str, float], str, list[str]]:
+    """Run a trial, or continue it where it was interrupted.
+
+    Returns its last point, its fingerprint, and what went wrong without ending it.
+
+    Raises:
+        InputError: the data, the folder or the store cannot be used.
+    """
+    pin_threads(cpus)
+    splits: Splits = trial.data.load(download=True)
+    fingerprint = trial.fingerprint(splits.sha256)
+    writable(Path(storage).absolute(), "choose another --storage")
+    folder = Path(storage).absolute() / EXPERIMENT / fingerprint
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tracker = Tracker(EXPERIMENT)
+    tracker.open_trial(_spec(trial, splits, fingerprint, device))
+    problems: list[str] = []
+    points: list[dict[str, float]] = []
+    for update in run_trial(trial, splits, folder, device):
+        for text in update.problems:
+            problems.append(text)
+            problem(text)
+        for point in update.points:
+            report(point)
+        points.extend(update.points)
+        tracker.deliver(fingerprint, update.points)
+    remove_checkpoints(folder)
+    tags = {names.DIVERGED: str(bool(points[-1][names.DIVERGED])).lower()}
+    tracker.close_trial(fingerprint, FINISHED, tags, artifact_files(folder))
+    return points[-1], fingerprint, problems
+
+
+def _spec(trial: Trial, splits: Splits, fingerprint: str, device: str) -> RunSpec:
+    dumped = trial.dump()
+    tags = {
+        **provenance(Path.cwd()),
+        names.GROUP: trial.group(splits.sha256),
+        names.SEED: str(trial.seed),
+        names.METHOD: trial.method.name,
+        names.PRESET: trial.preset,
+        names.DATASET: trial.data.name,
+        names.DATASET_SHA256: splits.sha256,
+        names.ENTROPY_FLOOR: f"{entropy_floor(splits.test):.6f}",
+        names.DEVICE: torch.cuda.get_device_name() if device == "cuda" else device,
+    }
+    name = f"{trial.method.name}·{trial.solver.name} {trial.data.name} seed {trial.seed}"
+    text = yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
+    return RunSpec(fingerprint, name, tags, flatten(dumped), {names.TRIAL_FILE: text})
