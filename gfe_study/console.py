@@ -72,7 +72,7 @@ class StudyView:
         self._say(f"{study.trials} trials{seeds} {budget}{state}")
         if plan.orphaned:
             self._say(
-                f"{len(plan.orphaned)} earlier trials belong to another version of this study; they are kept, and left out"
+                f"{len(plan.orphaned)} earlier trials belong to another version of this study: kept, and left out"
             )
         if plan.missing() or plan.unasked():
             self._say("starting Ray …")
@@ -150,16 +150,16 @@ def closing(outcome: Outcome, label: str, console: Console) -> None:
         console.print(best_table(plan))
     done, failed = len(plan.finished()), outcome.failed
     lines = [f"{done} of {plan.total} trials finished, {len(failed)} failed"]
-    if outcome.problems:
-        lines.append(f"{len(outcome.problems)} warnings, the first: {outcome.problems[0]}")
+    if outcome.damaged:
+        lines.append(f"{len(outcome.damaged)} damaged checkpoints, named above; their trials went on from earlier ones")
     if not outcome.delivered:
         lines.append(f"the tracking store has not got everything yet; `make resume SPACE={label}` delivers it")
-    unfinished = outcome.interrupted or failed
-    lines.append("next:")
-    lines.append("  make ui                    the MLflow UI, http://127.0.0.1:5000")
-    lines.append(
-        f"  make resume SPACE={label:<9}{'continue where it stopped' if unfinished else 'nothing is left to do'}"
-    )
-    lines.append(f"  make report SPACE={label:<9}curves and tables of this study")
+    to_do = "continue where it stopped" if outcome.interrupted or failed else "nothing is left to do"
+    lines += [
+        "next:",
+        "  make ui                    the MLflow UI, http://127.0.0.1:5000",
+        f"  make resume SPACE={label:<9}{to_do}",
+        f"  make report SPACE={label:<9}curves and tables of this study",
+    ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -109,6 +109,17 @@ def _explained(uri: str) -> Iterator[None]:
         ) from error
 
 
+def connect(uri: str) -> MlflowClient:
+    """A client of a store that answers; an sqlite store is made if it is not there. Raises `TrackingError`."""
+    check_sqlite(uri)
+    for logger in ("alembic", "mlflow"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    with _explained(uri):
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """What a trial's run is opened with."""
@@ -131,11 +142,8 @@ class Tracker:
     def __init__(self, study: str, uri: str | None = None) -> None:
         self.uri = uri or store_uri()
         self.study = study
-        check_sqlite(self.uri)
-        for logger in ("alembic", "mlflow"):
-            logging.getLogger(logger).setLevel(logging.ERROR)
+        self.client = connect(self.uri)
         with _explained(self.uri):
-            self.client = MlflowClient(tracking_uri=self.uri)
             self.experiment_id = self._experiment()
             self._runs = {run.data.tags.get(names.FINGERPRINT, ""): run for run in self._search(CHILDREN)}
         self._open: dict[str, float] = {}

@@ -24,7 +24,7 @@ def data_efficiency(trials: pd.DataFrame, points: pd.DataFrame, metric: str = na
         figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
         axes = figure.add_subplot()
         done = trials[trials["status"] == "FINISHED"]
-        best = done.loc[done[names.VAL_LOSS].idxmin(), "run_id"]
+        best = done.sort_values(names.VAL_LOSS)["run_id"].iloc[0]
         first = trials["run_id"].iloc[-1]  # the store lists the newest first
         for run_id, curve in points.groupby("run_id"):
             if run_id not in (best, first):
@@ -33,9 +33,9 @@ def data_efficiency(trials: pd.DataFrame, points: pd.DataFrame, metric: str = na
         if first != best:
             highlights.insert(0, (first, FIRST, "first trial"))
         for run_id, colour, label in highlights:
-            curve = points[points["run_id"] == run_id]
-            text = f"{label}: {trials.set_index('run_id').loc[run_id, 'name']}"
-            axes.plot(curve[names.IMAGES_SEEN], curve[metric], "o-", color=colour, markersize=3.5, label=text, zorder=2)
+            shown = points[points["run_id"] == run_id]
+            text = f"{label}: {trials.loc[trials['run_id'] == run_id, 'name'].iloc[0]}"
+            axes.plot(shown[names.IMAGES_SEEN], shown[metric], "o-", color=colour, markersize=3.5, label=text, zorder=2)
         if len(points["run_id"].unique()) > len(highlights):
             axes.plot([], [], color=OTHERS, linewidth=0.8, label="other trials")
         if names.ENTROPY_FLOOR in trials:

@@ -16,7 +16,7 @@ from gfe_study.tracking import connect, store_uri
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
+table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th { border-bottom: 2px solid #444 } img { max-width: 42rem; width: 100% } .note { color: #555 }
 """
@@ -46,9 +46,9 @@ def write_report(study: str, folder: Path) -> list[Path]:
 
 def summary(trials: pd.DataFrame) -> pd.DataFrame:
     """One row per trial, best validation loss first: what differs between trials, and the final metrics."""
-    params = [column for column in trials if column.startswith("params.") and trials[column].nunique() > 1]
-    wanted = (names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS, names.NFE_FORWARD)
-    wanted += (names.ENCODE_NFE, names.TRAIN_SECONDS, names.DIVERGED)
+    params = [column for column in trials if str(column).startswith("params.") and trials[column].nunique() > 1]
+    losses = [names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS]
+    wanted = [*losses, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS, names.DIVERGED]
     metrics = [name for name in wanted if name in trials]
     table = trials[["status", *metrics, *params, names.SEED, names.FINGERPRINT]].copy()
     for column in params:
@@ -61,7 +61,7 @@ def _page(study: str, asked: str, trials: pd.DataFrame, table: pd.DataFrame, fig
     best = table.iloc[0]
     floor = float(trials[names.ENTROPY_FLOOR].iloc[0])
     dataset = trials[names.DATASET].iloc[0]
-    states = ", ".join(f"{count} {state.lower()}" for state, count in trials["status"].value_counts().items())
+    states = ", ".join(f"{count} {str(state).lower()}" for state, count in trials["status"].value_counts().items())
     seeds = trials[names.SEED].nunique()
     picture = base64.b64encode(figure.read_bytes()).decode()
     verdict = (

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from gfe_study.config import CHOICES, InputError, Trial
 from gfe_study.study.journal import JOURNAL_FILE
-from gfe_study.tracking import Tracker, store_uri
+from gfe_study.tracking import Tracker, connect, store_uri
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pydantic", "pandas", "scikit-learn")
 
@@ -64,7 +64,7 @@ def _studies(storage: str, fix: bool) -> list[Finding]:
 
 def _store() -> Finding:
     try:
-        Tracker("doctor-probe", create=False)
+        connect(store_uri())
     except InputError as error:
         return Finding("store", False, str(error))
     return Finding("store", True, store_uri())

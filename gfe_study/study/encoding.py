@@ -23,12 +23,11 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
     """
     learner, (height, width) = read_learner(checkpoint, changes, torch.device("cpu"))
     pixels_ND, shape = _read_images(images, height, width)
-    parts = [
-        learner.encode(torch.from_numpy(part)) for part in np.array_split(pixels_ND, -(-len(pixels_ND) // ENCODE_BATCH))
-    ]
+    batches = torch.from_numpy(pixels_ND).split(ENCODE_BATCH)
+    parts = [learner.encode(batch) for batch in batches]
     latent = torch.cat([part.latent_BL for part in parts])
     loss = torch.cat([part.loss_B for part in parts])
-    content = {
+    content: dict[str, Any] = {
         "latent": latent.numpy(),
         "reconstruction": learner.decode(latent).numpy().reshape(shape),
         "loss": loss.numpy(),

@@ -41,16 +41,7 @@ class Forecast:
     megabytes: float
 
     def as_dict(self) -> dict[str, Any]:
-        trials = [
-            {
-                "number": job.number,
-                "seed": job.seed,
-                "state": state,
-                "params": job.params,
-                "fingerprint": job.fingerprint,
-            }
-            for job, state in self.trials
-        ]
+        trials = [{**vars(job.asked()), "state": state} for job, state in self.trials]
         return {**vars(self), "trials": trials}
 
 

@@ -70,7 +70,8 @@ class Outcome:
     plan: Plan
     interrupted: bool
     delivered: bool
-    problems: list[str]
+    damaged: list[str]
+    """A line for every checkpoint that was found damaged."""
 
     @property
     def failed(self) -> list[Job]:
@@ -106,18 +107,12 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         }
         declared = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         tracker.open_study(shared, study.question, {"study.yaml": declared})
-        problems: list[str] = []
-
-        def on_problem(text: str) -> None:
-            problems.append(text)
-            observer.problem(text)
-
-        recorder = Recorder(plan, tracker, shared, on_problem)
-        interrupted = False
+        recorder = Recorder(plan, tracker, shared, observer.problem)
+        outcome = Outcome(plan, interrupted=False, delivered=True, damaged=[])
         if plan.missing() or plan.unasked():
-            interrupted = _run_missing(plan, recorder, options, observer, on_problem)
-        delivered = recorder.close(interrupted)
-        return Outcome(plan, interrupted, delivered, problems)
+            _run_missing(recorder, options, observer, outcome)
+        outcome.delivered = recorder.close(outcome.interrupted)
+        return outcome
 
 
 def load_data(study: Study, *, download: bool) -> Splits:
@@ -131,17 +126,18 @@ def load_data(study: Study, *, download: bool) -> Splits:
     return splits
 
 
-def _run_missing(plan: Plan, recorder: Recorder, options: Options, observer: Observer, on_problem: Any) -> bool:
-    """Returns whether the user stopped it before the plan was done."""
+def _run_missing(recorder: Recorder, options: Options, observer: Observer, outcome: Outcome) -> None:
+    plan = recorder.plan
     started = time.monotonic()
     with ray_session(options.address) as ray:
         from gfe_study.study.tune_bridge import Bridge, fit
 
         slots = _slots(ray.cluster_resources(), options)
         observer.ray_started(time.monotonic() - started, slots)
-        driver = Driver(plan, recorder, observer, on_problem, slots, options)
+        driver = Driver(recorder, observer, slots, options)
         fit(Bridge(driver), plan.journal.folder / RAY_FOLDER, options)
-        return not driver.exhausted and bool(driver.waiting_or_live() or plan.unasked())
+        outcome.interrupted = bool(driver.live) or not driver.done
+        outcome.damaged = driver.damaged
 
 
 def _slots(resources: dict[str, float], options: Options) -> int:
@@ -160,25 +156,22 @@ def _slots(resources: dict[str, float], options: Options) -> int:
 class Driver:
     """Decides what runs next and takes in what comes back; knows nothing of Ray."""
 
-    plan: Plan
     recorder: Recorder
     observer: Observer
-    on_problem: Any
     slots: int
     options: Options
     live: dict[str, Job] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
     exhausted: bool = False
 
     def __post_init__(self) -> None:
+        self.plan = self.recorder.plan
         self._suggester = Suggester(self.plan)
         self._queue = deque(self.plan.missing())
         self._told: set[int] = set()
         self._started = time.monotonic()
         self._images_before = self._images()
         self._folders = [str(folder) for folder in data_folders()]
-
-    def waiting_or_live(self) -> bool:
-        return bool(self._queue or self.live)
 
     def next_job(self) -> Job | None:
         """The next trial to start, if there is room for one; also None when there is none left (see `done`)."""
@@ -189,9 +182,8 @@ class Driver:
             params = self._suggester.ask(number)
             if params is None:
                 self.exhausted = True
-                self.on_problem(
-                    f"the space holds only {len(self.plan.numbers())} different configurations; all are run"
-                )
+                count = len(self.plan.numbers())
+                self.observer.problem(f"the space holds only {count} different configurations; all are run")
             else:
                 self._queue.extend(self.plan.add(number, params))
         if not self._queue:
@@ -220,8 +212,9 @@ class Driver:
     def result(self, fingerprint: str, points: list[dict[str, float]], device: str, problems: list[str]) -> None:
         """A trial reported."""
         job = self.live[fingerprint]
+        self.damaged.extend(problems)
         for problem in problems:
-            self.on_problem(problem)
+            self.observer.problem(problem)
         self.recorder.reached(job, points, device)
         self._show()
 
@@ -232,7 +225,7 @@ class Driver:
             self.recorder.finished(job)
         else:
             self.recorder.failed(job, failure)
-            self.on_problem(f"trial {job.number} seed {job.seed} ({job.fingerprint}) failed: {failure}")
+            self.observer.problem(f"trial {job.number} seed {job.seed} ({job.fingerprint}) failed: {failure}")
         self._tell(job.number)
         self._show()
 
