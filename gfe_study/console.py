@@ -114,33 +114,18 @@ def ranked(plan: Plan) -> list[tuple[Job, float]]:
 
 
 def best_table(plan: Plan) -> Table:
-    """The best trials of a study."""
-    metric = plan.study.metric.name
-    table = Table(title=f"Best trials by {metric} (nats per pixel)", title_justify="left", box=None, pad_edge=False)
-    table.add_column("#", justify="right")
-    for name in dict.fromkeys([metric, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.NFE_FORWARD, names.TRAIN_SECONDS]):
-        table.add_column(name, justify="right")
-    for key in plan.study.nuisance:
-        table.add_column(key, justify="right")
-    table.add_column("seed", justify="right")
-    table.add_column("fingerprint")
-    rows = ranked(plan)[:BEST_SHOWN]
-    for job, _ in rows:
-        point = plan.journal.points[job.fingerprint][-1]
-        metrics = [point.get(str(column.header)) for column in table.columns[1 : -2 - len(plan.study.nuisance)]]
-        shown = [f"{value:.4f}" if value is not None and value < 10 else _rounded(value) for value in metrics]
+    """The best trials of a study: final metrics, and the values of what was searched."""
+    rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in ranked(plan)[:BEST_SHOWN]]
+    wanted = (plan.study.metric.name, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.NFE_FORWARD, names.TRAIN_SECONDS)
+    metrics = [name for name in dict.fromkeys(wanted) if any(name in point for _, point in rows)]
+    table = Table(title="Best trials (losses in nats per pixel)", title_justify="left", box=None, pad_edge=False)
+    for header in ("#", *metrics, *plan.study.nuisance, "seed", "fingerprint"):
+        table.add_column(header, justify="right", overflow="fold")
+    for job, point in rows:
+        shown = [f"{point[name]:.4f}" if name.endswith("_loss") else f"{point[name]:.1f}" for name in metrics]
         params = [number(job.params[key]) for key in plan.study.nuisance]
         table.add_row(str(job.number), *shown, *params, str(job.seed), job.fingerprint)
-    _drop_empty(table)
     return table
-
-
-def _rounded(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
-def _drop_empty(table: Table) -> None:
-    table.columns = [column for column in table.columns if any(column.cells)]
 
 
 def closing(outcome: Outcome, label: str, console: Console) -> None:

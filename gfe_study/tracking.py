@@ -57,10 +57,9 @@ def store_uri() -> str:
     return os.environ.get(URI_VARIABLE) or DEFAULT_STORE
 
 
-def _shown(uri: str) -> str:
-    """A store's address without the password it may hold."""
-    parsed = urlparse(uri)
-    return uri.replace(f":{parsed.password}@", ":***@") if parsed.password else uri
+def _without_password(text: str, uri: str) -> str:
+    password = urlparse(uri).password
+    return text.replace(f":{password}@", ":***@") if password else text
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -81,17 +80,16 @@ def check_sqlite(uri: str) -> None:
 
 def writable(folder: Path, remedy: str) -> None:
     """Raise `InputError` unless files can be made in `folder`, a mode without write bits counting as no."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.stat().st_mode & 0o222:  # root could write there all the same
+        raise InputError(f"{there}: is marked read-only; {remedy}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        marked_read_only = not folder.stat().st_mode & 0o222  # root writes there all the same
         probe = folder / f".gfe-study-{os.getpid()}"
-        if not marked_read_only:
-            probe.touch()
-            probe.unlink()
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
-    if marked_read_only:
-        raise InputError(f"{folder}: is marked read-only; {remedy}")
 
 
 @contextlib.contextmanager
@@ -102,11 +100,10 @@ def _explained(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow hands on whatever its store or the network raised
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0][:160] if lines else type(error).__name__
-        raise TrackingError(
-            f"{_shown(uri)}: the tracking store cannot be used ({reason}); "
-            f"set {URI_VARIABLE} to sqlite:///FILE or http://HOST:PORT"
-        ) from error
+        reason = _without_password(lines[0], uri)[:160] if lines else type(error).__name__
+        remedy = f"set {URI_VARIABLE} to sqlite:///FILE or http://HOST:PORT"
+        line = _without_password(f"{uri}: the tracking store cannot be used ({reason}); {remedy}", uri)
+        raise TrackingError(line) from error
 
 
 def connect(uri: str) -> MlflowClient:
@@ -153,7 +150,7 @@ class Tracker:
         found = self.client.get_experiment_by_name(self.study)
         if found is not None and found.lifecycle_stage != "active":
             raise TrackingError(
-                f"{_shown(self.uri)}: the experiment {self.study!r} is deleted; restore it, or give another --study"
+                f"the experiment {self.study!r} is deleted in the tracking store; restore it, or give another --study"
             )
         if found is not None:
             return str(found.experiment_id)

@@ -1,0 +1,87 @@
+"""Slow, independent references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from problems import Problem
+
+from gfe_study.solvers.amd import AMD
+from gfe_study.solvers.base import Result
+
+LossAndGradient = Callable[[list[float]], tuple[float, list[float]]]
+
+
+@dataclass
+class Path:
+    """The end of one sample's flow, and its losses and times at every accepted point."""
+
+    latent: list[float]
+    losses: list[float]
+    times: list[float]
+    num_steps: int
+    nfe_forward: int
+    nfe_backward: int
+    result: Result
+
+
+def sample_of(problem: Problem, sample: int) -> LossAndGradient:
+    """ℓ and ∇_z ℓ of one sample by autograd."""
+
+    def evaluate(latent: list[float]) -> tuple[float, list[float]]:
+        z = torch.tensor([latent], dtype=torch.float64, requires_grad=True)
+        loss = problem.loss(problem.decoder(z), problem.target_BD[sample : sample + 1]).sum()
+        (gradient,) = torch.autograd.grad(loss, z)
+        return loss.item(), gradient[0].tolist()
+
+    return evaluate
+
+
+def amd(settings: AMD, evaluate: LossAndGradient, start: list[float]) -> Path:
+    """Algorithm 1 of arXiv:2412.00864 for one sample, with DESIGN.md's corrections."""
+    z, t, s = list(start), 0.0, settings.s_initial
+    loss, g = evaluate(z)
+    losses, times, nfe = [loss], [t], 1
+
+    def ended(result: Result) -> Path:
+        steps = len(losses) - 1
+        return Path(z, losses, times, steps, nfe, steps + 1, result)
+
+    while True:
+        for m in range(settings.max_backtracks + 1):
+            if nfe == settings.max_nfe:
+                return ended(Result.MAX_NFE)
+            dt = min(settings.beta**m * s, settings.tau - t)
+            candidate = [zi - dt * gi for zi, gi in zip(z, g, strict=True)]
+            new_loss, new_g = evaluate(candidate)
+            nfe += 1
+            if new_loss < loss - settings.sigma * dt * sum(gi * gi for gi in g):
+                break
+        else:
+            return ended(Result.NO_DESCENT)
+
+        reached = dt == settings.tau - t
+        t = settings.tau if reached else t + dt
+        z, loss, g = candidate, new_loss, new_g
+        losses.append(loss)
+        times.append(t)
+        if reached:
+            return ended(Result.REACHED_TAU)
+        window = settings.window
+        if len(losses) > window and (losses[-1 - window] - losses[-1]) / window < settings.min_slope:
+            return ended(Result.SLOPE)
+        scaled = settings.beta**m * s if settings.scale_update == "accepted" else s
+        s = min(max(settings.kappa * scaled, settings.s_initial), settings.s_max)
+
+
+def longest_step(settings: AMD, evaluate: LossAndGradient, z: list[float], s: float, left: float) -> float:
+    """The first of s, βs, β²s, …, each cut to the time left, that lowers the loss enough."""
+    loss, g = evaluate(z)
+    for m in range(settings.max_backtracks + 1):
+        dt = min(settings.beta**m * s, left)
+        lowered, _ = evaluate([zi - dt * gi for zi, gi in zip(z, g, strict=True)])
+        if lowered < loss - settings.sigma * dt * sum(gi * gi for gi in g):
+            return dt
+    raise AssertionError("no step lowers the loss")

@@ -1,0 +1,93 @@
+"""Problems to solve for latents: linear ones, whose flows have closed forms, and small images.
+
+Shapes: B batch, L latent, D pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.special
+import torch
+from torch import Tensor
+
+from gfe_study.losses import BernoulliNLL, Loss, SquaredError
+from gfe_study.models.mlp import MLPDecoder
+from gfe_study.solvers.objective import Objective
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A decoder, a loss and targets, in float64; the flow starts from zero."""
+
+    decoder: MLPDecoder
+    loss: Loss
+    target_BD: Tensor
+
+    def objective(self, rows: slice = slice(None)) -> Objective:
+        return Objective(self.decoder, self.loss, self.target_BD[rows])
+
+    def start(self) -> Tensor:
+        return self.target_BD.new_zeros(len(self.target_BD), self.decoder.layers[0].in_features)
+
+    def gradient(self, latent_BL: Tensor) -> Tensor:
+        """∇_z ℓ by autograd."""
+        latent_BL = latent_BL.detach().requires_grad_()
+        with torch.enable_grad():
+            total = self.loss(self.decoder(latent_BL), self.target_BD).sum()
+        return torch.autograd.grad(total, latent_BL)[0]
+
+
+@dataclass(frozen=True)
+class LinearProblem(Problem):
+    """½‖Wz + b − y‖²: both flows have a closed form from zero."""
+
+    def _gram_and_end(self) -> tuple[Tensor, Tensor]:
+        weight, bias = self.decoder.layers[0].weight.detach(), self.decoder.layers[0].bias.detach()
+        gram = weight.t() @ weight
+        return gram, torch.linalg.solve(gram, weight.t() @ (self.target_BD - bias).t()).t()
+
+    def gradient_flow(self, clock: float) -> Tensor:
+        """z = (I − e^{−W'W s}) (W'W)⁻¹ W'(y − b) at s = ∫ α dt."""
+        gram, end_BL = self._gram_and_end()
+        return end_BL - end_BL @ torch.matrix_exp(-gram * clock)
+
+    def nesterov_flow(self, t: float) -> Tensor:
+        """Per eigenvalue λ of W'W: z = z∞ (1 − 2 J₁(√λ t) / (√λ t)) (Su, Boyd & Candès 2016)."""
+        gram, end_BL = self._gram_and_end()
+        eigenvalues, basis = torch.linalg.eigh(gram)
+        phase = eigenvalues.sqrt().numpy() * t
+        travelled = torch.from_numpy(np.asarray(1 - 2 * scipy.special.j1(phase) / phase))
+        return end_BL @ basis * travelled @ basis.t()
+
+
+def _decoder(widths: list[int], seed: int, gain: float) -> MLPDecoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = MLPDecoder(widths).double()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(gain)
+    return decoder
+
+
+def linear_problem(batch: int = 4, seed: int = 0) -> LinearProblem:
+    """Six pixels from three latents; the eigenvalues of W'W are of the order of 1."""
+    pixels = torch.rand(batch, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return LinearProblem(_decoder([3, 6], seed, gain=1.5), SquaredError(), pixels)
+
+
+def scalar_problem(targets: list[float], weight: float = 1.0) -> Problem:
+    """½(w·z − y)² in one dimension: steps can be followed by hand."""
+    decoder = MLPDecoder([1, 1]).double()
+    with torch.no_grad():
+        decoder.layers[0].weight.fill_(weight)
+        decoder.layers[0].bias.zero_()
+    return Problem(decoder, SquaredError(), torch.tensor(targets, dtype=torch.float64)[:, None])
+
+
+def image_problem(batch: int = 4, seed: int = 0, gain: float = 2.0) -> Problem:
+    """Cross-entropy of seven pixels from two latents through a hidden layer."""
+    pixels = torch.rand(batch, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return Problem(_decoder([2, 9, 7], seed, gain), BernoulliNLL(), pixels)

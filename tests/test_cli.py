@@ -1,0 +1,210 @@
+"""The command line: bad input is one clear line and exit code 2, and loses nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from gfe_study import names
+from gfe_study.cli import main
+from gfe_study.config import space_files
+
+Run = Callable[..., tuple[int, str, str]]
+TINY = ["model.hidden=[16]", "model.latent_dim=4", "solver.max_nfe=6", "eval.schedule=[16]", "eval.val_images=16"]
+TINY += ["eval.test_images=16", "budget.images=32"]
+TINY_SETS = [argument for pair in TINY for argument in ("--set", pair)]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Types `gfe-study …` in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("GFE_DATA_DIR", raising=False)
+
+    def typed(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["gfe-study", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
+
+    return typed
+
+
+def space(folder: Path, **changes: object) -> str:
+    declared = yaml.safe_load(space_files()["smoke"].read_text())
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump({**declared, **changes}))
+    return str(file)
+
+
+def assert_one_line(err: str, *parts: str) -> None:
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+NUISANCE = {"solver.s_max": {"loguniform": [10, 1000]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"nuisanse": {}}, ["mine.yaml", "nuisanse", "did you mean 'nuisance'", "allowed:"]),
+        (
+            {"nuisance": {"solver.bta": {"uniform": [0.1, 0.9]}}, "start_from": []},
+            ["solver.bta", "did you mean 'beta'"],
+        ),
+        ({"trials": "many"}, ["mine.yaml", "trials", "'many'", "allowed: a valid integer"]),
+        ({"nuisance": {"optim.lr": {"choice": []}}}, ["optim.lr", "at least one value"]),
+        ({"nuisance": {"optim.lr": {"loguniform": [0, 1]}}}, ["optim.lr", "[0, 1]", "above 0"]),
+        ({"nuisance": {"optim.lr": {"loguniform": [-1, 1]}}}, ["optim.lr", "above 0"]),
+        ({"nuisance": {"optim.lr": {"uniform": [1, 0.5]}}}, ["optim.lr", "low below high"]),
+        (
+            {"nuisance": {"solver.beta": {"uniform": [0.5, 1.5]}}, "start_from": []},
+            ["solver.beta", "1.5", "less than 1"],
+        ),
+        ({"fixed": {"data": {"name": "minst"}}}, ["mine.yaml", "minst", "did you mean 'mnist'"]),
+        ({"fixed": {"flow": {"name": "nesterov"}}}, ["amd cannot follow", "solver.name=rk4"]),
+        ({"metric": {"name": "test_loss"}}, ["metric.name", "test_loss", "'val_loss' or 'train_loss'"]),
+        ({"start_from": ["papr"]}, ["start_from", "papr", "did you mean 'paper'"]),
+    ],
+)
+def test_a_bad_space_is_one_line(run: Run, tmp_path: Path, changes: dict[str, object], parts: list[str]) -> None:
+    for command in ("sweep", "plan"):
+        code, out, err = run(command, space(tmp_path, **changes))
+        assert (code, out) == (2, "")
+        assert_one_line(err, *parts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml"]  # nothing was started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["sweep", "amdd"], ["'amdd'", "did you mean 'amd'", "smoke"]),
+        (["sweep", "none.yaml"], ["none.yaml", "No such file"]),
+        (["sweep", "smoke", "--set", "solver.betta=1"], ["solver.betta", "did you mean 'beta'"]),
+        (["sweep", "smoke", "--set", "solver.beta"], ["--set solver.beta", "KEY=VALUE"]),
+        (["sweep", "smoke", "--set", "solver.beta=[1"], ["--set solver.beta", "not YAML"]),
+        (["sweep", "smoke", "--study", "a/b"], ["--study", "'a/b'"]),
+        (["resume", "smoke"], ["'smoke' is unknown", "gfe-study sweep"]),
+        (["status", "smoke"], ["'smoke' is unknown"]),
+        (["train", "--config", "none.yaml"], ["none.yaml"]),
+        (["train", "--set", "seed=-1"], ["seed", "-1"]),
+        (["encode", "none.pt", "--images", "a.npy", "--out", "b.npz"], ["none.pt", "no such file"]),
+        (["report", "nothing"], ["'nothing'", "allowed:"]),
+    ],
+)
+def test_bad_arguments_are_one_line(run: Run, arguments: list[str], parts: list[str]) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert_one_line(err, *parts)
+
+
+def test_missing_data_says_where_it_looked_before_any_trial(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setenv("GFE_DATA_DIR", str(tmp_path / "elsewhere"))
+    code, _, err = run("sweep", "smoke", "--set", "data.name=mnist")
+    assert code == 2
+    where = [str(tmp_path / "elsewhere" / "MNIST" / "raw"), str(tmp_path / "data" / "MNIST" / "raw")]
+    assert_one_line(err, *where, "download failed", "GFE_DATA_DIR")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_store_that_is_no_database(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database, but somebody's notes")
+    code, _, err = run("sweep", "smoke")
+    assert code == 2
+    assert_one_line(err, "mlflow.db", "not an sqlite database", "MLFLOW_TRACKING_URI")
+    assert (tmp_path / "mlflow.db").read_text() == "not a database, but somebody's notes"
+
+
+def test_a_read_only_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    code, _, err = run("sweep", "smoke", "--storage", "closed/results")
+    assert code == 2
+    assert_one_line(err, "closed", "--storage")
+
+
+def test_a_working_folder_that_is_read_only(run: Run, tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        code, _, err = run("sweep", "smoke")
+    finally:
+        tmp_path.chmod(0o755)
+    assert code == 2
+    assert_one_line(err, str(tmp_path))
+
+
+def test_plan_starts_nothing(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("plan", "smoke", "--json")
+    assert code == 0
+    planned = json.loads(out)
+    assert (planned["total"], planned["done"], len(planned["trials"])) == (4, 0, 4)
+    assert len({trial["fingerprint"] for trial in planned["trials"]}) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_spaces_are_listed_and_printed(run: Run) -> None:
+    _, out, _ = run("spaces")
+    assert {line.split()[0] for line in out.splitlines()} >= {"amd", "rk4", "nesterov", "ae", "smoke"}
+    _, out, _ = run("spaces", "amd")
+    assert yaml.safe_load(out)["fixed"]["solver"]["name"] == "amd"
+
+
+def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("train", *TINY_SETS, "--set", "seed=3", "--json")
+    first = json.loads(out)
+    assert code == 0
+    assert {names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS, names.NFE_FORWARD, names.ENCODE_NFE} <= set(first)
+    assert first[names.IMAGES_SEEN] == 32
+    (config,) = tmp_path.glob(f"mlartifacts/train/*/artifacts/{names.TRIAL_FILE}")
+    kept = config.rename(tmp_path / "again.yaml")
+    code, out, _ = run("train", "--config", str(kept), "--json", "--storage", "elsewhere")
+    again = json.loads(out)
+    exact = [name for name in first if not name.endswith("seconds")]
+    assert {name: again[name] for name in exact} == {name: first[name] for name in exact}
+
+
+def test_a_users_images_are_encoded_by_a_trials_decoder(run: Run, tmp_path: Path) -> None:
+    run("train", *TINY_SETS)
+    (best,) = tmp_path.glob(f"results/train/*/{names.BEST_CHECKPOINT}")
+    images = np.random.default_rng(0).random((3, 8, 8))
+    np.save(tmp_path / "images.npy", images)
+    arguments = ["encode", str(best), "--images", "images.npy", "--out", "codes.npz", "--json"]
+    code, out, _ = run(*arguments, "--set", "solver.max_nfe=40")
+    assert code == 0
+    codes = np.load(tmp_path / "codes.npz")
+    assert (codes["latent"].shape, codes["reconstruction"].shape) == ((3, 4), (3, 8, 8))
+    x, y = codes["reconstruction"], images
+    entropy = -(y * np.log(x) + (1 - y) * np.log(1 - x)).mean(axis=(1, 2))
+    assert codes["loss"] == pytest.approx(entropy, rel=1e-5)
+    assert json.loads(out)["loss"] == pytest.approx(entropy.mean(), rel=1e-5)
+
+    np.save(tmp_path / "images.npy", images * 300)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert_one_line(err, "images.npy", "outside [0, 1]")
+
+    best.write_bytes(best.read_bytes()[:1000])
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert_one_line(err, "best.pt", "damaged checkpoint")
+
+
+def test_doctor_finds_versions_and_the_store(run: Run) -> None:
+    code, out, _ = run("doctor", "--json")
+    findings = {finding["subject"]: finding for finding in json.loads(out)}
+    assert code == 0
+    assert "torch" in findings["versions"]["text"]
+    assert findings["data digits"]["text"].startswith("1,197 + 300 + 300 images")
+    assert findings["store"]["ok"]

@@ -1,0 +1,487 @@
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gfe_study.config import (
+    CHOICES,
+    PRESETS,
+    InputError,
+    Range,
+    Study,
+    Trial,
+    find_space,
+    flatten,
+    parse_assignments,
+    read_yaml,
+    space_files,
+    trial,
+    unflatten,
+)
+from gfe_study.config.trial import choice_class, merge
+from gfe_study.solvers.amd import AMD
+from gfe_study.solvers.fixed_grid import RK4
+
+DATA = "sha256 of a dataset"
+BASES: dict[str, dict[str, Any]] = {
+    "amd": {"preset": "paper"},
+    "rk4 + adam": {"flow": "gradient", "solver": "rk4", "optim": "adam"},
+    "nesterov": {"flow": "nesterov", "solver": {"name": "rk4", "slices": 7}, "preset": "paper"},
+    "ae": {"method": "ae", "data": "mnist", "seed": 3, "eval": {"schedule": [5, 10]}},
+}
+
+
+@pytest.fixture(params=BASES)
+def base(request: pytest.FixtureRequest) -> Trial:
+    return Trial.build(BASES[request.param])
+
+
+def complaint(error: pytest.ExceptionInfo[InputError]) -> str:
+    """An error's text, which must be one line."""
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# Trials
+
+
+def test_a_dumped_trial_builds_the_same_trial(base: Trial) -> None:
+    assert Trial.build(base.dump()) == base
+    assert Trial.build(base.dump()).fingerprint(DATA) == base.fingerprint(DATA)
+    assert Trial.build(unflatten(flatten(base.dump()))) == base
+
+
+def other(value: Any) -> Any:
+    """Another value, as near as may be, so that it is valid as well."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return [*value, 7]
+    return value + 1 if isinstance(value, int) else 0.99 * value or 0.1
+
+
+def test_the_fingerprint_changes_with_every_value(base: Trial) -> None:
+    seen = {base.fingerprint(DATA), base.fingerprint("another dataset")}
+    values = {key: value for key, value in flatten(base.dump()).items() if not isinstance(value, str)}
+    assert len(values) > 10
+    for key, value in values.items():
+        seen.add(Trial.build(base.dump(), unflatten({key: other(value)})).fingerprint(DATA))
+    assert len(seen) == 2 + len(values)
+
+
+def test_the_fingerprint_changes_with_every_name() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"method": "ae"},
+        {"data": "mnist"},
+        {"data": "seg_mnist"},
+        {"optim": "adam"},
+        {"solver": {"scale_update": "scale"}},
+        {"solver": "rk4"},
+        {"solver": "rk4", "flow": {"alpha": "constant"}},
+        {"solver": "rk4", "flow": "nesterov"},
+    ]
+    trials = [Trial.build({"preset": "paper"}, change) for change in changes]
+    assert len({one.fingerprint(DATA) for one in trials}) == len(changes)
+
+
+def test_the_fingerprint_changes_with_the_version_of_the_training_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Trial.build().fingerprint(DATA), Trial.build().group(DATA)
+    monkeypatch.setattr(trial, "TRAINING_VERSION", trial.TRAINING_VERSION + 1)
+    after = Trial.build().fingerprint(DATA), Trial.build().group(DATA)
+    assert not set(before) & set(after)
+
+
+def test_a_preset_is_only_where_values_came_from() -> None:
+    paper = Trial.build({"preset": "paper"})
+    spelled_out = Trial.build({**paper.dump(), "preset": "best"})
+    assert spelled_out.preset != paper.preset
+    assert spelled_out.fingerprint(DATA) == paper.fingerprint(DATA)
+
+
+def test_the_group_is_that_of_all_seeds(base: Trial) -> None:
+    seeds = [Trial.build(base.dump(), {"seed": seed}) for seed in range(3)]
+    assert {one.group(DATA) for one in seeds} == {base.group(DATA)}
+    assert len({one.fingerprint(DATA) for one in seeds}) == 3
+    assert base.group(DATA) != Trial.build(base.dump(), {"budget": {"images": 7}}).group(DATA)
+
+
+def test_the_paper_preset_has_the_papers_constants() -> None:
+    paper = Trial.build({"preset": "paper"})
+    amd, optim = paper.solver, paper.optim
+    assert (amd.beta, amd.s_initial, amd.s_max, amd.kappa, amd.tau) == (0.75, 1, 10, 1.1, 1e4)
+    assert (optim.name, optim.lr, optim.alpha, optim.eps, optim.batch_size) == ("rmsprop", 5e-4, 0.9, 1e-6, 16)
+    assert (paper.model.latent_dim, paper.model.hidden) == (20, (150, 300, 600))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_build_with_every_method_and_dataset(preset: str) -> None:
+    for method in CHOICES["method"]:
+        for data in CHOICES["data"]:
+            built = Trial.build({"preset": preset, "method": method, "data": data})
+            assert (built.preset, built.method.name, built.data.name) == (preset, method, data)
+
+
+@pytest.mark.parametrize(("section", "name"), [(section, name) for section in CHOICES for name in CHOICES[section]])
+def test_every_choice_is_registered_under_its_name(section: str, name: str) -> None:
+    assert choice_class(section, name)().name == name
+
+
+def test_a_later_layer_wins_and_keeps_the_rest_of_a_section() -> None:
+    built = Trial.build(
+        {"preset": "paper", "solver": {"beta": 0.5, "kappa": 2}}, {"solver": {"kappa": 1.5}, "method": "ae"}
+    )
+    assert (built.solver.beta, built.solver.kappa, built.method.name) == (0.5, 1.5, "ae")
+
+
+@pytest.mark.parametrize("renaming", ["rk4", {"name": "rk4"}])
+def test_a_section_given_another_name_starts_afresh(renaming: Any) -> None:
+    built = Trial.build({"preset": "paper", "solver": {"beta": 0.5, "tau": 3}}, {"solver": renaming})
+    assert built.solver == RK4()
+
+
+def test_a_section_given_its_own_name_again_keeps_its_values() -> None:
+    layer = {"preset": "paper", "solver": {"beta": 0.5}}
+    assert Trial.build(layer, {"solver": "amd"}) == Trial.build(layer)
+    assert Trial.build(layer, {"solver": "amd"}).solver.beta == 0.5
+
+
+def test_merging_leaves_its_layers_as_they_were() -> None:
+    layers: list[dict[str, Any]] = [{"solver": {"name": "amd", "tau": 1}}, {"solver": {"tau": 2}}]
+    assert merge(*layers) == {"solver": {"name": "amd", "tau": 2}}
+    assert layers == [{"solver": {"name": "amd", "tau": 1}}, {"solver": {"tau": 2}}]
+
+
+def test_amd_implies_a_constant_alpha_and_rk4_does_not() -> None:
+    assert Trial.build({"flow": "gradient", "solver": "amd"}).flow.alpha == "constant"
+    assert Trial.build({"flow": "gradient", "solver": "rk4"}).flow.alpha == "exponential"
+    assert Trial.build({"solver": "rk4", "flow": "nesterov"}).flow.alpha == "constant"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"solvr": 5}, ["solvr: unknown key", "did you mean 'solver'"]),
+        ({"solver": {"bata": 0.5}}, ["solver.bata: unknown key", "did you mean 'beta'", "s_max"]),
+        ({"eval": {"sched": [1]}}, ["eval.sched: unknown key", "schedule"]),
+        ({"method": {"name": "gfe", "x": 1}}, ["method.x: unknown key"]),
+        ({"solver": {"beta": 2}}, ["solver.beta", "given 2", "less than 1"]),
+        ({"solver": {"tau": "long"}}, ["solver.tau", "given 'long'", "number"]),
+        ({"solver": {"tau": float("inf")}}, ["solver.tau", "given inf", "finite"]),
+        ({"solver": {"tau": float("nan")}}, ["solver.tau", "given nan", "finite"]),
+        ({"solver": {"scale_update": "both"}}, ["solver.scale_update", "given 'both'", "'accepted' or 'scale'"]),
+        ({"solver": {"s_initial": 20}}, ["solver", "s_initial (20) exceeds s_max (10)"]),
+        ({"solver": 5}, ["solver", "given 5", "a name or a mapping"]),
+        ({"solver": "adm"}, ["solver", "given 'adm'", "did you mean 'amd'", "rk4"]),
+        ({"flow": "gradeint"}, ["flow", "given 'gradeint'", "did you mean 'gradient'", "nesterov"]),
+        ({"flow": {"name": 5}}, ["flow", "given 5", "gradient, nesterov"]),
+        ({"solver": {"name": ["amd"]}}, ["solver", "given ['amd']", "amd, rk4"]),
+        ({"flow": "nesterov", "solver": "amd"}, ["amd cannot follow flow.name=nesterov", "flow.name=gradient"]),
+        ({"flow": {"alpha": "exponential"}}, ["flow.alpha", "given 'exponential'", "allowed: constant"]),
+        ({"preset": "pape"}, ["preset", "given 'pape'", "did you mean 'paper'", "best"]),
+        ({"preset": ["paper"]}, ["preset", "given ['paper']", "best, paper"]),
+        ({"seed": -1}, ["seed", "given -1"]),
+        ({"seed": 2**31}, ["seed", f"given {2**31}"]),
+        ({"seed": 1.5}, ["seed", "given 1.5", "integer"]),
+        ({"model": {"hidden": [150, 0]}}, ["model.hidden.1", "given 0", "greater than 0"]),
+        ({"budget": {"images": 0}}, ["budget.images", "given 0", "greater than 0"]),
+        ({"budget": 100}, ["budget", "given 100"]),
+        ({"optim": {"name": "rmsprop", "beta1": 0.5}}, ["optim.beta1: unknown key", "alpha"]),
+    ],
+    ids=str,
+)
+def test_a_bad_configuration_is_refused_in_one_line(given: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        Trial.build({"preset": "paper"}, given, where="my.yaml")
+    text = complaint(error)
+    assert text.startswith("my.yaml: ")
+    assert [word for word in words if word not in text] == []
+
+
+def test_evaluation_points_end_with_the_budget() -> None:
+    points = Trial.build({"eval": {"schedule": [30, 10, 10, 50, 99]}}).eval.points
+    assert points(50) == [10, 30, 50]
+    assert points(7) == [7]
+    assert points(200) == [10, 30, 50, 99, 200]
+
+
+# Files and assignments
+
+
+def test_yaml_numbers_and_assignments() -> None:
+    given = ["solver.s_max=1e4", "optim.lr=-.5e-3", "a=3", "b=2.", "c=1e-4x", "d.e.f=[1, 2e1]", "g=a=b"]
+    assert parse_assignments(given) == {
+        "solver": {"s_max": 1e4},
+        "optim": {"lr": -5e-4},
+        "a": 3,
+        "b": 2.0,
+        "c": "1e-4x",
+        "d": {"e": {"f": [1, 20.0]}},
+        "g": "a=b",
+    }
+    assert isinstance(parse_assignments(["a=3"])["a"], int)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["solver=amd", "solver.beta=0.5"], ["solver.beta=0.5", "solver=amd"], ["solver.name=amd", "solver.beta=0.5"]],
+)
+def test_the_order_of_assignments_to_a_section_does_not_matter(given: list[str]) -> None:
+    assert parse_assignments(given) == {"solver": {"name": "amd", "beta": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["beta"], ["--set beta", "KEY=VALUE"]),
+        (["=3"], ["--set =3", "KEY=VALUE"]),
+        (["a=[1"], ["--set a", "line 1", "not YAML"]),
+        (["a={b: 1, b: 2}"], ["--set a", "'b' is given twice"]),
+        (["a=2", "a.b=1"], ["a.b", "already given the value 2"]),
+    ],
+    ids=str,
+)
+def test_bad_assignments_are_refused_in_one_line(given: list[str], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        parse_assignments(given)
+    text = complaint(error)
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: 1\nb: 2\na: 3\n", ["line 1", "'a' is given twice"]),
+        (b"x:\n  a: 1\n  a: 3\n", ["'a' is given twice"]),
+        (b"a: [1\n", ["line 2", "not YAML"]),
+        (b"a: !!python/object:os.system {}\n", ["line 1", "not YAML"]),
+        (b"- 1\n", ["list", "a mapping"]),
+        (b"", ["NoneType", "a mapping"]),
+        (b"\xff\xfe\x00", ["cannot be read"]),
+    ],
+    ids=str,
+)
+def test_a_bad_file_is_refused_in_one_line(content: bytes, words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_yaml(path)
+    text = complaint(error)
+    assert text.startswith(f"{path}:")
+    assert [word for word in words if word not in text] == []
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        read_yaml(tmp_path / "nowhere.yaml")
+
+
+# Studies
+
+RK4_STUDY: dict[str, Any] = {
+    "question": "How many slices?",
+    "fixed": {"preset": "paper", "solver": {"name": "rk4"}},
+    "nuisance": {"solver.slices": {"int": [3, 60]}},
+}
+
+
+def build(changes: dict[str, Any] | None = None, **given: Any) -> Study:
+    return Study.build({**RK4_STUDY, **given}, "my.yaml", changes)
+
+
+@pytest.mark.parametrize("name", space_files())
+def test_shipped_spaces_load(name: str) -> None:
+    study = Study.load(find_space(name))
+    assert study.question.endswith("?") or "?" in study.question
+    assert study.nuisance
+    for point in study.start_points():
+        assert set(point) == set(study.nuisance)
+        flat = flatten(study.trial(point, seed=1).dump())
+        assert {key: flat[key] for key in point} == point
+        assert (flat["seed"], flat["budget.images"]) == (1, study.budget.images)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"uniform": [0.5, 2]},
+        {"uniform": [-1, 1.5]},
+        {"loguniform": [1e-4, 1]},
+        {"int": [0, 3]},
+        {"logint": [1, 1000]},
+        {"choice": ["a", 1, [1, 2]]},
+    ],
+    ids=str,
+)
+def test_ranges_round_trip_and_hold_their_ends(given: dict[str, Any]) -> None:
+    drawn = Range.model_validate(given)
+    assert drawn.model_dump() == given
+    assert Range.model_validate(drawn.model_dump()) == drawn
+    ((kind, values),) = given.items()
+    assert drawn.kind == kind
+    assert all(drawn.contains(value) for value in values)
+    assert not drawn.contains(1e6)
+    assert drawn.contains(1.5) == (kind in ("uniform",))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"choice": []}, ["at least one value"]),
+        ({"choice": "ab"}, ["{choice: [a, b, …]}"]),
+        ({"loguniform": [0, 1]}, ["above 0"]),
+        ({"loguniform": [-1, 1]}, ["above 0"]),
+        ({"logint": [0, 10]}, ["above 0"]),
+        ({"uniform": [2, 1]}, ["low below high"]),
+        ({"uniform": [1, 1]}, ["low below high"]),
+        ({"int": [9, 2]}, ["low below high"]),
+        ({"uniform": [float("nan"), 1]}, ["low below high"]),
+        ({"uniform": ["a", "b"]}, ["two numbers"]),
+        ({"uniform": [True, 2]}, ["two numbers"]),
+        ({"uniform": [1, 2, 3]}, ["two numbers"]),
+        ({"int": [1.5, 3]}, ["two whole numbers"]),
+        ({"logint": [1, 3.0]}, ["two whole numbers"]),
+        ({"uniform": 5}, ["{uniform: [low, high]}"]),
+        ({"unifrom": [1, 2]}, ["{uniform: [low, high]}"]),
+        ({"uniform": [1, 2], "int": [1, 2]}, ["{uniform: [low, high]}"]),
+        (5, ["{uniform: [low, high]}"]),
+        ({"kind": "uniform", "values": ["a", 2]}, ["allowed"]),
+    ],
+    ids=str,
+)
+def test_a_bad_range_is_refused_in_one_line(given: Any, words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        build(nuisance={"solver.slices": given})
+    text = complaint(error)
+    assert text.startswith("my.yaml: nuisance.solver.slices: given ")
+    assert str(given) in text
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("nuisance", "words"),
+    [
+        ({"solver.slices": {"int": [1, 5]}}, ["solver.slices", "given 1", "greater than or equal to 2"]),
+        ({"solver.base": {"uniform": [0.5, 4]}}, ["solver.base", "given 0.5", "greater than 1"]),
+        ({"optim.alpha": {"uniform": [0.5, 1]}}, ["optim.alpha", "given 1", "less than 1"]),
+        ({"solver.tau": {"uniform": [1, float("inf")]}}, ["solver.tau", "given inf", "finite"]),
+        ({"solver.slcs": {"int": [3, 5]}}, ["solver.slcs: unknown key", "did you mean 'slices'"]),
+        ({"optim.name": {"choice": ["rmsprop", "sgd"]}}, ["optim", "given 'sgd'", "adam, rmsprop"]),
+    ],
+    ids=str,
+)
+def test_every_end_of_a_range_must_make_a_trial(nuisance: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        build(nuisance=nuisance)
+    text = complaint(error)
+    assert text.startswith("my.yaml: ")
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ("pape", ["given 'pape'", "did you mean 'paper'"]),
+        ("paper", ["solver.slices: given 50", "[3, 40]"]),
+        ({"solver.slices": 2}, ["solver.slices: given 2", "[3, 40]"]),
+        ({"solver.slices": 4.5}, ["solver.slices: given 4.5", "[3, 40]"]),
+        ({"solver.slices": "many"}, ["solver.slices: given 'many'", "[3, 40]"]),
+        ({"solver.slices": None}, ["solver.slices: given None", "[3, 40]"]),
+        ({"solver.slices": float("inf")}, ["solver.slices: given inf", "[3, 40]"]),
+        ({}, ["solver.slices not given"]),
+        ({"solver.slices": 5, "optim.lr": 1e-3}, ["optim.lr", "not searched"]),
+    ],
+    ids=str,
+)
+def test_a_start_out_of_the_space_is_refused_in_one_line(start: Any, words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        build(nuisance={"solver.slices": {"int": [3, 40]}}, start_from=[start])
+    text = complaint(error)
+    assert text.startswith("my.yaml: start_from: ")
+    assert [word for word in words if word not in text] == []
+
+
+def test_a_preset_starts_the_search_at_its_values() -> None:
+    study = build(fixed={"solver": "amd"}, nuisance={"solver.beta": {"uniform": [0.1, 0.9]}}, start_from=["paper"])
+    assert study.start_points() == [{"solver.beta": PRESETS["paper"]["solver"]["beta"]}]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"trials": 0}, ["trials", "given 0", "greater than 0"]),
+        ({"seeds": "two"}, ["seeds", "given 'two'", "integer"]),
+        ({"sampler": "grid"}, ["sampler", "given 'grid'", "'tpe' or 'random'"]),
+        ({"metric": {"name": "test_loss"}}, ["metric.name", "given 'test_loss'", "val_loss"]),
+        ({"trails": 3}, ["trails: unknown key", "did you mean 'trials'"]),
+        ({"question": None}, ["question", "given None", "string"]),
+        ({"fixed": {"solver": {"name": "rk4", "slices": 4}}}, ["solver.slices", "fixed", "nuisance"]),
+        ({"fixed": {"solver": {"name": "rk5"}}}, ["solver", "given 'rk5'", "did you mean 'rk4'"]),
+    ],
+    ids=str,
+)
+def test_a_bad_study_is_refused_in_one_line(given: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        build(**given)
+    text = complaint(error)
+    assert text.startswith("my.yaml: ")
+    assert [word for word in words if word not in text] == []
+
+
+def test_a_study_without_a_question_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^my\.yaml: question: not given$"):
+        Study.build({"fixed": {}}, "my.yaml")
+
+
+def test_an_unknown_space_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'adm' is unknown; did you mean 'amd'\?.*smoke"):
+        find_space("adm")
+
+
+def test_a_space_of_the_working_folder_goes_before_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search_spaces").mkdir()
+    mine = tmp_path / "search_spaces" / "amd.yaml"
+    mine.write_text(
+        textwrap.dedent("""
+        question: Mine?
+        fixed: {preset: paper, solver: {name: amd, s_max: 1e2}}
+        nuisance:
+          solver.beta: {uniform: [0.3, 0.95]}
+    """)
+    )
+    study = Study.load(find_space("amd"), {"seed": 0}, trials=3, seeds=None)
+    assert (study.question, study.trials, study.seeds, study.source) == ("Mine?", 3, 1, str(mine))
+    assert study.trial({"solver.beta": 0.5}, seed=0).solver == AMD(beta=0.5, s_max=100)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"solver": {"slices": 9}}, {"solver": {"slices": 9}, "seed": 1}], ids=["one", "two"]
+)
+@pytest.mark.parametrize("start_from", [[], ["paper"], [{"solver.slices": 12, "optim.lr": 5e-4}]], ids=str)
+def test_a_key_that_is_set_is_no_longer_searched(changes: dict[str, Any], start_from: list[Any]) -> None:
+    nuisance = {"solver.slices": {"int": [3, 60]}, "optim.lr": {"loguniform": [1e-4, 1e-2]}}
+    study = build(changes, nuisance=nuisance, start_from=start_from)
+    assert set(study.nuisance) == {"optim.lr"}
+    assert study.start_points() == [{"optim.lr": 5e-4}] * len(start_from)
+    assert study.trial({"optim.lr": 1e-3}, seed=0).solver.slices == 9
+
+
+@pytest.mark.parametrize("changes", [{"optim": "adam"}, {"optim": {"name": "adam"}}], ids=str)
+def test_a_name_that_is_set_is_no_longer_searched(changes: dict[str, Any]) -> None:
+    nuisance = {"optim.name": {"choice": ["rmsprop", "adam"]}, "optim.lr": {"loguniform": [1e-4, 1e-2]}}
+    study = build(changes, nuisance=nuisance)
+    assert set(study.nuisance) == {"optim.lr"}
+    assert study.trial({"optim.lr": 1e-3}, seed=0).optim.name == "adam"
+
+
+def test_a_studys_hash_changes_with_what_it_declares() -> None:
+    studies = [build(), build(trials=2), build({"seed": 1}), build(nuisance={"solver.slices": {"int": [3, 61]}})]
+    assert len({study.sha256() for study in studies}) == 4
+    assert build().sha256() == build().sha256()

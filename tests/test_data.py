@@ -1,0 +1,195 @@
+"""Shapes: N images, D pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from torchvision.datasets import MNIST as TorchvisionMNIST
+
+from gfe_study.data.base import DataError, Split, Splits, entropy_floor, hold_out
+from gfe_study.data.digits import Digits
+from gfe_study.data.mnist import MNIST, FashionMNIST, SegMNIST
+
+
+def contents(*splits: Split) -> Counter[tuple[bytes, int]]:
+    """How often each labelled image occurs."""
+    return Counter(
+        (hashlib.md5(row.tobytes()).digest(), int(label))
+        for split in splits
+        for row, label in zip(split.pixels_ND, split.labels_N, strict=True)
+    )
+
+
+def sizes(splits: Splits) -> tuple[int, int, int]:
+    return len(splits.train), len(splits.val), len(splits.test)
+
+
+@given(st.integers(1, 300), st.data(), st.text(max_size=5))
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+def test_hold_out_shares_no_image_and_loses_none(size: int, data: st.DataObject, purpose: str) -> None:
+    count = data.draw(st.integers(0, size))
+    indices = np.arange(size)
+    everything = Split(np.stack([indices // 256, indices % 256], axis=1).astype(np.uint8), indices)
+    kept, held = hold_out(everything, count, purpose)
+    assert (len(kept), len(held)) == (size - count, count)
+    assert sorted([*kept.labels_N, *held.labels_N]) == indices.tolist()
+    for part in (kept, held):
+        assert np.array_equal(part.pixels_ND, everything.pixels_ND[part.labels_N])
+
+
+def test_hold_out_draws_by_purpose() -> None:
+    everything = Split(np.zeros((100, 1), np.uint8), np.arange(100))
+    drawn = [set(hold_out(everything, 30, purpose)[1].labels_N) for purpose in ("a/val", "b/val", "a/val")]
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert drawn[0] != set(range(70, 100))
+
+
+def test_images_are_scaled_to_the_unit_interval() -> None:
+    split = Split(np.array([[0, 4, 8], [16, 1, 2]], np.uint8), np.array([0, 1]), levels=16)
+    images = split.images(np.array([1, 0]))
+    assert images.dtype == torch.float32
+    assert images.tolist() == [[1, 0.0625, 0.125], [0, 0.25, 0.5]]
+    assert split.images(slice(0, 1)).tolist() == [[0, 0.25, 0.5]]
+    assert split.pixels_ND.tolist() == [[0, 4, 8], [16, 1, 2]]
+
+
+def test_entropy_floor_is_the_mean_entropy_of_pixels() -> None:
+    split = Split(np.array([[0, 8, 16, 4]], np.uint8), np.array([0]), levels=16)
+    quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert entropy_floor(split) == pytest.approx((math.log(2) + quarter) / 4)
+
+
+def test_digits_are_split_into_disjoint_parts(digits: Splits) -> None:
+    bundle = load_digits()
+    everything = Split(bundle.data.astype(np.uint8), bundle.target)
+    assert sizes(digits) == (1197, 300, 300)
+    assert contents(digits.train, digits.val, digits.test) == contents(everything)
+    assert (digits.pixels, digits.height, digits.width) == (64, 8, 8)
+    assert digits.train.images(slice(None)).max() == 1
+    assert set(digits.val.labels_N) == set(digits.test.labels_N) == set(range(10))
+
+
+def test_digits_are_the_same_at_each_load(digits: Splits) -> None:
+    again = Digits().load()
+    assert again.sha256 == digits.sha256
+    for part in ("train", "val", "test"):
+        assert np.array_equal(getattr(again, part).pixels_ND, getattr(digits, part).pixels_ND)
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_the_fingerprint_of_a_dataset_changes_with_one_image_or_label(digits: Splits, part: str) -> None:
+    split = getattr(digits, part)
+    pixels, labels = split.pixels_ND.copy(), split.labels_N.copy()
+    pixels[-1, -1] ^= 1
+    labels[-1] += 1
+    parts = {name: getattr(digits, name) for name in ("train", "val", "test")}
+    others = [Split(pixels, split.labels_N, 16), Split(split.pixels_ND, labels, 16)]
+    changed = [Splits(**{**parts, part: other}, height=8, width=8) for other in others]
+    assert len({digits.sha256, *(splits.sha256 for splits in changed)}) == 3
+
+
+def test_mnist_is_split_into_disjoint_parts(mnist_folder: Path) -> None:
+    splits = MNIST().load([mnist_folder])
+    assert sizes(splits) == (55_000, 5_000, 10_000)
+    assert splits.pixels == 784
+    raw = TorchvisionMNIST(str(mnist_folder), train=True)
+    everything = Split(raw.data.numpy().reshape(60_000, 784), raw.targets.numpy())
+    assert contents(splits.train, splits.val) == contents(everything)
+    assert not contents(splits.train).keys() & contents(splits.val).keys()
+    raw_test = TorchvisionMNIST(str(mnist_folder), train=False)
+    assert np.array_equal(splits.test.pixels_ND, raw_test.data.numpy().reshape(10_000, 784))
+    assert entropy_floor(splits.test) == pytest.approx(0.0581, abs=1e-4)
+
+
+def test_seg_mnist_is_tested_on_digits_it_was_not_trained_on(mnist_folder: Path) -> None:
+    splits = SegMNIST().load([mnist_folder])
+    assert set(splits.train.labels_N) == set(splits.val.labels_N) == {0, 1, 2, 3, 4}
+    assert set(splits.test.labels_N) == {5, 6, 7, 8, 9}
+    assert sizes(splits) == (25_596, 5_000, 4_861)
+    assert not contents(splits.train).keys() & contents(splits.val).keys()
+
+
+def test_the_fashion_excerpt_is_split_like_mnist(fashion_folder: Path) -> None:
+    splits = FashionMNIST().load([fashion_folder])
+    assert sizes(splits) == (500, 100, 300)
+    assert not contents(splits.train).keys() & contents(splits.val).keys()
+    assert splits.sha256 == FashionMNIST().load([fashion_folder]).sha256
+
+
+# Files that are missing or damaged
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The file format of MNIST: magic number with type and rank, sizes, bytes."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path: Path) -> Path:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 20)):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(random.integers(0, 256, (count, 28, 28))))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(count) % 10))
+    return tmp_path
+
+
+def test_a_small_excerpt_holds_out_a_sixth(tiny_mnist: Path) -> None:
+    assert sizes(MNIST().load([tiny_mnist / "elsewhere", tiny_mnist])) == (50, 10, 20)
+
+
+@pytest.mark.parametrize("dataset", [MNIST(), FashionMNIST(), SegMNIST()], ids=lambda dataset: dataset.name)
+def test_missing_data_says_where_it_looked_and_what_to_set(
+    dataset: MNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GFE_DATA_DIR", str(tmp_path / "mine"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as error:
+        dataset.load()
+    text = str(error.value)
+    raw = f"{dataset.torchvision_name}/raw"
+    assert "\n" not in text
+    for words in (dataset.name, f"{tmp_path}/mine/{raw}", f"{tmp_path}/data/{raw}", "set GFE_DATA_DIR"):
+        assert words in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+@pytest.mark.parametrize("kept", [0, 10, 49])
+def test_a_truncated_file_is_refused_with_its_folder_and_cause(tiny_mnist: Path, file: str, kept: int) -> None:
+    path = tiny_mnist / "MNIST" / "raw" / file
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError) as error:
+        MNIST().load([tiny_mnist])
+    text = str(error.value)
+    assert "\n" not in text
+    assert f"{path.parent} is damaged (" in text
+    assert "damaged ()" not in text
+
+
+def test_images_and_labels_of_different_number_are_refused(tiny_mnist: Path) -> None:
+    (tiny_mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(30) % 10))
+    with pytest.raises(DataError, match="is damaged"):
+        MNIST().load([tiny_mnist])
+
+
+def test_a_download_that_fails_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchvisionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(DataError) as error:
+        MNIST().load([tmp_path], download=True)
+    text = str(error.value)
+    assert "\n" not in text
+    for words in ("mnist not found", f"{tmp_path}/MNIST/raw", "download failed (", "set GFE_DATA_DIR"):
+        assert words in text

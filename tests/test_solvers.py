@@ -1,0 +1,294 @@
+"""Shapes: B batch, L latent."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import Problem, image_problem, linear_problem, scalar_problem
+from torch import Tensor
+from torchdiffeq import odeint
+
+from gfe_study.config import CHOICES
+from gfe_study.config.trial import choice_class
+from gfe_study.models.mlp import MLPDecoder
+from gfe_study.solvers.amd import AMD
+from gfe_study.solvers.base import MESSAGES, Result, Solution, Solver
+from gfe_study.solvers.fields import GradientFlow, NesterovFlow
+from gfe_study.solvers.fixed_grid import RK4, logarithmic_grid
+
+CONSTANT = GradientFlow(alpha="constant")
+PER_SAMPLE = ("loss_B", "time_B", "result_B", "num_steps_B", "nfe_forward_B", "nfe_backward_B")
+
+amd_settings = st.builds(
+    AMD,
+    beta=st.floats(0.2, 0.9),
+    s_initial=st.floats(0.1, 40),
+    s_max=st.sampled_from([40.0, 300.0]),
+    kappa=st.floats(1, 3),
+    sigma=st.sampled_from([0.0, 1e-3, 0.3]),
+    tau=st.sampled_from([40.0, 300.0, 1e4]),
+    min_slope=st.sampled_from([1e-5, 1e-3]),
+    window=st.integers(1, 6),
+    max_backtracks=st.sampled_from([1, 5, 40]),
+    max_nfe=st.sampled_from([1, 9, 80, 81]),
+    scale_update=st.sampled_from(["accepted", "scale"]),
+)
+image_problems = st.builds(image_problem, st.just(4), st.integers(0, 10**6), st.sampled_from([2.0, 5.0]))
+# Derandomised, as a suite that guards others' work must not fail by chance.
+properties = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+
+
+def solve(solver: Solver, problem: Problem, flow: Any = CONSTANT, **options: Any) -> Solution:
+    return solver.solve(flow, problem.objective(), problem.start(), **options)
+
+
+def rows(solution: Solution, row: Any) -> dict[str, Tensor]:
+    return {name: getattr(solution, name)[row] for name in ("latent_BL", *PER_SAMPLE)}
+
+
+@properties
+@given(amd_settings, image_problems)
+def test_amd_is_algorithm_1_run_on_every_sample_alone(solver: AMD, problem: Problem) -> None:
+    solution = solve(solver, problem)
+    for sample in range(len(problem.target_BD)):
+        path = oracles.amd(solver, oracles.sample_of(problem, sample), problem.start()[sample].tolist())
+        assert solution.latent_BL[sample].tolist() == pytest.approx(path.latent, rel=1e-8, abs=1e-10)
+        assert solution.loss_B[sample].item() == pytest.approx(path.losses[-1], rel=1e-10)
+        assert solution.time_B[sample].item() == pytest.approx(path.times[-1], rel=1e-10)
+        assert solution.result_B[sample] == path.result
+        assert solution.num_steps_B[sample] == path.num_steps
+        assert solution.nfe_forward_B[sample] == path.nfe_forward
+        assert solution.nfe_backward_B[sample] == path.nfe_backward
+
+
+Round = dict[str, float | Tensor]
+
+
+def accepted_steps(solver: AMD, problem: Problem) -> list[tuple[int, Round, Round]]:
+    """(sample, before, after) of every accepted step, from what the solver lets its observer see."""
+    start = problem.start()
+    first = {"num_steps": 0, "time": 0.0, "trial_step": solver.s_initial}
+    loss_B = problem.loss(problem.decoder(start), problem.target_BD)
+    last: dict[int, Round] = {i: {**first, "latent": z, "loss": loss_B[i].item()} for i, z in enumerate(start)}
+    steps = []
+
+    def observe(active: dict[str, Tensor]) -> None:
+        for k, sample in enumerate(active["row"].tolist()):
+            now: Round = {name: active[name][k].item() for name in ("num_steps", "time", "trial_step", "loss")}
+            now["latent"] = active["latent"][k]
+            if now["num_steps"] > last[sample]["num_steps"]:
+                steps.append((sample, last[sample], now))
+            last[sample] = now
+
+    solve(solver, problem, observe=observe)
+    return steps
+
+
+@properties
+@given(amd_settings, image_problems)
+def test_every_accepted_amd_step_is_the_longest_that_lowers_the_loss(solver: AMD, problem: Problem) -> None:
+    for sample, before, after in accepted_steps(solver, problem):
+        evaluate = oracles.sample_of(problem, sample)
+        dt, left = after["time"] - before["time"], solver.tau - before["time"]
+        longest = oracles.longest_step(solver, evaluate, before["latent"].tolist(), before["trial_step"], left)
+        gradient = torch.tensor(evaluate(before["latent"].tolist())[1], dtype=torch.float64)
+        assert dt == pytest.approx(longest, rel=1e-9, abs=1e-9)
+        assert torch.allclose(after["latent"], before["latent"] - longest * gradient, rtol=1e-9, atol=1e-9)
+        assert after["loss"] < before["loss"]
+        assert after["time"] <= solver.tau
+        assert solver.s_initial <= before["trial_step"] <= solver.s_max
+
+
+@pytest.mark.parametrize(
+    ("reason", "options"),
+    [
+        (Result.REACHED_TAU, {"tau": 7.3}),
+        (Result.SLOPE, {"min_slope": 1e-3}),
+        (Result.NO_DESCENT, {"min_slope": 0.0, "max_nfe": 100_000}),
+        (Result.MAX_NFE, {"max_nfe": 9}),
+    ],
+)
+def test_amd_says_why_each_sample_stopped(reason: Result, options: dict[str, float]) -> None:
+    problem = linear_problem() if reason is Result.NO_DESCENT else image_problem()
+    solution = solve(AMD(**options), problem)
+    assert solution.result_B.tolist() == [reason] * 4
+    assert reason in MESSAGES
+    if reason is Result.REACHED_TAU:
+        assert solution.time_B.tolist() == [7.3] * 4
+    if reason is Result.NO_DESCENT:
+        assert problem.gradient(solution.latent_BL).abs().max() < 1e-6
+    if reason is Result.MAX_NFE:
+        assert solution.nfe_forward_B.tolist() == [9] * 4
+
+
+@pytest.mark.parametrize("solver", [AMD(tau=5), RK4(tau=5, slices=9)])
+def test_a_sample_that_overflows_is_reported_and_leaves_the_others_alone(solver: Solver) -> None:
+    problem = linear_problem()
+    start = problem.start()
+    alone = solve(solver, problem)
+    start[2] = 1e200
+    beside = solver.solve(CONSTANT, problem.objective(), start)
+    assert beside.result_B.tolist() == [Result.REACHED_TAU, Result.REACHED_TAU, Result.NONFINITE, Result.REACHED_TAU]
+    others = [0, 1, 3]
+    torch.testing.assert_close(rows(beside, others), rows(alone, others), rtol=1e-12, atol=1e-12)
+
+
+def test_amd_at_a_minimum_asks_every_m_once_and_stays() -> None:
+    solution = solve(AMD(max_backtracks=6), scalar_problem([0.0]))
+    assert solution.result_B.tolist() == [Result.NO_DESCENT]
+    assert (solution.nfe_forward_B.item(), solution.nfe_backward_B.item()) == (1 + 7, 1)
+    assert (solution.latent_BL.item(), solution.time_B.item(), solution.num_steps_B.item()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("scale_update", "second_step"), [("accepted", 1.5), ("scale", 1.8)])
+def test_amd_grows_the_accepted_step_or_its_scale(scale_update: str, second_step: float) -> None:
+    # Under ½(z − y)² a step lowers the loss where it is below 2: 3 is refused and halved, then 3 or 1.2 · 3 is.
+    solver = AMD(s_initial=3, s_max=100, beta=0.5, kappa=1.2, scale_update=scale_update, max_nfe=5)
+    steps = accepted_steps(solver, scalar_problem([1.0]))
+    assert [after["time"] for _, _, after in steps] == pytest.approx([1.5, 1.5 + second_step])
+
+
+@pytest.mark.parametrize(("sigma", "first_step"), [(0.0, 1.5), (0.4, 0.75)])
+def test_amd_asks_for_sufficient_descent(sigma: float, first_step: float) -> None:
+    # Under ½(z − y)² a step s lowers the loss enough where s < 2 − 2σ.
+    steps = accepted_steps(AMD(s_initial=1.5, beta=0.5, sigma=sigma, max_nfe=3), scalar_problem([1.0]))
+    assert steps[0][2]["time"] == first_step
+
+
+class CountingDecoder(MLPDecoder):
+    """Counts the rows it evaluates and pulls back."""
+
+    evaluated = pulled_back = 0
+
+    def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
+        output_KD, vjp = super().linearize(latent_KL)
+        self.evaluated += len(latent_KL)
+
+        def counting(grad: Tensor, selected: Tensor | None) -> Tensor:
+            self.pulled_back += len(grad)
+            return vjp(grad, selected)
+
+        return output_KD, counting
+
+
+@pytest.mark.parametrize("solver", [AMD(s_max=300, max_nfe=30, tau=50), RK4(slices=6)])
+def test_counters_add_up_to_what_the_decoder_did(solver: Solver) -> None:
+    problem = image_problem(batch=9, gain=3)
+    decoder = CountingDecoder([2, 9, 7]).double()
+    decoder.load_state_dict(problem.decoder.state_dict())
+    solution = solve(solver, Problem(decoder, problem.loss, problem.target_BD))
+    assert solution.nfe_forward_B.sum() == decoder.evaluated
+    assert solution.nfe_backward_B.sum() == decoder.pulled_back
+
+
+@pytest.mark.parametrize("solver", [AMD(s_max=300, max_nfe=60, tau=200, min_slope=1e-5), RK4(tau=20, slices=12)])
+def test_a_sample_does_not_depend_on_its_batch(solver: Solver) -> None:
+    problem = image_problem(batch=64, seed=3)
+    together = solve(solver, problem)
+    if isinstance(solver, AMD):
+        assert len(Counter(together.result_B.tolist())) > 1
+        assert len(Counter(together.nfe_forward_B.tolist())) > 5
+    for sample in range(64):
+        row = slice(sample, sample + 1)
+        alone = solver.solve(CONSTANT, problem.objective(row), problem.start()[row])
+        torch.testing.assert_close(rows(together, row), rows(alone, slice(None)), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", CHOICES["solver"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_numbers_are_refused_by_sample(name: str, bad: float) -> None:
+    solver, problem = choice_class("solver", name)(), image_problem()
+    start = problem.start()
+    start[2, 1] = bad
+    with pytest.raises(ValueError, match=r"start latent of sample 2\b"):
+        solver.solve(CONSTANT, problem.objective(), start)
+    problem.target_BD[3, 0] = bad
+    with pytest.raises(ValueError, match=r"pixels in sample 3\b"):
+        problem.objective()
+
+
+def clock(alpha: str, tau: float) -> float:
+    """∫₀^τ α dt."""
+    return tau if alpha == "constant" else tau / 2 * (1 - math.exp(-2))
+
+
+@pytest.mark.parametrize("alpha", ["constant", "exponential"])
+def test_rk4_hits_the_closed_form(alpha: str) -> None:
+    problem = linear_problem()
+    solution = solve(RK4(tau=4, slices=120), problem, GradientFlow(alpha=alpha))
+    torch.testing.assert_close(solution.latent_BL, problem.gradient_flow(clock(alpha, 4)), rtol=0, atol=1e-7)
+    assert solution.result_B.tolist() == [Result.REACHED_TAU] * 4
+    assert solution.time_B.tolist() == [4.0] * 4
+    assert solution.num_steps_B.tolist() == [119] * 4
+    # Four gradients a step, and the loss at the end.
+    assert solution.nfe_forward_B.tolist() == [4 * 119 + 1] * 4
+    assert solution.nfe_backward_B.tolist() == [4 * 119] * 4
+
+
+@pytest.mark.parametrize("alpha", ["constant", "exponential"])
+@pytest.mark.parametrize("base", [1.01, 4.0])
+def test_rk4_is_of_order_4(base: float, alpha: str) -> None:
+    problem = linear_problem()
+    exact = problem.gradient_flow(clock(alpha, 4))
+    errors = []
+    for steps in (32, 64):
+        solution = solve(RK4(tau=4, slices=steps + 1, base=base), problem, GradientFlow(alpha=alpha))
+        errors.append((solution.latent_BL - exact).norm().item())
+    assert 3.7 < math.log2(errors[0] / errors[1]) < 4.5
+
+
+def reference_rate(problem: Problem, flow: Any, tau: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """ds/dt from the equations, by autograd, for torchdiffeq."""
+
+    def rate(t: Tensor, state: Tensor) -> Tensor:
+        alpha = torch.exp(-2 * t / tau) if flow.alpha == "exponential" else 1.0
+        if isinstance(flow, GradientFlow):
+            return -alpha * problem.gradient(state)
+        latent, velocity = state.chunk(2, dim=-1)
+        force = -alpha * problem.gradient(latent)
+        return torch.cat([velocity, force / 4 if t == 0 else force - 3 / t * velocity], dim=-1)
+
+    return rate
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+@pytest.mark.parametrize("flow", [GradientFlow(), CONSTANT, NesterovFlow(), NesterovFlow(alpha="exponential")], ids=str)
+def test_rk4_agrees_with_torchdiffeq(flow: Any, method: str) -> None:
+    problem, solver = image_problem(), RK4(tau=8, slices=101)
+    solution = solve(solver, problem, flow)
+    grid = torch.tensor(logarithmic_grid(solver.tau, solver.slices, solver.base), dtype=torch.float64)
+    times = grid if method == "rk4" else grid[[0, -1]]
+    reached = odeint(
+        reference_rate(problem, flow, solver.tau),
+        flow.lift(problem.start()),
+        times,
+        method=method,
+        rtol=1e-9,
+        atol=1e-9,
+    )
+    torch.testing.assert_close(solution.latent_BL, reached[-1, :, :2], rtol=0, atol=1e-6)
+
+
+@given(st.floats(1e-3, 1e6), st.integers(2, 200))
+@properties
+def test_logarithmic_grid_ends_exactly_and_its_steps_grow_to_base_4(tau: float, slices: int) -> None:
+    grid = logarithmic_grid(tau, slices)
+    assert (grid[0], grid[-1], len(grid)) == (0.0, tau, slices)
+    steps = [b - a for a, b in itertools.pairwise(grid)]
+    ratios = [b / a for a, b in itertools.pairwise(steps)]
+    assert ratios == pytest.approx([4 ** (1 / (slices - 1))] * (slices - 2), rel=1e-6)
+
+
+def test_rk4_shows_its_observer_every_time_of_the_grid() -> None:
+    seen: list[float] = []
+    solve(RK4(tau=3, slices=6), image_problem(), observe=lambda step: seen.append(step["time"][0].item()))
+    assert seen == logarithmic_grid(3, 6)[1:]

@@ -1,0 +1,255 @@
+"""Whole sweeps on a real Ray and a real MLflow store, in processes of their own, killed for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from gfe_study import names
+from gfe_study.config import space_files
+from gfe_study.study.journal import FINISHED, Journal
+
+COMMAND = [sys.executable, "-m", "gfe_study"]
+SECONDS_LIMIT = 240.0
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "GFE_DATA_DIR")}
+    return {**kept, **more}
+
+
+def gfe_study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS_LIMIT
+    )
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A sweep in a process group of its own, gone at the end whatever happens."""
+    with (folder / "output.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + SECONDS_LIMIT
+    while not ready():
+        assert process.poll() is None, f"the sweep ended early:\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"the sweep is too slow:\n{log.read_text()}"
+        time.sleep(0.1)
+
+
+def children(folder: Path, study: str) -> list[Run]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(study)
+    assert experiment is not None
+    runs = list(client.search_runs([experiment.experiment_id]))
+    parents = [run for run in runs if run.data.tags[names.ROLE] == names.ROLE_STUDY]
+    assert len(parents) == 1
+    trials = [run for run in runs if run.info.run_id != parents[0].info.run_id]
+    assert all(run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id for run in trials)
+    return trials
+
+
+def history(folder: Path, run: Run, metric: str) -> list[tuple[int, float, int]]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    return [(entry.step, entry.value, entry.timestamp) for entry in client.get_metric_history(run.info.run_id, metric)]
+
+
+def finished_count(folder: Path, study: str) -> int:
+    journal = Journal.read(folder / "results" / study)
+    return sum(outcome.state == FINISHED for outcome in journal.outcomes.values())
+
+
+def longer_space(folder: Path) -> None:
+    """The smoke space with trials of some seconds, so that a kill finds some under way."""
+    declared: dict[str, Any] = yaml.safe_load(space_files()["smoke"].read_text())
+    declared["fixed"]["eval"] |= {"schedule": [64, 128, 256, 512, 1024]}
+    declared |= {"budget": {"images": 1536}}
+    (folder / "longer.yaml").write_text(yaml.safe_dump(declared))
+
+
+def table(folder: Path, study: str) -> dict[str, list[tuple[int, float]]]:
+    """val_loss over images seen of every trial, from the store."""
+    runs = children(folder, study)
+    return {
+        run.data.tags[names.FINGERPRINT]: [(step, value) for step, value, _ in history(folder, run, names.VAL_LOSS)]
+        for run in runs
+    }
+
+
+@pytest.mark.timeout(300)
+def test_smoke_sweep_report_and_extension(tmp_path: Path) -> None:
+    done = gfe_study(tmp_path, "sweep", "smoke")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    for part in (
+        "4/4 done",
+        "best val_loss",
+        "Best trials",
+        "make ui",
+        "make resume SPACE=smoke",
+        "make report SPACE=",
+    ):
+        assert part in done.stderr
+    runs = children(tmp_path, "smoke")
+    assert len(runs) == 4
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert [step for step, _, _ in history(tmp_path, run, names.VAL_LOSS)] == [32, 64, 128, 256]
+        wanted = {names.FINGERPRINT, names.GROUP, names.SEED, names.METHOD, names.DATASET, names.DATASET_SHA256}
+        wanted |= {names.SPACE, names.SPACE_SHA256, names.DEVICE, names.HOST, names.PRESET}
+        assert wanted <= set(run.data.tags)
+        assert run.data.params["solver.name"] == "amd"
+        client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+        artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert artifacts == {names.TRIAL_FILE, names.BEST_CHECKPOINT, names.RECONSTRUCTION}
+    assert len({run.data.tags[names.FINGERPRINT] for run in runs}) == 4
+
+    before = table(tmp_path, "smoke")
+    extended = gfe_study(tmp_path, "sweep", "smoke", "--trials", "5", "--json")
+    assert extended.returncode == 0, extended.stderr
+    assert json.loads(extended.stdout)["trials"] == {"finished": 5}
+    after = table(tmp_path, "smoke")
+    assert len(after) == 5
+    assert before.items() <= after.items()
+
+    report = gfe_study(tmp_path, "report", "smoke", "--json")
+    assert report.returncode == 0, report.stderr
+    files = [tmp_path / file for file in json.loads(report.stdout)]
+    assert {file.suffix for file in files} == {".html", ".csv", ".png", ".svg"}
+    assert all(file.stat().st_size > 500 for file in files)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("restart", ["resume", "sweep"])
+def test_a_killed_sweep_goes_on_without_a_run_twice_or_a_point_lost(tmp_path: Path, restart: str) -> None:
+    longer_space(tmp_path)
+    line = ["sweep", "longer.yaml", "--trials", "12"]
+    with started(tmp_path, *line) as process:
+        wait_until(lambda: finished_count(tmp_path, "longer") >= 4, process, tmp_path / "output.log")
+        os.killpg(process.pid, signal.SIGKILL)
+    finished = {run.info.run_id: run for run in children(tmp_path, "longer") if run.info.status == "FINISHED"}
+    assert len(finished) >= 3  # a fourth may have been on its way into the store
+
+    again = gfe_study(tmp_path, *(line if restart == "sweep" else ["resume", "longer"]))
+    assert again.returncode == 0, again.stderr
+    runs = children(tmp_path, "longer")
+    assert len(runs) == 12
+    assert len({run.data.tags[names.FINGERPRINT] for run in runs}) == 12
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        for metric in (names.VAL_LOSS, names.IMAGES_SEEN, names.TEST_LOSS):
+            assert [step for step, _, _ in history(tmp_path, run, metric)] == [64, 128, 256, 512, 1024, 1536]
+        if run.info.run_id in finished:
+            assert run.info.end_time == finished[run.info.run_id].info.end_time
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_damaged_checkpoint_is_named_and_the_trial_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    longer_space(tmp_path)
+    line = ["sweep", "longer.yaml", "--trials", "2"]
+    trials = tmp_path / "results" / "longer" / "trials"
+    with started(tmp_path, *line) as process:
+        ready = lambda: any(trials.glob(f"*/{names.PREVIOUS_CHECKPOINT}"))  # noqa: E731
+        wait_until(ready, process, tmp_path / "output.log")
+        os.killpg(process.pid, signal.SIGKILL)
+    time.sleep(2)  # until the workers have noticed
+    damaged = next(trials.glob(f"*/{names.PREVIOUS_CHECKPOINT}")).with_name(names.CHECKPOINT)
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+
+    again = gfe_study(tmp_path, "resume", "longer")
+    assert again.returncode == 1
+    warnings = [text for text in again.stderr.splitlines() if "damaged checkpoint (" in text]
+    assert len(warnings) == 1
+    assert str(damaged) in warnings[0]
+    runs = children(tmp_path, "longer")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    for run in runs:
+        assert [step for step, _, _ in history(tmp_path, run, names.VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_says_so_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    longer_space(tmp_path)
+    with started(tmp_path, "sweep", "longer.yaml", "--trials", "4") as process:
+        reached = lambda: bool(Journal.read(tmp_path / "results" / "longer").points)  # noqa: E731
+        wait_until(reached, process, tmp_path / "output.log")
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 130
+    assert "continue where it stopped" in (tmp_path / "output.log").read_text()
+    assert not [run for run in children(tmp_path, "longer") if run.info.status == "RUNNING"]
+    again = gfe_study(tmp_path, "resume", "longer")
+    assert again.returncode == 0, again.stderr
+    assert [run.info.status for run in children(tmp_path, "longer")] == ["FINISHED"] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_trial_that_raises_is_named_and_the_study_goes_on(tmp_path: Path) -> None:
+    longer_space(tmp_path)
+    with started(tmp_path, "sweep", "longer.yaml", "--trials", "2") as process:
+        asked = lambda: len(Journal.read(tmp_path / "results" / "longer").asked) == 2  # noqa: E731
+        wait_until(asked, process, tmp_path / "output.log")
+        os.killpg(process.pid, signal.SIGKILL)
+    time.sleep(2)
+    first, second = Journal.read(tmp_path / "results" / "longer").asked
+    folder = tmp_path / "results" / "longer" / "trials" / first
+    if folder.exists():
+        folder.rename(tmp_path / "aside")
+    folder.write_text("a file where the trial's folder should be")
+    failed = gfe_study(tmp_path, "resume", "longer")
+    assert failed.returncode == 1
+    assert any(first in text and "failed: " in text for text in failed.stderr.splitlines())
+    states = {run.data.tags[names.FINGERPRINT]: run for run in children(tmp_path, "longer")}
+    assert states[first].info.status == "FAILED"
+    assert "Exists" in states[first].data.tags[names.FAILURE]
+    assert states[second].info.status == "FINISHED"
+
+    folder.unlink()
+    assert gfe_study(tmp_path, "resume", "longer").returncode == 0
+    assert [run.info.status for run in children(tmp_path, "longer")] == ["FINISHED"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_seeds_are_runs_of_one_group(tmp_path: Path) -> None:
+    done = gfe_study(tmp_path, "sweep", "smoke", "--trials", "2", "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    runs = children(tmp_path, "smoke")
+    groups: dict[str, set[str]] = {}
+    for run in runs:
+        groups.setdefault(run.data.tags[names.GROUP], set()).add(run.data.tags[names.SEED])
+    assert list(groups.values()) == [{"0", "1"}, {"0", "1"}]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_logical_gpus_are_scheduled_on_a_machine_without(tmp_path: Path) -> None:
+    refused = gfe_study(tmp_path, "sweep", "smoke", "--gpus-per-trial", "64")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: --gpus-per-trial: given 64")

@@ -1,0 +1,126 @@
+"""MLflow on a real sqlite store: found again, never twice, nothing lost."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from gfe_study import names
+from gfe_study.config import InputError
+from gfe_study.tracking import FINISHED, KILLED, RunSpec, Tracker, check_sqlite, connect, provenance, writable
+
+SPEC = RunSpec("f" * 16, "gfe·amd seed 0", {names.SEED: "0"}, {"solver.beta": 0.75}, {names.TRIAL_FILE: "seed: 0\n"})
+
+
+def point(images: int) -> dict[str, float]:
+    return {names.IMAGES_SEEN: float(images), names.VAL_LOSS: 1 / images, names.DIVERGED: 0.0}
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+def start(uri: str) -> Tracker:
+    tracker = Tracker("amd", uri)
+    tracker.open_study({names.SPACE: "amd.yaml"}, "Which?", {"study.yaml": "question: Which?\n"})
+    return tracker
+
+
+def steps(uri: str, run_id: str, metric: str = names.VAL_LOSS) -> list[int]:
+    return [entry.step for entry in MlflowClient(tracking_uri=uri).get_metric_history(run_id, metric)]
+
+
+def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
+    for reached in (1, 2, 3):  # each turn a driver that is killed without a word
+        tracker = start(uri)
+        tracker.open_trial(SPEC)
+        tracker.deliver(SPEC.fingerprint, [point(480 * k) for k in range(1, reached + 1)])
+    tracker.close_trial(SPEC.fingerprint, FINISHED, {names.DIVERGED: "false"}, [])
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([tracker.experiment_id])
+    assert sorted(run.data.tags[names.ROLE] for run in runs) == [names.ROLE_STUDY, names.ROLE_TRIAL]
+    child = next(run for run in runs if run.data.tags[names.ROLE] == names.ROLE_TRIAL)
+    assert child.info.status == FINISHED
+    assert child.data.tags["mlflow.parentRunId"] == tracker.parent_id
+    assert child.data.params == {"solver.beta": "0.75"}
+    assert steps(uri, child.info.run_id) == [480, 960, 1440]
+    assert steps(uri, child.info.run_id, names.IMAGES_SEEN) == [480, 960, 1440]
+    assert [file.path for file in client.list_artifacts(child.info.run_id)] == [names.TRIAL_FILE]
+
+
+def test_runs_that_a_killed_driver_left_are_orphans(uri: str) -> None:
+    start(uri).open_trial(SPEC)
+    tracker = start(uri)
+    assert tracker.orphans() == [SPEC.fingerprint]
+    assert tracker.is_running(SPEC.fingerprint)
+    tracker.close_orphan(SPEC.fingerprint)
+    assert start(uri).orphans() == []
+
+
+def test_a_closed_trial_can_be_opened_again(uri: str) -> None:
+    tracker = start(uri)
+    tracker.open_trial(SPEC)
+    tracker.deliver(SPEC.fingerprint, [point(480)])
+    tracker.close_trial(SPEC.fingerprint, KILLED, {}, [])
+    assert not tracker.is_closed(SPEC.fingerprint)
+    tracker.open_trial(SPEC)
+    tracker.deliver(SPEC.fingerprint, [point(480), point(960)])
+    tracker.close_trial(SPEC.fingerprint, FINISHED, {}, [])
+    assert tracker.is_closed(SPEC.fingerprint)
+    run = next(r for r in tracker.client.search_runs([tracker.experiment_id]) if names.FINGERPRINT in r.data.tags)
+    assert steps(uri, run.info.run_id) == [480, 960]
+
+
+def test_the_parent_run_is_found_again_and_ends_with_the_best_trials_metrics(uri: str) -> None:
+    first = start(uri)
+    first.close_study(KILLED, [], point(480))
+    second = start(uri)
+    assert second.parent_id == first.parent_id
+    second.close_study(FINISHED, [], point(960))
+    second.close_study(FINISHED, [], point(960))
+    assert second.parent_id is not None
+    assert steps(uri, second.parent_id) == [480, 960]
+
+
+def test_a_deleted_experiment_is_said_to_be_deleted(uri: str) -> None:
+    tracker = start(uri)
+    tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(InputError, match="'amd' is deleted"):
+        start(uri)
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "notes.db"
+    file.write_text("remember the milk, and to make backups of the store")
+    with pytest.raises(InputError, match=r"notes\.db: not an sqlite database"):
+        check_sqlite(f"sqlite:///{file}")
+    assert file.read_text().startswith("remember")
+
+
+@pytest.mark.parametrize("address", ["nosuch://place", "http://127.0.0.1:9", "sqlite:////proc/none/store.db"])
+def test_a_store_that_cannot_be_used_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError) as caught:
+        connect(address)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_password_in_the_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError) as caught:
+        connect("http://me:hunter2@127.0.0.1:9")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_folder_marked_read_only_is_refused_even_to_root(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(InputError, match="choose another"):
+            writable(tmp_path, "choose another")
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_provenance_outside_git_names_the_host_only(tmp_path: Path) -> None:
+    assert set(provenance(tmp_path)) == {names.HOST}

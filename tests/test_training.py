@@ -1,0 +1,296 @@
+"""Shapes: B batch, N images, D pixels."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gfe_study import names, training
+from gfe_study.checkpoint import read_checkpoint, write_checkpoint
+from gfe_study.config import CHOICES, Trial
+from gfe_study.data.base import Split, Splits
+from gfe_study.methods.base import Learner
+from gfe_study.training import Metrics, Progress, evaluate, train, training_order
+
+METRICS = {value for name, value in vars(names).items() if name.isupper()}
+SECONDS = {names.TRAIN_SECONDS, names.ENCODE_SECONDS}
+
+TINY: dict[str, Any] = {
+    "preset": "paper",
+    "solver": {"name": "amd", "max_nfe": 8, "s_max": 100},
+    "model": {"latent_dim": 4, "hidden": [24]},
+    "eval": {"schedule": [20, 50], "val_images": 20, "test_images": 15},
+    "budget": {"images": 90},
+}
+RK4 = {"name": "rk4", "tau": 20, "slices": 4}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gfe amd": {},
+    "gfe rk4": {"solver": RK4},
+    "gfe nesterov": {"solver": RK4, "flow": "nesterov"},
+    "gfe amd adam": {"optim": "adam"},
+    "gfe amd two updates": {"optim": {"updates_per_batch": 2}},
+    "ae": {"method": "ae"},
+    "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
+}
+
+
+def tiny(*changes: dict[str, Any]) -> Trial:
+    return Trial.build(TINY, *changes)
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Trial:
+    return tiny(VARIANTS[request.param])
+
+
+def run(progress: Iterator[Progress]) -> tuple[list[Metrics], Learner]:
+    """The points that a trial reaches, and its learner at the end."""
+    steps = list(progress)
+    return [step.metrics for step in steps if step.metrics is not None], steps[-1].state.learner
+
+
+def timeless(points: list[Metrics]) -> list[Metrics]:
+    return [{name: value for name, value in point.items() if name not in SECONDS} for point in points]
+
+
+def weights(learner: Learner) -> dict[str, Tensor]:
+    return copy.deepcopy(learner.networks.state_dict())
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# The contract
+
+
+@pytest.mark.parametrize("method", CHOICES["method"])
+def test_every_method_learns_and_reports(method: str, digits: Splits) -> None:
+    trial = tiny({"method": method, "optim": {"lr": 3e-3}, "budget": {"images": 640}, "eval": {"schedule": [16, 300]}})
+    points, learner = run(train(trial, digits))
+    assert [point[names.IMAGES_SEEN] for point in points] == [16, 300, 640]
+    for loss in (names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS):
+        assert points[0][loss] > 1.1 * points[-1][loss]
+    expected = {*SECONDS, names.IMAGES_SEEN, names.OPTIMISER_STEPS, names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS}
+    expected |= {names.ENCODE_NFE, names.NFE_FORWARD, names.NFE_BACKWARD, names.DIVERGED}
+    expected |= {f"{encoding}_{names.TEST_LOSS}" for encoding in learner.encodings}
+    for point in points:
+        assert set(point) == expected
+        assert set(point) <= METRICS
+        assert all(math.isfinite(value) for value in point.values())
+        assert point[names.DIVERGED] == 0
+    images = digits.test.images(slice(0, 5))
+    assert learner.encode(images).latent_BL.shape == (5, 4)
+    decoded = learner.decode(learner.encode(images).latent_BL)
+    assert decoded.shape == (5, 64)
+    assert 0 <= decoded.min() <= decoded.max() <= 1
+
+
+# The same numbers
+
+
+def test_the_same_seed_gives_the_same_numbers(variant: Trial, digits: Splits) -> None:
+    points, learner = run(train(variant, digits))
+    torch.manual_seed(987)
+    again, learner_again = run(train(variant, digits))
+    other, _ = run(train(Trial.build(variant.dump(), {"seed": 1}), digits))
+    assert timeless(again) == timeless(points)
+    assert same(weights(learner_again), weights(learner))
+    assert other[-1][names.VAL_LOSS] != points[-1][names.VAL_LOSS]
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
+    batches: int, variant: Trial, digits: Splits, tmp_path: Path
+) -> None:
+    uninterrupted, learner = run(train(variant, digits))
+    for step in itertools.islice(train(variant, digits), batches):
+        write_checkpoint(tmp_path / "checkpoint.pt", step.state.state_dict())
+    torch.manual_seed(987)
+    *_, last = train(variant, digits, read_checkpoint(tmp_path / "checkpoint.pt"))
+    assert timeless(last.state.points) == timeless(uninterrupted)
+    assert same(weights(last.state.learner), weights(learner))
+
+
+def test_a_finished_trial_has_nothing_left_to_do(digits: Splits) -> None:
+    *_, last = train(tiny(), digits)
+    assert list(train(tiny(), digits, last.state.state_dict())) == []
+
+
+def test_methods_start_from_one_decoder_and_see_the_same_images(digits: Splits) -> None:
+    gfe, ae = (tiny({"method": method, "seed": 5}) for method in ("gfe", "ae"))
+    learners = [trial.method.create(trial, 64, torch.device("cpu")) for trial in (gfe, ae)]
+    assert same(learners[0].decoder.state_dict(), learners[1].decoder.state_dict())
+    other = tiny({"seed": 6}).method.create(tiny({"seed": 6}), 64, torch.device("cpu"))
+    assert not same(learners[0].decoder.state_dict(), other.decoder.state_dict())
+
+    orders = []
+    for trial in (gfe, ae, tiny({"seed": 6})):
+        taken: list[np.ndarray] = []
+        seen = Recording(digits.train.pixels_ND, digits.train.labels_N, digits.train.levels, taken)
+        run(train(trial, Splits(seen, digits.val, digits.test, 8, 8)))
+        orders.append(np.concatenate(taken).tolist())
+    assert orders[0] == orders[1] != orders[2]
+    assert len(orders[0]) == 90
+
+
+@dataclass(frozen=True)
+class Recording(Split):
+    """Writes down which of its images are taken."""
+
+    taken: list[np.ndarray] = field(default_factory=list)
+
+    def images(self, index: Any, device: torch.device | None = None) -> Tensor:
+        self.taken.append(index)
+        return super().images(index, device)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 60), st.lists(st.integers(1, 50), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_training_order_is_a_permutation_in_every_epoch_however_it_is_cut(
+    seed: int, size: int, chunks: list[int]
+) -> None:
+    starts = itertools.accumulate(chunks, initial=0)
+    parts = [training_order(seed, size, start, count) for start, count in zip(starts, chunks, strict=False)]
+    order = training_order(seed, size, 0, 3 * size)
+    joined = np.concatenate(parts)[: 3 * size]
+    assert np.array_equal(joined, order[: len(joined)])
+    for epoch in range(3):
+        assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+def test_training_order_differs_between_epochs_and_seeds() -> None:
+    order = training_order(0, 50, 0, 100).tolist()
+    assert order[:50] != order[50:]
+    assert order[:50] != training_order(1, 50, 0, 50).tolist()
+
+
+# Points and metrics
+
+
+def test_points_are_hit_exactly_by_batches_that_do_not_divide_them(digits: Splits) -> None:
+    trial = tiny({"optim": {"batch_size": 16}, "eval": {"schedule": [20, 50, 200]}})
+    steps = list(train(trial, digits))
+    assert [step.images_seen for step in steps] == [16, 20, 36, 50, 66, 82, 90]
+    reached = [step.metrics[names.IMAGES_SEEN] for step in steps if step.metrics is not None]
+    assert reached == [20, 50, 90]
+    assert [step.images_seen for step in steps if step.metrics is not None] == reached
+    assert [point[names.OPTIMISER_STEPS] for point in steps[-1].state.points] == [2, 4, 7]
+
+
+def test_evaluation_does_not_change_training(variant: Trial, digits: Splits) -> None:
+    points, learner = run(train(variant, digits))
+    more = Trial.build(variant.dump(), {"eval": {"val_images": 300, "test_images": 40, "mixed": False}})
+    points_of_more, learner_of_more = run(train(more, digits))
+    assert [p[names.TRAIN_LOSS] for p in points] == [p[names.TRAIN_LOSS] for p in points_of_more]
+    assert points[-1][names.VAL_LOSS] != points_of_more[-1][names.VAL_LOSS]
+    assert same(weights(learner), weights(learner_of_more))
+
+
+def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits) -> None:
+    trial = tiny({"method": "ae", "eval": {"schedule": [32, 48]}, "budget": {"images": 48}})
+    points, _ = run(train(trial, digits))
+    learner = trial.method.create(trial, 64, torch.device("cpu"))
+    losses = []
+    for start in (0, 16, 32):
+        images = digits.train.images(training_order(0, len(digits.train), start, 16))
+        losses.append(learner.update(images).loss_B.mean().item())
+    reported = [point[names.TRAIN_LOSS] for point in points]
+    assert reported == pytest.approx([(losses[0] + losses[1]) / 2, losses[2]], rel=1e-6)
+
+
+def test_evaluation_is_a_mean_over_images_and_no_matter_of_batches(
+    digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = tiny().method.create(tiny(), 64, torch.device("cpu"))
+    together = evaluate(learner, digits.val, 40, torch.device("cpu"))
+    encoded = learner.encode(digits.val.images(slice(0, 40)))
+    assert together.loss == pytest.approx(encoded.loss_B.mean().item(), rel=1e-6)
+    assert together.nfe == (encoded.nfe_forward_B + encoded.nfe_backward_B).double().mean()
+    monkeypatch.setattr(training, "ENCODE_BATCH", 7)
+    in_parts = evaluate(learner, digits.val, 40, torch.device("cpu"))
+    assert (in_parts.loss, in_parts.nfe) == pytest.approx((together.loss, together.nfe), rel=1e-5)
+
+
+def test_evaluation_takes_all_images_where_there_are_fewer(digits: Splits) -> None:
+    learner = tiny({"method": "ae"}).method.create(tiny({"method": "ae"}), 64, torch.device("cpu"))
+    few = digits.val.take(slice(0, 9))
+    asked_for_more = evaluate(learner, few, 1000, torch.device("cpu"))
+    assert asked_for_more.loss == evaluate(learner, few, 9, torch.device("cpu")).loss
+    assert asked_for_more.loss != evaluate(learner, few, 8, torch.device("cpu")).loss
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_evaluations_of_the_decoder_are_counted_per_image(updates: int, digits: Splits) -> None:
+    (*_, point), _ = run(train(tiny({"solver": RK4, "optim": {"updates_per_batch": updates}}), digits))
+    # Three steps of four gradients and the loss at the end; one pass and one pullback for the weights.
+    assert point[names.NFE_FORWARD] == updates * (3 * 4 + 1 + 1)
+    assert point[names.NFE_BACKWARD] == updates * (3 * 4 + 1)
+    assert point[names.ENCODE_NFE] == 3 * 4 + 1 + 3 * 4
+    (*_, point), _ = run(train(tiny({"method": "ae", "optim": {"updates_per_batch": updates}}), digits))
+    assert (point[names.NFE_FORWARD], point[names.NFE_BACKWARD], point[names.ENCODE_NFE]) == (updates, updates, 0)
+
+
+def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digits: Splits) -> None:
+    points, ae = run(train(tiny({"method": "ae"}), digits))
+    gfe = tiny().method.create(tiny(), 64, torch.device("cpu"))
+    gfe.decoder.load_state_dict(ae.decoder.state_dict())
+    by_flow = evaluate(gfe, digits.test, 15, torch.device("cpu"))
+    assert points[-1][names.MIXED_TEST_LOSS] == by_flow.loss != points[-1][names.TEST_LOSS]
+
+
+def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:
+    trial = tiny({"method": "ae"})
+    learner, before = (trial.method.create(trial, 64, torch.device("cpu")) for _ in range(2))
+    images = digits.train.images(slice(0, 16))
+    learner.update(images)
+    logits = before.decoder(before.encoder(images))
+    total = 16 * torch.nn.functional.binary_cross_entropy_with_logits(logits, images)
+    expected = torch.autograd.grad(total, list(before.networks.parameters()))
+    gradients = [parameter.grad for parameter in learner.networks.parameters()]
+    torch.testing.assert_close(gradients, list(expected), rtol=1e-4, atol=1e-6)
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_a_trial_that_diverges_ends_with_a_marked_point(batches: int, variant: Trial, digits: Splits) -> None:
+    progress = train(variant, digits)
+    *_, step = itertools.islice(progress, batches)
+    learner = step.state.learner
+    with torch.no_grad():
+        next(learner.decoder.parameters())[0, 0] = math.nan
+    poisoned, optimiser = weights(learner), copy.deepcopy(learner.optimiser.state_dict())
+    rest = list(progress)
+
+    (last,) = rest
+    assert last.metrics is not None
+    assert last.metrics[names.DIVERGED] == 1
+    assert all(math.isfinite(value) for value in last.metrics.values())
+    images_seen = [point[names.IMAGES_SEEN] for point in last.state.points]
+    assert images_seen == sorted(set(images_seen))
+    assert images_seen[-1] == last.images_seen > step.images_seen
+    assert all(
+        torch.equal(torch.nan_to_num(now), torch.nan_to_num(poisoned[name])) for name, now in weights(learner).items()
+    )
+    torch.testing.assert_close(learner.optimiser.state_dict(), optimiser, rtol=0, atol=0)
+    assert list(train(variant, digits, copy.deepcopy(last.state.state_dict()))) == []
+
+
+def test_a_trial_that_diverges_on_its_last_update_is_marked(digits: Splits) -> None:
+    points, _ = run(train(tiny({"optim": {"lr": 1e30}}), digits))
+    assert points[-1][names.DIVERGED] == 1
+    assert all(math.isfinite(value) for point in points for value in point.values())
