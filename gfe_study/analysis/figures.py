@@ -34,7 +34,7 @@ def data_efficiency(trials: pd.DataFrame, points: pd.DataFrame, metric: str = na
             highlights.insert(0, (first, FIRST, "first trial"))
         for run_id, colour, label in highlights:
             shown = points[points["run_id"] == run_id]
-            text = f"{label}: {trials.loc[trials['run_id'] == run_id, 'name'].iloc[0]}"
+            text = f"{label}, ends at {shown[metric].iloc[-1]:.4f}"
             axes.plot(shown[names.IMAGES_SEEN], shown[metric], "o-", color=colour, markersize=3.5, label=text, zorder=2)
         if len(points["run_id"].unique()) > len(highlights):
             axes.plot([], [], color=OTHERS, linewidth=0.8, label="other trials")
@@ -48,7 +48,7 @@ def data_efficiency(trials: pd.DataFrame, points: pd.DataFrame, metric: str = na
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlabel("training images seen")
         axes.set_ylabel(f"{metric.replace('_', ' ')} (nats per pixel)")
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=8)
         return figure
 
 
