@@ -185,7 +185,7 @@ def resume(
     journal = _journal(label, storage)
     assert journal.study is not None
     recorded = journal.study
-    declared = Study.build(recorded["study"], recorded["source"])
+    declared = Study.build(recorded["study"], **recorded["source"])
     given = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
     changed = {key: value for key, value in given.items() if value is not None}
     options = Options(**{**recorded["options"], "storage": storage, **changed})

@@ -189,13 +189,11 @@ class Tracker:
             for name, text in texts.items():
                 self.client.log_text(self.parent_id, text, name)
 
-    def close_study(self, status: str, files: list[Path], metrics: dict[str, float]) -> None:
-        """End the parent run, with the best trial's files and final metrics."""
+    def close_study(self, status: str, tags: dict[str, str], files: list[Path]) -> None:
+        """End the parent run, with tags that name the best trial, and that trial's files."""
         assert self.parent_id is not None
         with _explained(self.uri):
-            stored = self._last_step(self.parent_id)
-            if metrics.get(names.IMAGES_SEEN, -1.0) > stored:
-                self._log(self.parent_id, [metrics])
+            self.client.log_batch(self.parent_id, tags=[RunTag(*tag) for tag in tags.items()])
             for file in files:
                 self.client.log_artifact(self.parent_id, str(file))
             self.client.set_terminated(self.parent_id, status)

@@ -15,7 +15,7 @@ def point(images: float) -> dict[str, float]:
 
 def filled(folder: Path) -> None:
     with Journal.open(folder) as journal:
-        journal.record_study({"question": "?"}, "space.yaml", {"storage": "results"})
+        journal.record_study({"question": "?"}, {"source": "space.yaml"}, {"storage": "results"})
         journal.record_asked(Asked(0, 0, {"optim.lr": 1e-3}, "aa", {"seed": 0}))
         journal.record_points("aa", [point(480), point(960)])
         journal.record_outcome("aa", Outcome(FINISHED))

@@ -130,6 +130,30 @@ def test_amd_says_why_each_sample_stopped(reason: Result, options: dict[str, flo
         assert solution.nfe_forward_B.tolist() == [9] * 4
 
 
+@properties
+@given(st.floats(0.5, 30), st.floats(0.1, 5), st.floats(1.1, 3))
+def test_amd_hits_tau_exactly_and_never_passes_it(tau: float, s_initial: float, kappa: float) -> None:
+    times: list[float] = []
+    solver = AMD(tau=tau, s_initial=s_initial, kappa=kappa, min_slope=0)
+    solution = solve(solver, image_problem(gain=1), observe=lambda active: times.extend(active["time"].tolist()))
+    assert solution.result_B.tolist() == [Result.REACHED_TAU] * 4
+    assert solution.time_B.tolist() == [tau] * 4
+    assert max(times) == tau
+
+
+def test_a_sample_within_rounding_of_tau_is_there() -> None:
+    # Ten times 0.1 is 1 − 1e-16: no step of the length that is left can lower a loss.
+    solution = solve(AMD(tau=1, s_initial=0.1, s_max=0.1, min_slope=0), image_problem(gain=1))
+    assert solution.result_B.tolist() == [Result.REACHED_TAU] * 4
+    assert solution.time_B.tolist() == [1.0] * 4
+    assert solution.nfe_forward_B.tolist() == [11] * 4
+
+
+def test_tau_cuts_the_first_step_too() -> None:
+    solution = solve(AMD(tau=0.6, s_initial=1.9), scalar_problem([1.0]))
+    assert (solution.latent_BL.item(), solution.time_B.item(), solution.num_steps_B.item()) == (0.6, 0.6, 1)
+
+
 @pytest.mark.parametrize("solver", [AMD(tau=5), RK4(tau=5, slices=9)])
 def test_a_sample_that_overflows_is_reported_and_leaves_the_others_alone(solver: Solver) -> None:
     problem = linear_problem()

@@ -72,15 +72,15 @@ def test_a_closed_trial_can_be_opened_again(uri: str) -> None:
     assert steps(uri, run.info.run_id) == [480, 960]
 
 
-def test_the_parent_run_is_found_again_and_ends_with_the_best_trials_metrics(uri: str) -> None:
+def test_the_parent_run_is_found_again_and_names_the_best_trial_of_the_last_start(uri: str) -> None:
     first = start(uri)
-    first.close_study(KILLED, [], point(480))
+    first.close_study(KILLED, {names.BEST_FINGERPRINT: "a"}, [])
     second = start(uri)
     assert second.parent_id == first.parent_id
-    second.close_study(FINISHED, [], point(960))
-    second.close_study(FINISHED, [], point(960))
+    second.close_study(FINISHED, {names.BEST_FINGERPRINT: "b"}, [])
     assert second.parent_id is not None
-    assert steps(uri, second.parent_id) == [480, 960]
+    parent = second.client.get_run(second.parent_id)
+    assert (parent.info.status, parent.data.tags[names.BEST_FINGERPRINT]) == (FINISHED, "b")
 
 
 def test_a_deleted_experiment_is_said_to_be_deleted(uri: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -103,6 +102,7 @@ class Study(Section):
     metric: Metric = Metric()
 
     _source: str = PrivateAttr("study")
+    _source_sha256: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def _nothing_is_given_twice(self) -> Self:
@@ -117,7 +117,9 @@ class Study(Section):
 
         A changed key is no longer searched. Raises `InputError`.
         """
-        return cls.build(read_yaml(path), str(path), changes, **options)
+        study = cls.build(read_yaml(path), str(path), changes, **options)
+        study._source_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return study
 
     @classmethod
     def build(
@@ -125,9 +127,11 @@ class Study(Section):
         declared: Mapping[str, Any],
         source: str,
         changes: Mapping[str, Any] | None = None,
+        *,
+        source_sha256: str = "",
         **options: Any,
     ) -> Self:
-        """The study of a mapping; see `load`."""
+        """The study of a mapping that came from `source`; see `load`."""
         with explained(source):
             study = cls.model_validate(declared)
         if changes:
@@ -138,7 +142,7 @@ class Study(Section):
         given = {key: value for key, value in options.items() if value is not None}
         with explained("options"):
             study = cls.model_validate({**study.model_dump(), **given})
-        study._source = source
+        study._source, study._source_sha256 = source, source_sha256
         study._check()
         return study
 
@@ -147,9 +151,10 @@ class Study(Section):
         """The file the study was read from, for error lines."""
         return self._source
 
-    def sha256(self) -> str:
-        """Hash of the study as it is run."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    @property
+    def source_sha256(self) -> str:
+        """Hash of the file the study was read from; empty if it was not read from one."""
+        return self._source_sha256
 
     def trial(self, params: Mapping[str, Any], seed: int) -> Trial:
         """The trial at a point of the space. Raises `InputError`."""

@@ -118,8 +118,8 @@ class Journal:
         if self._lock is not None:
             self._lock.release()
 
-    def record_study(self, study: dict[str, Any], source: str, options: dict[str, Any]) -> None:
-        """A start of the study, with everything `resume` needs."""
+    def record_study(self, study: dict[str, Any], source: dict[str, str], options: dict[str, Any]) -> None:
+        """A start of the study, with everything `resume` needs; `source` is the space's file and its hash."""
         self._append("study", study=study, source=source, options=options)
 
     def record_asked(self, asked: Asked) -> None:

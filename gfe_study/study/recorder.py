@@ -46,6 +46,7 @@ class Recorder:
         self._not_before = 0.0
         self._devices: dict[str, str] = {}
         for job in self.plan.finished():
+            remove_checkpoints(self.plan.trial_folder(job))
             if not self.tracker.is_closed(job.fingerprint):
                 self._deliver(job)
 
@@ -85,9 +86,9 @@ class Recorder:
                     self.tracker.close_trial(job.fingerprint, RUN_KILLED, {}, [])
             best = self.plan.best()
             folder = self.plan.trial_folder(best[0]) if best else None
-            points = self.plan.journal.points[best[0].fingerprint] if best else [{}]
+            tags = {names.BEST_FINGERPRINT: best[0].fingerprint, names.BEST_VALUE: f"{best[1]:.6f}"} if best else {}
             files = artifact_files(folder) if folder else []
-            self.tracker.close_study(RUN_KILLED if interrupted else RUN_FINISHED, files, points[-1])
+            self.tracker.close_study(RUN_KILLED if interrupted else RUN_FINISHED, tags, files)
         except TrackingError as error:
             self.on_problem(str(error))
             return False

@@ -94,15 +94,16 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
     writable(folder, "choose another --storage")
     tracker = Tracker(label)
     with Journal.open(folder) as journal:
-        journal.record_study(study.model_dump(mode="json"), study.source, asdict(options))
+        source = {"source": study.source, "source_sha256": study.source_sha256}
+        journal.record_study(study.model_dump(mode="json"), source, asdict(options))
         plan = Plan.make(study, splits.sha256, journal)
         observer.planned(plan, splits)
-        source = Path(study.source)
+        space = Path(study.source)
         shared = {
-            **provenance(source.absolute().parent),
+            **provenance(space.absolute().parent),
             names.STUDY: label,
-            names.SPACE: source.name,
-            names.SPACE_SHA256: study.sha256(),
+            names.SPACE: space.name,
+            names.SPACE_SHA256: study.source_sha256,
             names.ENTROPY_FLOOR: f"{entropy_floor(splits.test):.6f}",
         }
         declared = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -170,7 +171,8 @@ class Driver:
         self._queue = deque(self.plan.missing())
         self._told: set[int] = set()
         self._started = time.monotonic()
-        self._images_before = self._images()
+        self._first: tuple[float, float] | None = None
+        self._reported = False
         self._folders = [str(folder) for folder in data_folders()]
 
     def next_job(self) -> Job | None:
@@ -212,6 +214,7 @@ class Driver:
     def result(self, fingerprint: str, points: list[dict[str, float]], device: str, problems: list[str]) -> None:
         """A trial reported."""
         job = self.live[fingerprint]
+        self._reported = True
         self.damaged.extend(problems)
         for problem in problems:
             self.observer.problem(problem)
@@ -247,10 +250,6 @@ class Driver:
 
     def _show(self) -> None:
         states = [self.plan.state(job) for job in self.plan.jobs.values() if job.fingerprint not in self.live]
-        elapsed = time.monotonic() - self._started
-        images = self._images()
-        budget = next(iter(self.plan.jobs.values())).trial.budget.images
-        rate = (images - self._images_before) / elapsed if elapsed else 0.0
         best = self.plan.best()
         self.observer.progress(
             Snapshot(
@@ -259,7 +258,18 @@ class Driver:
                 running=len(self.live),
                 failed=states.count(FAILED),
                 best=best[1] if best else None,
-                elapsed_seconds=elapsed,
-                remaining_seconds=(self.plan.total * budget - images) / rate if rate else None,
+                elapsed_seconds=time.monotonic() - self._started,
+                remaining_seconds=self._remaining_seconds(),
             )
         )
+
+    def _remaining_seconds(self) -> float | None:
+        """From the images seen since the first report, which leaves the start of the workers out."""
+        now, images = time.monotonic(), self._images()
+        if self._first is None:
+            self._first = (now, images) if images and self._reported else None
+            return None
+        since, before = self._first
+        budget = next(iter(self.plan.jobs.values())).trial.budget.images
+        left = self.plan.total * budget - images
+        return left * (now - since) / (images - before) if images > before else None
