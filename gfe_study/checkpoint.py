@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,13 @@ def write_checkpoint(path: Path, content: dict[str, Any], previous: Path | None 
         OSError: the disk is full or read-only; what was at `path` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Through memory: on a full disk torch's own writer raises an error of its archive, not of the disk.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():

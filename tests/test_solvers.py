@@ -131,10 +131,10 @@ def test_amd_says_why_each_sample_stopped(reason: Result, options: dict[str, flo
 
 
 @properties
-@given(st.floats(0.5, 30), st.floats(0.1, 5), st.floats(1.1, 3))
+@given(st.floats(0.5, 10), st.floats(0.1, 5), st.floats(1.1, 50))
 def test_amd_hits_tau_exactly_and_never_passes_it(tau: float, s_initial: float, kappa: float) -> None:
     times: list[float] = []
-    solver = AMD(tau=tau, s_initial=s_initial, kappa=kappa, min_slope=0)
+    solver = AMD(tau=tau, s_initial=s_initial, s_max=100, kappa=kappa, min_slope=0)
     solution = solve(solver, image_problem(gain=1), observe=lambda active: times.extend(active["time"].tolist()))
     assert solution.result_B.tolist() == [Result.REACHED_TAU] * 4
     assert solution.time_B.tolist() == [tau] * 4

@@ -238,6 +238,7 @@ def test_evaluations_of_the_decoder_are_counted_per_image(updates: int, digits: 
     # Three steps of four gradients and the loss at the end; one pass and one pullback for the weights.
     assert point[names.NFE_FORWARD] == updates * (3 * 4 + 1 + 1)
     assert point[names.NFE_BACKWARD] == updates * (3 * 4 + 1)
+    assert point[names.OPTIMISER_STEPS] == updates * 7
     assert point[names.ENCODE_NFE] == 3 * 4 + 1 + 3 * 4
     (*_, point), _ = run(train(tiny({"method": "ae", "optim": {"updates_per_batch": updates}}), digits))
     assert (point[names.NFE_FORWARD], point[names.NFE_BACKWARD], point[names.ENCODE_NFE]) == (updates, updates, 0)
@@ -249,6 +250,17 @@ def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digit
     gfe.decoder.load_state_dict(ae.decoder.state_dict())
     by_flow = evaluate(gfe, digits.test, 15, torch.device("cpu"))
     assert points[-1][names.MIXED_TEST_LOSS] == by_flow.loss != points[-1][names.TEST_LOSS]
+
+
+@pytest.mark.parametrize("method", CHOICES["method"])
+def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, digits: Splits) -> None:
+    trial = tiny({"method": method})
+    learner, before = (trial.method.create(trial, 64, torch.device("cpu")) for _ in range(2))
+    images = digits.train.images(slice(0, 16))
+    encoding = learner.update(images)
+    assert not same(weights(learner), weights(before))
+    torch.testing.assert_close(encoding.latent_BL, before.encode(images).latent_BL)
+    torch.testing.assert_close(encoding.loss_B, before.loss(before.decoder(encoding.latent_BL), images).detach())
 
 
 def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from gfe_study.config.base import InputError, Section, explained, suggestion
 from gfe_study.config.files import read_yaml
-from gfe_study.config.trial import PRESETS, Trial, flatten, merge, unflatten
+from gfe_study.config.trial import PRESETS, Trial, flatten, merge, named, unflatten
 
 RangeKind = Literal["uniform", "loguniform", "int", "logint", "choice"]
 _FORMS = "{uniform: [low, high]}, {loguniform: [low, high]}, {int: …}, {logint: …} or {choice: [a, b, …]}"
@@ -31,8 +31,6 @@ class Range(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_yaml(cls, given: Any) -> Any:
-        if isinstance(given, Range) or (isinstance(given, Mapping) and set(given) == {"kind", "values"}):
-            return given
         if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in get_args(RangeKind):
             raise _refused(given, _FORMS)
         ((kind, values),) = given.items()
@@ -60,8 +58,10 @@ class Range(Section):
         """Whether a value can be drawn from this range."""
         if self.kind == "choice":
             return value in self.values
-        whole = self.kind in ("uniform", "loguniform") or value == int(value)
-        return isinstance(value, int | float) and whole and self.values[0] <= value <= self.values[1]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        inside = self.values[0] <= value <= self.values[1]
+        return bool(inside and (self.kind in ("uniform", "loguniform") or value == int(value)))
 
 
 class Metric(Section):
@@ -135,10 +135,14 @@ class Study(Section):
         with explained(source):
             study = cls.model_validate(declared)
         if changes:
-            changed = flatten(changes)
+            changed = flatten({key: named(key, value) for key, value in changes.items()})
+            searched = {key: drawn for key, drawn in study.nuisance.items() if key not in changed}
+            starts = tuple(
+                start if isinstance(start, str) else {key: start[key] for key in start if key not in changed}
+                for start in study.start_from
+            )
             fixed = merge(study.fixed, changes)
-            nuisance = {key: drawn for key, drawn in study.nuisance.items() if key not in changed}
-            study = study.model_copy(update={"fixed": fixed, "nuisance": nuisance})
+            study = study.model_copy(update={"fixed": fixed, "nuisance": searched, "start_from": starts})
         given = {key: value for key, value in options.items() if value is not None}
         with explained("options"):
             study = cls.model_validate({**study.model_dump(), **given})

@@ -154,11 +154,12 @@ class Trial(Section):
         Raises:
             InputError: an unknown key, a value of the wrong type or out of range, a pair that makes no sense.
         """
-        given = merge({}, *layers)
-        preset = given.setdefault("preset", cls.model_fields["preset"].default)
-        if preset not in PRESETS:
+        preset = cls.model_fields["preset"].default
+        for layer in layers:
+            preset = layer.get("preset", preset)
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"{where}: preset: given {preset!r}; {suggestion(str(preset), list(PRESETS))}")
-        resolved = merge({"data": {"name": "digits"}}, PRESETS[preset], given)
+        resolved = merge({"preset": preset, "data": {"name": "digits"}}, PRESETS[preset], *layers)
         implied: dict[str, Any] = {}
         for section, names in CHOICES.items():
             value = resolved.get(section)
@@ -190,7 +191,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _named(section: str, value: Any) -> Any:
+def named(section: str, value: Any) -> Any:
     return {"name": value} if section in CHOICES and isinstance(value, str) else value
 
 
@@ -199,7 +200,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            old, new = merged.get(key), _named(key, value)
+            old, new = merged.get(key), named(key, value)
             if isinstance(old, Mapping) and isinstance(new, Mapping):
                 renamed = "name" in new and new["name"] != old.get("name")
                 merged[key] = dict(new) if renamed else {**old, **new}
@@ -212,8 +213,9 @@ def _under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     merged = dict(given)
     for section, values in defaults.items():
         current = merged.get(section)
-        if isinstance(current, Mapping):
-            fields = choice_class(section, current["name"]).model_fields if section in CHOICES else values
+        name = current.get("name") if isinstance(current, Mapping) else None
+        if isinstance(current, Mapping) and isinstance(name, str) and name in CHOICES.get(section, {}):
+            fields = choice_class(section, name).model_fields
             merged[section] = {**{key: value for key, value in values.items() if key in fields}, **current}
     return merged
 

@@ -88,6 +88,8 @@ class MNIST(Dataset):
     def _read(self, folder: Path, *, train: bool) -> Split:
         raw = self._dataset_class()(str(folder), train=train)
         labels = raw.targets.numpy().astype(np.int64)
+        if len(raw.data) != len(labels):
+            raise ValueError(f"{len(raw.data)} images, {len(labels)} labels")
         pixels = raw.data.numpy().reshape(len(labels), -1)
         kept = np.isin(labels, self.train_labels if train else self.test_labels)
         return Split(pixels[kept], labels[kept])

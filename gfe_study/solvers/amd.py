@@ -169,7 +169,9 @@ class AMD(Solver):
         elif len(index := accepted.nonzero().flatten()):
             grad = grad.index_copy(0, index, pullback(index))
         slope = advance(self._slope(active, loss), full_like_batch(candidate, torch.inf))
-        time = torch.where(active.step >= self.tau - active.time, self.tau, active.time + active.step)
+        time = active.time + active.step
+        # What is left after so many sums is rounding: a step of that length could not lower a loss.
+        time = torch.where(self.tau - time <= 4 * torch.finfo(time.dtype).eps * self.tau, self.tau, time)
         used = active.fraction * active.trial_step if self.scale_update == "accepted" else active.trial_step
         grown = (used * self.kappa).clamp_(self.s_initial, self.s_max)
 
