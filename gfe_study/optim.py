@@ -21,7 +21,7 @@ class Optimiser(Section, ABC):
     batch_size: int = Field(16, gt=0)
     """Training images per batch."""
     updates_per_batch: int = Field(1, gt=0)
-    """Weight updates on each batch, its latents found anew for each; its images count as seen once."""
+    """Weight updates on each batch, its latents solved on from where they were; its images count as seen once."""
 
     @abstractmethod
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

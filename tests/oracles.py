@@ -50,10 +50,14 @@ def amd(settings: AMD, evaluate: LossAndGradient, start: list[float]) -> Path:
         return Path(z, losses, times, steps, nfe, steps + 1, result)
 
     while True:
+        tried = None
         for m in range(settings.max_backtracks + 1):
+            dt = min(settings.beta**m * s, settings.tau - t)
+            if dt == tried:  # cut by tau again
+                continue
             if nfe == settings.max_nfe:
                 return ended(Result.MAX_NFE)
-            dt = min(settings.beta**m * s, settings.tau - t)
+            tried = dt
             candidate = [zi - dt * gi for zi, gi in zip(z, g, strict=True)]
             new_loss, new_g = evaluate(candidate)
             nfe += 1

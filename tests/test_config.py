@@ -457,13 +457,13 @@ def test_a_space_of_the_working_folder_goes_before_a_shipped_one(
           solver.beta: {uniform: [0.3, 0.95]}
     """)
     )
-    study = Study.load(find_space("amd"), {"seed": 0}, trials=3, seeds=None)
+    study = Study.load(find_space("amd"), {"eval": {"mixed": False}}, trials=3, seeds=None)
     assert (study.question, study.trials, study.seeds, study.source) == ("Mine?", 3, 1, str(mine))
     assert study.trial({"solver.beta": 0.5}, seed=0).solver == AMD(beta=0.5, s_max=100)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"solver": {"slices": 9}}, {"solver": {"slices": 9}, "seed": 1}], ids=["one", "two"]
+    "changes", [{"solver": {"slices": 9}}, {"solver": {"slices": 9}, "eval": {"mixed": False}}], ids=["one", "two"]
 )
 @pytest.mark.parametrize("start_from", [[], ["paper"], [{"solver.slices": 12, "optim.lr": 5e-4}]], ids=str)
 def test_a_key_that_is_set_is_no_longer_searched(changes: dict[str, Any], start_from: list[Any]) -> None:
@@ -491,3 +491,16 @@ def test_a_study_knows_the_hash_of_its_file(tmp_path: Path) -> None:
         assert hashes[-1] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert hashes[0] != hashes[1]
     assert build().source_sha256 == ""
+
+
+@pytest.mark.parametrize("changes", [{"fixed": {"seed": 7}}, {"nuisance": {"seed": {"int": [0, 9]}}, "start_from": []}])
+def test_a_seed_in_a_study_is_refused_rather_than_ignored(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="seed is given; allowed: seeds"):
+        build(**changes)
+
+
+def test_a_section_may_be_given_whole_and_by_key() -> None:
+    assert unflatten({"solver.beta": 0.5, "solver": "amd"}) == {"solver": {"beta": 0.5, "name": "amd"}}
+    whole = {"name": "amd"}
+    assert unflatten({"solver": whole, "solver.beta": 0.5}) == {"solver": {"name": "amd", "beta": 0.5}}
+    assert whole == {"name": "amd"}

@@ -316,3 +316,15 @@ def test_rk4_shows_its_observer_every_time_of_the_grid() -> None:
     seen: list[float] = []
     solve(RK4(tau=3, slices=6), image_problem(), observe=lambda step: seen.append(step["time"][0].item()))
     assert seen == logarithmic_grid(3, 6)[1:]
+
+
+def test_amd_refuses_a_flow_that_does_not_descend() -> None:
+    problem = image_problem()
+    with pytest.raises(ValueError, match="amd cannot follow"):
+        AMD().solve(NesterovFlow(), problem.objective(), problem.start())
+
+
+def test_a_step_cut_by_tau_is_tried_once() -> None:
+    solution = solve(AMD(s_initial=100, s_max=100, tau=0.2, beta=0.5, min_slope=0), scalar_problem([1.0], weight=4))
+    assert solution.result_B.tolist() == [Result.REACHED_TAU]
+    assert solution.nfe_forward_B.item() == 5  # the start, 0.2 and 0.195 in vain, 0.098, the rest

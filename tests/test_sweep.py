@@ -221,13 +221,14 @@ def test_a_trial_that_raises_is_named_and_the_study_goes_on(tmp_path: Path) -> N
     folder = tmp_path / "results" / "longer" / "trials" / first
     if folder.exists():
         folder.rename(tmp_path / "aside")
+    folder.parent.mkdir(exist_ok=True)
     folder.write_text("a file where the trial's folder should be")
     failed = gfe_study(tmp_path, "resume", "longer")
     assert failed.returncode == 1
     assert any(first in text and "failed: " in text for text in failed.stderr.splitlines())
     states = {run.data.tags[names.FINGERPRINT]: run for run in children(tmp_path, "longer")}
     assert states[first].info.status == "FAILED"
-    assert "Exists" in states[first].data.tags[names.FAILURE]
+    assert "Error" in states[first].data.tags[names.FAILURE]
     assert states[second].info.status == "FINISHED"
 
     folder.unlink()

@@ -109,6 +109,8 @@ class Study(Section):
         for key in self.nuisance:
             if key in flatten(self.fixed):
                 raise ValueError(f"{key} is given both under fixed and under nuisance")
+        if "seed" in {*self.fixed, *self.nuisance}:
+            raise ValueError("seed is given; allowed: seeds, the number of runs of every configuration")
         return self
 
     @classmethod
@@ -144,7 +146,7 @@ class Study(Section):
             fixed = merge(study.fixed, changes)
             study = study.model_copy(update={"fixed": fixed, "nuisance": searched, "start_from": starts})
         given = {key: value for key, value in options.items() if value is not None}
-        with explained("options"):
+        with explained(source):
             study = cls.model_validate({**study.model_dump(), **given})
         study._source, study._source_sha256 = source, source_sha256
         study._check()

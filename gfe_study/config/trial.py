@@ -239,13 +239,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         level = nested
         for part in path:
             below = level.setdefault(part, {})
-            if isinstance(below, str) and part in CHOICES:
-                below = level[part] = {"name": below}
             if not isinstance(below, dict):
                 raise InputError(f"{key}: {part} is already given the value {below!r}")
             level = below
-        if isinstance(level.get(last), dict) and isinstance(value, str) and last in CHOICES:
-            level[last]["name"] = value
+        below, value = level.get(last), named(last, value)
+        if isinstance(value, Mapping):
+            level[last] = {**below, **value} if isinstance(below, dict) else dict(value)
         else:
             level[last] = value
     return nested

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Diverged(ArithmeticError):
-    """The training loss of a batch is NaN or infinite. Raised before the optimiser steps."""
+    """The training loss of a batch is NaN or infinite. Raised before the optimiser steps on it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Learner(ABC):
         the decoder's pass for its weights.
 
         Raises:
-            Diverged: the loss is not finite; the weights are as they were.
+            Diverged: the loss of an update is not finite; that update has not touched the weights.
         """
 
     @abstractmethod

@@ -91,11 +91,13 @@ class AMD(Solver):
         return self
 
     def check_trial(self, trial: Trial) -> None:
-        flow = trial.flow
+        self._check_flow(trial.flow)
+
+    def _check_flow(self, flow: Flow) -> None:
         if not isinstance(flow, GradientFlow):
             raise ValueError(
-                f"solver.name: amd cannot follow flow.name={getattr(flow, 'name', flow)}: its test needs a "
-                "descent direction and momentum is none; allowed: flow.name=gradient, or solver.name=rk4"
+                f"solver.name: amd cannot follow flow.name={flow.name}: its test needs a descent direction and "
+                "momentum is none; allowed: flow.name=gradient, or solver.name=rk4"
             )
         if flow.alpha != "constant":
             raise ValueError(
@@ -107,6 +109,7 @@ class AMD(Solver):
     def solve(
         self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver | None = None
     ) -> Solution:
+        self._check_flow(flow)
         check_start(start_BL)
         solution = _blank(objective, start_BL)
         active = self._first(objective, start_BL)
@@ -182,7 +185,12 @@ class AMD(Solver):
         active.num_steps = active.num_steps + accepted
         active.fraction = advance(1.0, active.fraction * self.beta)
         active.trial_step = advance(grown, active.trial_step)
-        active.step = torch.minimum(active.trial_step * active.fraction, self.tau - active.time)
+        left = self.tau - active.time
+        if not everyone:
+            # Every step that τ cuts is the same candidate: it is not tried twice.
+            while bool((same := ~accepted & (active.trial_step * active.fraction >= left)).any()):
+                active.fraction = torch.where(same, active.fraction * self.beta, active.fraction)
+        active.step = torch.minimum(active.trial_step * active.fraction, left)
         return slope
 
     def _slope(self, active: _Active, loss: Tensor) -> Tensor:
