@@ -7,17 +7,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from gfe_study import names
 from gfe_study.config import Study
 from gfe_study.data.base import Splits, entropy_floor
 from gfe_study.study.plan import Job, Plan
+from gfe_study.study.recorder import settings
 from gfe_study.study.sweep import Outcome, Snapshot
 
 SECONDS_BETWEEN_LINES = 10.0
 BEST_SHOWN = 5
+BAR_WIDTH = 12
+WIDE = 95
 
 
 def duration(seconds: float | None) -> str:
@@ -39,14 +42,10 @@ class StudyView:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
-            console=console,
+        self._snapshot: tuple[float, Snapshot] | None = None
+        self._live = Live(
+            get_renderable=lambda: Text(self._line()), console=console, refresh_per_second=2, transient=True
         )
-        self._task = self._bar.add_task("trials", text="", total=None)
-        self._live = Live(self._bar, console=console, refresh_per_second=4, transient=True)
         self._printed_at = 0.0
         self._printed = (-1, -1)
 
@@ -83,17 +82,27 @@ class StudyView:
             self._live.start()
 
     def progress(self, snapshot: Snapshot) -> None:
-        text = (
-            f"{snapshot.finished}/{snapshot.total} done · {snapshot.running} running · {snapshot.failed} failed · "
-            f"best {names.VAL_LOSS} {number(snapshot.best) if snapshot.best is not None else '–'} · "
-            f"{duration(snapshot.elapsed_seconds)} elapsed · {duration(snapshot.remaining_seconds)} left"
-        )
-        self._bar.update(self._task, total=snapshot.total, completed=snapshot.finished, text=text)
+        self._snapshot = (time.monotonic(), snapshot)
         counts = (snapshot.finished, snapshot.failed)
         quiet = time.monotonic() - self._printed_at < SECONDS_BETWEEN_LINES
         if not self.console.is_terminal and (counts != self._printed or not quiet):
-            self._say(f"trials {text}")
+            self._say(f"trials {self._line()}")
             self._printed_at, self._printed = time.monotonic(), counts
+
+    def _line(self) -> str:
+        """Where the study is now, the clock running between reports."""
+        if self._snapshot is None:
+            return ""
+        at, seen = self._snapshot
+        since = time.monotonic() - at
+        left = max(0.0, seen.remaining_seconds - since) if seen.remaining_seconds is not None else None
+        filled = BAR_WIDTH * seen.finished // seen.total
+        bar = f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} " if self.console.width >= WIDE else ""
+        best = number(seen.best) if seen.best is not None else "–"
+        return (
+            f"{bar}{seen.finished}/{seen.total} done · {seen.running} running · {seen.failed} failed · "
+            f"best {names.VAL_LOSS} {best} · {duration(seen.elapsed_seconds + since)} elapsed · {duration(left)} left"
+        )
 
     def problem(self, text: str) -> None:
         self._say(f"[yellow]warning:[/yellow] {text}", markup=True)
@@ -116,15 +125,16 @@ def ranked(plan: Plan) -> list[tuple[Job, float]]:
 def best_table(plan: Plan) -> Table:
     """The best trials of a study: final metrics, and the values of what was searched."""
     rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in ranked(plan)[:BEST_SHOWN]]
-    wanted = (plan.study.metric.name, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.NFE_FORWARD, names.TRAIN_SECONDS)
+    wanted = (plan.study.metric.name, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.NFE_FORWARD)
     metrics = [name for name in dict.fromkeys(wanted) if any(name in point for _, point in rows)]
     table = Table(title="Best trials (losses in nats per pixel)", title_justify="left", box=None, pad_edge=False)
-    for header in ("#", *metrics, *plan.study.nuisance, "seed", "fingerprint"):
-        table.add_column(header, justify="right", overflow="fold")
+    for header in ("#", *metrics):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("settings")
+    table.add_column("fingerprint", no_wrap=True)
     for job, point in rows:
         shown = [f"{point[name]:.4f}" if name.endswith("_loss") else f"{point[name]:.1f}" for name in metrics]
-        params = [number(job.params[key]) for key in plan.study.nuisance]
-        table.add_row(str(job.number), *shown, *params, str(job.seed), job.fingerprint)
+        table.add_row(str(job.number), *shown, settings(job), job.fingerprint)
     return table
 
 

@@ -254,3 +254,15 @@ def test_logical_gpus_are_scheduled_on_a_machine_without(tmp_path: Path) -> None
     refused = gfe_study(tmp_path, "sweep", "smoke", "--gpus-per-trial", "64")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("error: --gpus-per-trial: given 64")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_resume_finds_the_images_where_the_sweep_found_them(tmp_path: Path, fashion_folder: Path) -> None:
+    line = ["sweep", "smoke", "--trials", "1", "--set", "data.name=fashion_mnist"]
+    given = environment(GFE_DATA_DIR=str(fashion_folder))
+    first = subprocess.run([*COMMAND, *line], cwd=tmp_path, env=given, capture_output=True, text=True, timeout=200)
+    assert first.returncode == 0, first.stderr
+    again = gfe_study(tmp_path, "resume", "smoke")
+    assert again.returncode == 0, again.stderr
+    assert "1 done already" in again.stderr

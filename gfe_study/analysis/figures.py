@@ -48,7 +48,7 @@ def data_efficiency(trials: pd.DataFrame, points: pd.DataFrame, metric: str = na
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlabel("training images seen")
         axes.set_ylabel(f"{metric.replace('_', ' ')} (nats per pixel)")
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
         return figure
 
 

@@ -47,8 +47,9 @@ class MNIST(Dataset):
         remedy = f"set {DATA_DIR_VARIABLE} to the folder that holds {self.torchvision_name}/raw"
         if not download:
             raise DataError(f"data.name: {self.name} not found; looked in {looked}; {remedy}")
-        self._download(folders[-1], looked, remedy)
-        return self._splits(folders[-1])
+        into = Path("data").resolve()
+        self._download(into, looked, remedy)
+        return self._splits(into)
 
     def _download(self, folder: Path, looked: str, remedy: str) -> None:
         try:
@@ -56,7 +57,7 @@ class MNIST(Dataset):
             with FileLock(folder / f".{self.torchvision_name}.lock"), _silence():
                 self._dataset_class()(str(folder), download=True)
         except Exception as error:  # torchvision raises whatever its mirrors made of it
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(
                 f"data.name: {self.name} not found; looked in {looked}; download failed ({reason}); {remedy}"
             ) from error

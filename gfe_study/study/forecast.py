@@ -8,6 +8,7 @@ from typing import Any
 
 from gfe_study import names
 from gfe_study.config import Study
+from gfe_study.data.mnist import data_folders
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.searcher import STARTUP_TRIALS, Suggester
@@ -47,7 +48,7 @@ class Forecast:
 
 def forecast(study: Study, label: str, storage: str) -> Forecast:
     """The plan of a sweep. Raises `InputError` as the sweep would; starts and writes nothing."""
-    splits = load_data(study, download=False)
+    splits = load_data(study, data_folders(), download=False)
     journal = Journal.read(study_folder(storage, label))
     plan = Plan.make(study, splits.sha256, journal)
     known = {job.fingerprint: plan.state(job) for job in plan.jobs.values()}

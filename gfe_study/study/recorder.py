@@ -147,12 +147,13 @@ def run_name(job: Job, *, with_seed: bool = True) -> str:
     """What tells a trial from its neighbours: `gfe·amd beta=0.75 s_max=10 seed 0`."""
     trial = job.trial
     method = trial.method.name if trial.method.name != "gfe" else f"gfe·{trial.solver.name}"
-    values = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in job.params.items()]
-    return " ".join([method, *values, *([f"seed {job.seed}"] if with_seed else [])])
+    return " ".join(filter(None, [method, settings(job), f"seed {job.seed}" if with_seed else ""]))
 
 
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def settings(job: Job) -> str:
+    """The searched values of a trial: `beta=0.75 s_max=10`."""
+    short = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in job.params.items()}
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in short.items())
 
 
 def artifact_files(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,8 @@ class Options:
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
     address: str | None = None
+    data_folders: tuple[str, ...] = ()
+    """Where the images were looked for when the study was last run; looked at after today's folders."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
     Raises:
         InputError: before any trial starts, if the data, the folder or the store cannot be used.
     """
-    splits = load_data(study, download=True)
+    folders = list(dict.fromkeys([*data_folders(), *map(Path, options.data_folders)]))
+    options = replace(options, data_folders=tuple(map(str, folders)))
+    splits = load_data(study, folders, download=True)
     folder = study_folder(options.storage, label)
     writable(folder, "choose another --storage")
     tracker = Tracker(label)
@@ -116,14 +120,18 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         return outcome
 
 
-def load_data(study: Study, *, download: bool) -> Splits:
-    """The study's dataset. Raises `InputError` if it varies between trials, or cannot be had."""
+def load_data(study: Study, folders: list[Path], *, download: bool) -> Splits:
+    """The study's dataset, from the first of the folders that holds it.
+
+    Raises:
+        InputError: it varies between trials, or cannot be had.
+    """
     if any(key.startswith("data.") for key in study.nuisance):
         raise InputError(f"{study.source}: nuisance: data.* cannot be searched; its losses would not be comparable")
     point = {key: drawn.values[0] for key, drawn in study.nuisance.items()}
     starts = study.start_points()
     trial = study.trial(starts[0] if starts else point, seed=0)
-    splits: Splits = trial.data.load(download=download)
+    splits: Splits = trial.data.load(folders, download=download)
     return splits
 
 
@@ -173,7 +181,6 @@ class Driver:
         self._started = time.monotonic()
         self._first: tuple[float, float] | None = None
         self._reported = False
-        self._folders = [str(folder) for folder in data_folders()]
 
     def next_job(self) -> Job | None:
         """The next trial to start, if there is room for one; also None when there is none left (see `done`)."""
@@ -207,7 +214,7 @@ class Driver:
             "trial": job.trial.dump(),
             "fingerprint": job.fingerprint,
             "folder": str(self.plan.trial_folder(job)),
-            "data_folders": self._folders,
+            "data_folders": list(self.options.data_folders),
             "cpus": self.options.cpus_per_trial,
         }
 
