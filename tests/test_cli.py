@@ -11,6 +11,8 @@ import yaml
 from gfe_study import names
 from gfe_study.cli import main
 from gfe_study.config import space_files
+from gfe_study.study.journal import Journal
+from gfe_study.tracking import RunSpec, Tracker
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = ["model.hidden=[16]", "model.latent_dim=4", "solver.max_nfe=6", "eval.schedule=[16]", "eval.val_images=16"]
@@ -208,3 +210,17 @@ def test_doctor_finds_versions_and_the_store(run: Run) -> None:
     assert "torch" in findings["versions"]["text"]
     assert findings["data digits"]["text"].startswith("1,197 + 300 + 300 images")
     assert findings["store"]["ok"]
+
+
+def test_doctor_closes_runs_that_a_killed_driver_left(run: Run, tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "results" / "amd") as journal:
+        journal.record_study({}, {}, {})
+    tracker = Tracker("amd")
+    tracker.open_study({}, "?", {})
+    tracker.open_trial(RunSpec("f" * 16, "left behind", {}, {}, {}))
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "BAD  study amd: 1 runs marked running that nobody writes to" in out
+    assert run("doctor", "--fix")[0] == 0
+    assert run("doctor")[0] == 0
+    assert Tracker("amd").orphans() == []

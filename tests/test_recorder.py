@@ -1,0 +1,136 @@
+"""The journal comes first: what the store has missed is delivered when it is back."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from gfe_study import names
+from gfe_study.config import Study, find_space
+from gfe_study.study.journal import Journal
+from gfe_study.study.plan import Job, Plan
+from gfe_study.study.recorder import Recorder
+from gfe_study.tracking import Tracker
+
+
+def point(images: int) -> dict[str, float]:
+    return {names.IMAGES_SEEN: float(images), names.VAL_LOSS: 1 / images, names.DIVERGED: 0.0}
+
+
+def planned(journal: Journal) -> tuple[Plan, Job]:
+    plan = Plan.make(Study.load(find_space("smoke")), "0" * 64, journal)
+    (job,) = plan.add(0, plan.study.start_points()[0])
+    return plan, job
+
+
+def opened(uri: str) -> Tracker:
+    tracker = Tracker("smoke", uri)
+    tracker.open_study({}, "?", {})
+    return tracker
+
+
+def stored(uri: str, tracker: Tracker) -> dict[str, tuple[str, list[int]]]:
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
+    return {
+        run.data.tags[names.FINGERPRINT]: (
+            run.info.status,
+            [entry.step for entry in client.get_metric_history(run.info.run_id, names.VAL_LOSS)],
+        )
+        for run in runs
+    }
+
+
+def test_a_store_that_lost_everything_is_filled_again_from_the_journal(tmp_path: Path) -> None:
+    first, second = (f"sqlite:///{tmp_path / name}.db" for name in ("first", "second"))
+    with Journal.open(tmp_path / "study") as journal:
+        plan, job = planned(journal)
+        recorder = Recorder(plan, opened(first), {}, print)
+        recorder.started(job)
+        recorder.reached(job, [point(32)], "cpu")
+        recorder.reached(job, [point(32), point(64)], "cpu")
+        recorder.finished(job)
+        assert recorder.close(interrupted=False)
+        tracker = opened(second)
+        Recorder(plan, tracker, {}, print)
+    assert stored(second, tracker) == {job.fingerprint: ("FINISHED", [32, 64])}
+
+
+def test_a_failure_is_a_tag_and_a_second_try_the_same_run(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    with Journal.open(tmp_path / "study") as journal:
+        plan, job = planned(journal)
+        tracker = opened(uri)
+        recorder = Recorder(plan, tracker, {}, print)
+        recorder.started(job)
+        recorder.reached(job, [point(32)], "cpu")
+        recorder.failed(job, "MemoryError: no more")
+        (run,) = tracker.client.search_runs([tracker.experiment_id], f"tags.{names.FAILURE} = 'MemoryError: no more'")
+        assert run.info.status == "FAILED"
+        recorder.started(job)
+        recorder.reached(job, [point(32), point(64)], "cpu")
+        recorder.finished(job)
+        assert recorder.close(interrupted=False)
+    assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64])}
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[None]:
+    """A real `mlflow server`, gone at the end."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'server.db'}",
+        "--artifacts-destination",
+        str(folder / "a"),
+    ]
+    settings = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 90
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                assert process.poll() is None, (folder / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            yield
+        finally:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gfe_study.study.recorder.SECONDS_BETWEEN_ATTEMPTS", 0.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    problems: list[str] = []
+    with Journal.open(tmp_path / "study") as journal:
+        plan, job = planned(journal)
+        with server(tmp_path, port):
+            tracker = opened(uri)
+            recorder = Recorder(plan, tracker, {}, problems.append)
+            recorder.started(job)
+            recorder.reached(job, [point(32)], "cpu")
+        recorder.reached(job, [point(64)], "cpu")
+        recorder.reached(job, [point(128)], "cpu")
+        assert len(problems) == 1
+        assert "kept in the journal" in problems[0]
+        with server(tmp_path, port):
+            recorder.reached(job, [point(256)], "cpu")
+            recorder.finished(job)
+            assert recorder.close(interrupted=False)
+            assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64, 128, 256])}
