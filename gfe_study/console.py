@@ -133,9 +133,15 @@ def best_table(plan: Plan) -> Table:
     table.add_column("settings")
     table.add_column("fingerprint", no_wrap=True)
     for job, point in rows:
-        shown = [f"{point[name]:.4f}" if name.endswith("_loss") else f"{point[name]:.1f}" for name in metrics]
+        shown = [_metric(name, point.get(name)) for name in metrics]
         table.add_row(str(job.number), *shown, settings(job), job.fingerprint)
     return table
+
+
+def _metric(name: str, value: float | None) -> str:
+    if value is None:
+        return "diverged" if name.endswith("_loss") else ""
+    return f"{value:.4f}" if name.endswith("_loss") else f"{value:.1f}"
 
 
 def closing(outcome: Outcome, label: str, console: Console) -> None:

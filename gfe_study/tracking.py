@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from filelock import FileLock
+
 from gfe_study import names
 from gfe_study.config import InputError
 
@@ -112,9 +114,29 @@ def connect(uri: str) -> MlflowClient:
     for logger in ("alembic", "mlflow"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     with _explained(uri):
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-        return client
+        path = _sqlite_file(uri)
+        if path is not None:
+            _make_sqlite(path)
+        return _answering(uri)
+
+
+def _answering(uri: str) -> MlflowClient:
+    client = MlflowClient(tracking_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def _make_sqlite(path: Path) -> None:
+    """Make an sqlite store beside its place and rename it: one half made by a killed process cannot be mended."""
+    if path.exists() and path.stat().st_size:
+        return
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists() and path.stat().st_size:
+            return
+        beside = path.with_name(f".{path.name}.new")
+        beside.unlink(missing_ok=True)
+        _answering(f"sqlite:///{beside}")
+        os.replace(beside, path)
 
 
 @dataclass(frozen=True)

@@ -224,3 +224,11 @@ def test_doctor_closes_runs_that_a_killed_driver_left(run: Run, tmp_path: Path) 
     assert run("doctor", "--fix")[0] == 0
     assert run("doctor")[0] == 0
     assert Tracker("amd").orphans() == []
+
+
+def test_a_trial_that_diverges_says_so(run: Run) -> None:
+    code, out, _ = run("train", *TINY_SETS, "--set", "optim.lr=1e30", "--json")
+    point = json.loads(out)
+    assert code == 1
+    assert point[names.DIVERGED] == 1
+    assert 0 < point[names.IMAGES_SEEN] <= 32

@@ -266,3 +266,16 @@ def test_resume_finds_the_images_where_the_sweep_found_them(tmp_path: Path, fash
     again = gfe_study(tmp_path, "resume", "smoke")
     assert again.returncode == 0, again.stderr
     assert "1 done already" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_study_whose_trials_diverge_ends_and_says_so(tmp_path: Path) -> None:
+    done = gfe_study(tmp_path, "sweep", "smoke", "--trials", "3", "--set", "optim.lr=1e30")
+    assert done.returncode == 0, done.stderr
+    assert "diverged" in done.stderr
+    runs = children(tmp_path, "smoke")
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert {run.data.tags[names.DIVERGED] for run in runs} == {"true"}
+    for run in runs:
+        assert [value for _, value, _ in history(tmp_path, run, names.DIVERGED)][-1] == 1
