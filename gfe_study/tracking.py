@@ -133,7 +133,7 @@ def _make_sqlite(path: Path) -> None:
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists() and path.stat().st_size:
             return
-        beside = path.with_name(f".{path.name}.new")
+        beside = path.absolute().with_name(f".{path.name}.new")
         beside.unlink(missing_ok=True)
         _answering(f"sqlite:///{beside}")
         os.replace(beside, path)

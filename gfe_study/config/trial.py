@@ -47,10 +47,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "method": "gfe",
         "flow": {"name": "gradient"},
-        "solver": {"name": "amd"},
+        "solver": {"name": "amd", "beta": 0.5, "s_max": 1000.0, "kappa": 2.0, "max_nfe": 100},
         "gradient": {"name": "approx"},
         "model": {"name": "mlp"},
-        "optim": {"name": "rmsprop"},
+        "optim": {"name": "rmsprop", "lr": 1e-3, "batch_size": 8, "updates_per_batch": 2},
     },
 }
 """`paper`: the constants of arXiv:2412.00864 to the letter. `best`: what this project measured to be best."""
