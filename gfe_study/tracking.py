@@ -134,7 +134,8 @@ def _make_sqlite(path: Path) -> None:
         if path.exists() and path.stat().st_size:
             return
         beside = path.absolute().with_name(f".{path.name}.new")
-        beside.unlink(missing_ok=True)
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
         _answering(f"sqlite:///{beside}")
         os.replace(beside, path)
 
