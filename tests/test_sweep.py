@@ -250,10 +250,14 @@ def test_seeds_are_runs_of_one_group(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_logical_gpus_are_scheduled_on_a_machine_without(tmp_path: Path) -> None:
+def test_more_than_ray_has_or_a_ray_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     refused = gfe_study(tmp_path, "sweep", "smoke", "--gpus-per-trial", "64")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("error: --gpus-per-trial: given 64")
+    absent = gfe_study(tmp_path, "sweep", "smoke", "--address", "127.0.0.1:9")
+    assert absent.returncode == 2
+    assert absent.stderr.splitlines()[-1].startswith("error: --address: given '127.0.0.1:9'")
+    assert children(tmp_path, "smoke") == []
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from gfe_study.config import InputError
+
 LONGEST_TEMPORARY_PATH = 40
 """Ray's sockets live below its temporary folder, and a socket's path is at most 107 characters."""
 
@@ -34,7 +36,7 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
         gpus: GPUs that Ray may use here; None for all. Logical ones do for trying out the scheduling.
 
     Raises:
-        ConnectionError: there is no cluster at `address`.
+        InputError: there is no cluster at `address`, or it does not let this process in.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -46,7 +48,12 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
     for logger in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     local: dict[str, Any] = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # Ray raises anything from ConnectionError to its own AuthenticationError
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        where = f"--address: given {address!r}; that Ray cannot be joined" if address else "Ray cannot be started here"
+        raise InputError(f"{where} ({lines[0][:250]})") from error
     try:
         with _terminate_like_interrupt():
             yield ray

@@ -115,7 +115,11 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         recorder = Recorder(plan, tracker, shared, observer.problem)
         outcome = Outcome(plan, interrupted=False, delivered=True, damaged=[])
         if plan.missing() or plan.unasked():
-            _run_missing(recorder, options, observer, outcome)
+            try:
+                _run_missing(recorder, options, observer, outcome)
+            except InputError:
+                recorder.close(interrupted=True)
+                raise
         outcome.delivered = recorder.close(outcome.interrupted)
         return outcome
 
