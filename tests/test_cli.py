@@ -62,6 +62,8 @@ NUISANCE = {"solver.s_max": {"loguniform": [10, 1000]}}
             {"nuisance": {"solver.bta": {"uniform": [0.1, 0.9]}}, "start_from": []},
             ["solver.bta", "did you mean 'beta'"],
         ),
+        ({"trials": True}, ["mine.yaml", "trials: given true", "a number"]),
+        ({"fixed": {"model": {"hidden": [100_000_000]}}}, ["model.hidden", "100000000", "less than or equal to 65536"]),
         ({"trials": "many"}, ["mine.yaml", "trials", "'many'", "allowed: a valid integer"]),
         ({"nuisance": {"optim.lr": {"choice": []}}}, ["optim.lr", "at least one value"]),
         ({"nuisance": {"optim.lr": {"loguniform": [0, 1]}}}, ["optim.lr", "[0, 1]", "above 0"]),

@@ -33,10 +33,16 @@ class Section(BaseModel):
     @classmethod
     def _refuse_unknown_keys(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
-            for key in values:
+            for key, value in values.items():
                 if key not in cls.model_fields:
                     near = suggestion(str(key), list(cls.model_fields))
                     raise PydanticCustomError("unknown_key", "{near}", {"key": str(key), "near": near})
+                if isinstance(value, bool) and cls.model_fields[key].annotation in (int, float):
+                    raise PydanticCustomError(
+                        "not_a_number",
+                        "{key}: given {value}; allowed: a number",
+                        {"key": key, "value": str(value).lower()},
+                    )
         return values
 
 

@@ -34,6 +34,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """YAML by the safe loader. Raises `InputError` with file, line and cause."""
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise InputError(f"{where}: nested too deeply; allowed: sections of keys and values") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from gfe_study.models.base import Decoder, Model, Vjp
 
+WIDEST = 2**16
+"""The widest layer that is no slip of the pen."""
+
 
 class MLPDecoder(Decoder):
     """Linear layers of the given widths with ELU between; logits last."""
@@ -58,8 +61,8 @@ class MLP(Model):
     """The papers' architecture; the encoder is the decoder mirrored."""
 
     name: Literal["mlp"] = "mlp"
-    latent_dim: int = Field(20, gt=0)
-    hidden: tuple[Annotated[int, Field(gt=0)], ...] = (150, 300, 600)
+    latent_dim: int = Field(20, gt=0, le=WIDEST)
+    hidden: tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...] = (150, 300, 600)
     """Widths of the decoder's hidden layers, from the latent outwards."""
 
     def decoder(self, pixels: int) -> MLPDecoder:

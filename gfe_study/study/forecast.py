@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gfe_study import names
 from gfe_study.config import Study
 from gfe_study.data.mnist import data_folders
@@ -59,7 +61,8 @@ def forecast(study: Study, label: str, storage: str) -> Forecast:
     budget = jobs[0].trial.budget.images
     seen = sum(int(points[-1][names.IMAGES_SEEN]) for job in jobs if (points := journal.points.get(job.fingerprint)))
     images = plan.total * budget - seen
-    weights = sum(w.numel() for w in jobs[0].trial.model.decoder(splits.pixels).parameters())
+    with torch.device("meta"):  # counted without being allocated
+        weights = sum(w.numel() for w in jobs[0].trial.model.decoder(splits.pixels).parameters())
     return Forecast(
         trials=trials,
         later=plan.total - len(jobs),
