@@ -269,7 +269,8 @@ class Tracker:
         """End an open trial's run. It can be opened again."""
         run = self._runs[fingerprint]
         with _explained(self.uri):
-            self.client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in tags.items()])
+            worth_it = {key: value for key, value in tags.items() if value or key in run.data.tags}
+            self.client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in worth_it.items()])
             for file in files:
                 self.client.log_artifact(run.info.run_id, str(file))
             self.client.set_terminated(run.info.run_id, status)

@@ -77,7 +77,7 @@ class MNIST(Dataset):
     def _splits(self, folder: Path) -> Splits:
         try:
             train, test = (self._read(folder, train=part) for part in (True, False))
-        except Exception as error:
+        except Exception as error:  # torchvision and numpy say it in many ways
             raise DataError(
                 f"data.name: {self.name}: {folder / self.torchvision_name / 'raw'} is damaged ({error}); "
                 "remove it to have it downloaded anew"
