@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -150,7 +151,9 @@ def closing(outcome: Outcome, label: str, console: Console) -> None:
     if plan.finished():
         console.print(best_table(plan))
     done, failed = len(plan.finished()), outcome.failed
-    lines = [f"{done} of {plan.total} trials finished, {len(failed)} failed"]
+    diverged = sum(math.isinf(value) for _, value in ranked(plan))
+    told = f" ({diverged} of them diverged)" if diverged else ""
+    lines = [f"{done} of {plan.total} trials finished{told}, {len(failed)} failed"]
     if outcome.damaged:
         lines.append(f"{len(outcome.damaged)} damaged checkpoints, named above; their trials went on from earlier ones")
     if not outcome.delivered:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.experiment import Trial as RayTrial
+from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search import Searcher
 
 from gfe_study import names
@@ -38,7 +39,8 @@ class JobSearcher(Searcher):
     """Hands Tune one job at a time, as soon as there is room for it."""
 
     def __init__(self, bridge: Bridge) -> None:
-        super().__init__(metric=names.VAL_LOSS, mode="min")
+        # Tune insists on a metric in every result; a trial that diverges at once has no loss to report.
+        super().__init__(metric=TRAINING_ITERATION, mode="max")
         self._bridge = bridge
 
     def suggest(self, trial_id: str) -> Any:
