@@ -8,6 +8,7 @@ Shapes: B batch, D pixels.
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,6 +24,10 @@ class Loss(Protocol):
         """∂ℓ/∂output of each sample, shape (B, D)."""
         ...
 
+    def curvature(self, output_BD: Tensor, target_BD: Tensor) -> Tensor:
+        """∂²ℓ/∂output² of each sample, shape (B, D): diagonal, since pixels add up. Not negative."""
+        ...
+
 
 class BernoulliNLL:
     """Binary cross-entropy with logits, mean over the D pixels: nats per pixel, the papers' number.
@@ -36,6 +41,10 @@ class BernoulliNLL:
     def gradient(self, output_BD: Tensor, target_BD: Tensor) -> Tensor:
         return output_BD.sigmoid().sub_(target_BD).div_(target_BD.shape[-1])
 
+    def curvature(self, output_BD: Tensor, target_BD: Tensor) -> Tensor:
+        white = output_BD.sigmoid()
+        return white * (1 - white) / target_BD.shape[-1]
+
 
 class SquaredError:
     """Half the squared Euclidean distance, ½‖x − y‖²: the loss whose flow is linear under a linear decoder."""
@@ -45,3 +54,6 @@ class SquaredError:
 
     def gradient(self, output_BD: Tensor, target_BD: Tensor) -> Tensor:
         return output_BD - target_BD
+
+    def curvature(self, output_BD: Tensor, target_BD: Tensor) -> Tensor:
+        return torch.ones_like(output_BD)

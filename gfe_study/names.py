@@ -7,6 +7,8 @@ from typing import Final
 
 # Metrics: the same under MLflow, Ray and `--json`. The MLflow step of every one is `images_seen`.
 IMAGES_SEEN: Final = "images_seen"
+IMAGES_USED: Final = "images_used"
+"""Training images counted once for every weight update they took part in; `images_seen` counts them once."""
 TRAIN_LOSS: Final = "train_loss"
 VAL_LOSS: Final = "val_loss"
 TEST_LOSS: Final = "test_loss"
@@ -25,7 +27,7 @@ ENCODE_SECONDS: Final = "encode_seconds"
 OPTIMISER_STEPS: Final = "optimiser_steps"
 DIVERGED: Final = "diverged"
 
-COUNTS: Final = (IMAGES_SEEN, OPTIMISER_STEPS, DIVERGED)
+COUNTS: Final = (IMAGES_SEEN, IMAGES_USED, OPTIMISER_STEPS, DIVERGED)
 """Metrics that are whole numbers."""
 
 # Tags of a trial's MLflow run.

@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gfe_study.config import Section
+
+Count = Annotated[int, Field(gt=0)]
 
 
 class Optimiser(Section, ABC):
@@ -18,10 +21,34 @@ class Optimiser(Section, ABC):
 
     name: str
     lr: float = Field(5e-4, gt=0)
+    lr_half_images: int | None = Field(None, gt=0)
+    """Images seen at which the learning rate is half of `lr`: lr / (1 + images seen / this); None: constant."""
     batch_size: int = Field(16, gt=0)
     """Training images per batch."""
-    updates_per_batch: int = Field(1, gt=0)
-    """Weight updates on each batch, its latents solved on from where they were; its images count as seen once."""
+    updates_per_batch: Count | tuple[tuple[Annotated[int, Field(ge=0)], Count], ...] = 1
+    """Weight updates on each batch, its latents solved on from where they were; its images count as seen once.
+
+    A number, or a schedule of pairs [images seen, updates]: each number of updates holds from those images on.
+    """
+
+    @field_validator("updates_per_batch")
+    @classmethod
+    def _schedule_is_in_order(cls, value: int | tuple[tuple[int, int], ...]) -> int | tuple[tuple[int, int], ...]:
+        if not isinstance(value, int):
+            starts = [images for images, _ in value]
+            if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+                raise ValueError("a number, or pairs [images seen, updates] from 0 images on, in increasing order")
+        return value
+
+    def lr_at(self, images_seen: int) -> float:
+        """Learning rate of the batch that follows `images_seen` images; it does not depend on the budget."""
+        return self.lr if self.lr_half_images is None else self.lr / (1 + images_seen / self.lr_half_images)
+
+    def updates_at(self, images_seen: int) -> int:
+        """Weight updates on the batch that follows `images_seen` images."""
+        if isinstance(self.updates_per_batch, int):
+            return self.updates_per_batch
+        return [updates for images, updates in self.updates_per_batch if images <= images_seen][-1]
 
     @abstractmethod
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -44,6 +44,7 @@ class TrainingState:
     points: list[Metrics] = field(default_factory=list)
     """The metrics of every evaluation so far."""
     best_val_loss: float = math.inf
+    images_used: int = 0
     optimiser_steps: int = 0
     nfe_forward: float = 0.0
     nfe_backward: float = 0.0
@@ -55,6 +56,7 @@ class TrainingState:
         "images_seen",
         "points",
         "best_val_loss",
+        "images_used",
         "optimiser_steps",
         "nfe_forward",
         "nfe_backward",
@@ -137,8 +139,13 @@ def training_order(seed: int, size: int, start: int, count: int) -> np.ndarray[A
 
 def _train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, Any]) -> None:
     target_BD = split.images(index, progress.device)
+    index_B = torch.from_numpy(index).to(progress.device)
+    optim = progress.learner.trial.optim
+    updates = optim.updates_at(progress.images_seen)
+    for group in progress.learner.optimiser.param_groups:
+        group["lr"] = optim.lr_at(progress.images_seen)
     started = time.perf_counter()
-    encoding = progress.learner.update(target_BD)
+    encoding = progress.learner.update(target_BD, index_B, updates)
     loss_sum = float(encoding.loss_B.sum())  # waits for the device
     progress.train_seconds += time.perf_counter() - started
     progress.nfe_forward += float(encoding.nfe_forward_B.sum())
@@ -146,7 +153,8 @@ def _train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, A
     progress.loss_sum += loss_sum
     progress.loss_count += len(index)
     progress.images_seen += len(index)
-    progress.optimiser_steps += progress.learner.trial.optim.updates_per_batch
+    progress.images_used += len(index) * updates
+    progress.optimiser_steps += updates
 
 
 class Evaluated(NamedTuple):
@@ -179,6 +187,7 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
     test = evaluate(learner, splits.test, options.test_images, progress.device)
     metrics = {
         names.IMAGES_SEEN: float(progress.images_seen),
+        names.IMAGES_USED: float(progress.images_used),
         names.OPTIMISER_STEPS: float(progress.optimiser_steps),
         names.TRAIN_LOSS: progress.loss_sum / progress.loss_count,
         names.VAL_LOSS: val.loss,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from problems import Problem
+from torch import Tensor
 
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.base import Result
@@ -89,3 +91,29 @@ def longest_step(settings: AMD, evaluate: LossAndGradient, z: list[float], s: fl
         if lowered < loss - settings.sigma * dt * sum(gi * gi for gi in g):
             return dt
     raise AssertionError("no step lowers the loss")
+
+
+def euler_adjoint(problem: Problem, alphas: list[float], steps: list[float], latents: list[Tensor]) -> list[Tensor]:
+    """Eq. 2–4 for the gradient flow under Euler's rule, with the Hessians written out; dL/dθ per weight.
+
+    a_N = ∇ℓ(z_N); a_n = a_{n+1} − h_n α_n H(z_n) a_{n+1}; dL/dθ = ∂_θ ℓ(z_N) − Σ_n h_n α_n ∂_θ[a_{n+1}ᵀ ∇ℓ(z_n)].
+    """
+    weights = list(problem.decoder.parameters())
+    total = [torch.zeros_like(weight) for weight in weights]
+
+    def sample_loss(z: Tensor, sample: int) -> Tensor:
+        return problem.loss(problem.decoder(z[None]), problem.target_BD[sample : sample + 1]).sum()
+
+    for sample in range(len(problem.target_BD)):
+        z = latents[-1][sample].clone().requires_grad_()
+        loss = sample_loss(z, sample)
+        *direct, costate = torch.autograd.grad(loss, [*weights, z])
+        total = [t + d for t, d in zip(total, direct, strict=True)]
+        for alpha, h, node in reversed(list(zip(alphas, steps, latents[:-1], strict=True))):
+            z = node[sample].clone().requires_grad_()
+            (grad,) = torch.autograd.grad(sample_loss(z, sample), z, create_graph=True)
+            mixed = torch.autograd.grad(costate @ grad, weights, allow_unused=True)
+            total = [t - h * alpha * m if m is not None else t for t, m in zip(total, mixed, strict=True)]
+            hessian = torch.autograd.functional.hessian(functools.partial(sample_loss, sample=sample), node[sample])
+            costate = costate - h * alpha * hessian @ costate
+    return total

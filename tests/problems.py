@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.special
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gfe_study.losses import BernoulliNLL, Loss, SquaredError
+from gfe_study.models.base import Decoder
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.solvers.objective import Objective
 
@@ -21,7 +22,7 @@ from gfe_study.solvers.objective import Objective
 class Problem:
     """A decoder, a loss and targets, in float64; the flow starts from zero."""
 
-    decoder: MLPDecoder
+    decoder: Decoder
     loss: Loss
     target_BD: Tensor
 
@@ -29,7 +30,7 @@ class Problem:
         return Objective(self.decoder, self.loss, self.target_BD[rows])
 
     def start(self) -> Tensor:
-        return self.target_BD.new_zeros(len(self.target_BD), self.decoder.layers[0].in_features)
+        return self.target_BD.new_zeros(len(self.target_BD), next(self.decoder.parameters()).shape[1])
 
     def gradient(self, latent_BL: Tensor) -> Tensor:
         """∇_z ℓ by autograd."""
@@ -42,6 +43,8 @@ class Problem:
 @dataclass(frozen=True)
 class LinearProblem(Problem):
     """½‖Wz + b − y‖²: both flows have a closed form from zero."""
+
+    decoder: MLPDecoder
 
     def _gram_and_end(self) -> tuple[Tensor, Tensor]:
         weight, bias = self.decoder.layers[0].weight.detach(), self.decoder.layers[0].bias.detach()
@@ -91,3 +94,26 @@ def image_problem(batch: int = 4, seed: int = 0, gain: float = 2.0) -> Problem:
     """Cross-entropy of seven pixels from two latents through a hidden layer."""
     pixels = torch.rand(batch, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return Problem(_decoder([2, 9, 7], seed, gain), BernoulliNLL(), pixels)
+
+
+class SmoothDecoder(Decoder):
+    """tanh between two linear layers: ELU's second derivative jumps at 0, which hides an order above 1 or 2."""
+
+    def __init__(self, latent: int, hidden: int, pixels: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(latent, hidden), nn.Tanh(), nn.Linear(hidden, pixels))
+
+    def forward(self, latent_KL: Tensor) -> Tensor:
+        return self.net(latent_KL)
+
+
+def smooth_problem(batch: int = 3, seed: int = 0) -> Problem:
+    """Cross-entropy of seven pixels from two latents through a decoder that knows nothing but autograd."""
+    problem = image_problem(batch, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = SmoothDecoder(2, 9, 7).double()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(2)
+    return Problem(decoder, problem.loss, problem.target_BD)

@@ -14,9 +14,10 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 LAYERS = [
     {"config", "names"},
-    {"losses", "models", "data", "optim"},
+    {"losses", "data", "optim"},
+    {"models"},
     {"solvers"},
-    {"gradients"},
+    {"gradients", "starts"},
     {"methods"},
     {"training"},
     {"study"},

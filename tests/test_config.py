@@ -60,8 +60,10 @@ def other(value: Any) -> Any:
     """Another value, as near as may be, so that it is valid as well."""
     if isinstance(value, bool):
         return not value
+    if value is None:
+        return 7
     if isinstance(value, list):
-        return [*value, 7]
+        return [*value[:-1], [value[-1][0], 7]] if isinstance(value[-1], list) else [*value, 7]
     return value + 1 if isinstance(value, int) else 0.99 * value or 0.1
 
 
@@ -180,7 +182,7 @@ def test_amd_implies_a_constant_alpha_and_rk4_does_not() -> None:
         ({"solver": "adm"}, ["solver", "given 'adm'", "did you mean 'amd'", "rk4"]),
         ({"flow": "gradeint"}, ["flow", "given 'gradeint'", "did you mean 'gradient'", "nesterov"]),
         ({"flow": {"name": 5}}, ["flow", "given 5", "gradient, nesterov"]),
-        ({"solver": {"name": ["amd"]}}, ["solver", "given ['amd']", "amd, rk4"]),
+        ({"solver": {"name": ["amd"]}}, ["solver", "given ['amd']", "amd, amd_nesterov"]),
         ({"flow": "nesterov", "solver": "amd"}, ["amd cannot follow flow.name=nesterov", "flow.name=gradient"]),
         ({"flow": {"alpha": "exponential"}}, ["flow.alpha", "given 'exponential'", "allowed: constant"]),
         ({"preset": "pape"}, ["preset", "given 'pape'", "did you mean 'paper'", "best"]),
@@ -367,7 +369,7 @@ def test_a_bad_range_is_refused_in_one_line(given: Any, words: list[str]) -> Non
     ("nuisance", "words"),
     [
         ({"solver.slices": {"int": [1, 5]}}, ["solver.slices", "given 1", "greater than or equal to 2"]),
-        ({"solver.base": {"uniform": [0.5, 4]}}, ["solver.base", "given 0.5", "greater than 1"]),
+        ({"solver.base": {"uniform": [0.5, 4]}}, ["solver.base", "given 0.5", "greater than or equal to 1"]),
         ({"optim.alpha": {"uniform": [0.5, 1]}}, ["optim.alpha", "given 1", "less than 1"]),
         ({"solver.tau": {"uniform": [1, float("inf")]}}, ["solver.tau", "given inf", "finite"]),
         ({"solver.slcs": {"int": [3, 5]}}, ["solver.slcs: unknown key", "did you mean 'slices'"]),

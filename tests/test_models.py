@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import LinearProblem, image_problem, linear_problem
+from problems import image_problem
 from torch import Tensor, nn
 
 from gfe_study.config import CHOICES
 from gfe_study.config.trial import choice_class
-from gfe_study.gradients.approx import Approximate
-from gfe_study.losses import SquaredError
+from gfe_study.losses import BernoulliNLL, Loss, SquaredError
 from gfe_study.models.base import Decoder
 from gfe_study.models.mlp import MLP, MLPDecoder
-from gfe_study.solvers.amd import AMD
-from gfe_study.solvers.base import Solution
-from gfe_study.solvers.fields import GradientFlow
 
 SELECTIONS = [None, torch.tensor([3, 0]), torch.tensor([], dtype=torch.long), torch.arange(5)]
 
@@ -46,6 +42,32 @@ def test_linearize_is_the_decoder_and_its_derivative(
     torch.testing.assert_close(vjp(grad, selected), expected)
     assert not output.requires_grad
     assert all(parameter.grad is None for parameter in decoder.parameters())
+
+
+@pytest.mark.parametrize("jacobian", [MLPDecoder.jacobian, Decoder.jacobian], ids=["mlp", "by autograd"])
+def test_jacobian_is_the_derivative_by_every_latent(jacobian: object, decoder: MLPDecoder, latents: Tensor) -> None:
+    output, tangents = jacobian(decoder, latents)
+    torch.testing.assert_close(output, decoder(latents).detach())
+    for row in range(5):
+        expected = torch.autograd.functional.jacobian(decoder, latents[row])
+        torch.testing.assert_close(tangents[row], expected.t())
+    assert not tangents.requires_grad
+
+
+@pytest.mark.parametrize("loss", [BernoulliNLL(), SquaredError()], ids=lambda loss: type(loss).__name__)
+def test_latent_gradient_is_autograds_and_so_is_its_derivative(
+    loss: Loss, decoder: MLPDecoder, latents: Tensor
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    target = torch.rand(5, 7, dtype=torch.float64, generator=generator)
+    direction = torch.randn(5, 3, dtype=torch.float64, generator=generator)
+    found = []
+    for way in (MLPDecoder.latent_gradient, Decoder.latent_gradient):
+        z = latents.clone().requires_grad_()
+        gradient = way(decoder, loss, z, target)
+        products = torch.autograd.grad(gradient, [z, *decoder.parameters()], direction, materialize_grads=True)
+        found.append([gradient.detach(), *products])
+    torch.testing.assert_close(*found)
 
 
 def test_elu_stands_between_the_layers(decoder: MLPDecoder, latents: Tensor) -> None:
@@ -87,52 +109,3 @@ def test_pullback_is_the_gradient_of_the_rows_asked_for(evaluated: Tensor | None
     torch.testing.assert_close(gradient, expected[chosen])
     assert objective.nfe_forward_B.nonzero().flatten().tolist() == sorted(rows.tolist())
     assert objective.nfe_backward_B.nonzero().flatten().tolist() == sorted(rows[chosen].tolist())
-
-
-def solved(problem: LinearProblem, tau: float) -> Solution:
-    solver = AMD(tau=tau, s_initial=0.01, s_max=0.01, min_slope=0)
-    return solver.solve(GradientFlow(alpha="constant"), problem.objective(), problem.start())
-
-
-def test_approximate_gradient_is_autograds_at_the_latents_held_fixed() -> None:
-    problem = image_problem()
-    solution = AMD(max_nfe=10).solve(GradientFlow(alpha="constant"), problem.objective(), problem.start())
-    loss_B = Approximate().backward(problem.decoder, problem.loss, problem.target_BD, solution)
-    parameters = list(problem.decoder.parameters())
-    latent_BL = solution.latent_BL.clone()
-    total = problem.loss(problem.decoder(latent_BL), problem.target_BD).sum()
-    torch.testing.assert_close([p.grad for p in parameters], list(torch.autograd.grad(total, parameters)))
-    torch.testing.assert_close(loss_B, solution.loss_B)
-    assert not loss_B.requires_grad
-
-
-def test_approximate_gradient_tends_to_the_exact_one_as_the_flow_converges() -> None:
-    problem = linear_problem()
-    parameters = list(problem.decoder.parameters())
-    gaps = []
-    for tau in (1.0, 5.0, 25.0):
-        problem.decoder.zero_grad()
-        Approximate().backward(problem.decoder, problem.loss, problem.target_BD, solved(problem, tau))
-        approximate = torch.cat([p.grad.flatten() for p in parameters])
-        exact = torch.cat([g.flatten() for g in torch.autograd.grad(exact_loss(problem, tau), parameters)])
-        gaps.append(((approximate - exact).norm() / exact.norm()).item())
-    assert gaps[0] > 5 * gaps[1] > 25 * gaps[2]
-
-
-def exact_loss(problem: LinearProblem, tau: float) -> Tensor:
-    """The loss at the closed form of z(τ), differentiable through it."""
-    weight, bias = problem.decoder.layers[0].weight, problem.decoder.layers[0].bias
-    gram = weight.t() @ weight
-    end_LB = torch.linalg.solve(gram, weight.t() @ (problem.target_BD - bias).t())
-    latent_BL = (end_LB - torch.matrix_exp(-gram * tau) @ end_LB).t()
-    return SquaredError()(problem.decoder(latent_BL), problem.target_BD).sum()
-
-
-def test_no_gradient_is_computed_where_a_loss_is_not_finite() -> None:
-    problem = image_problem()
-    solution = AMD(max_nfe=3).solve(GradientFlow(alpha="constant"), problem.objective(), problem.start())
-    with torch.no_grad():
-        problem.decoder.layers[0].weight[0, 0] = torch.nan
-    loss_B = Approximate().backward(problem.decoder, problem.loss, problem.target_BD, solution)
-    assert loss_B.isnan().all()
-    assert all(parameter.grad is None for parameter in problem.decoder.parameters())

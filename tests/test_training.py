@@ -83,7 +83,8 @@ def test_every_method_learns_and_reports(method: str, digits: Splits) -> None:
     assert [point[names.IMAGES_SEEN] for point in points] == [16, 300, 640]
     for loss in (names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS):
         assert points[0][loss] > 1.1 * points[-1][loss]
-    expected = {*SECONDS, names.IMAGES_SEEN, names.OPTIMISER_STEPS, names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS}
+    expected = {*SECONDS, names.IMAGES_SEEN, names.IMAGES_USED, names.OPTIMISER_STEPS}
+    expected |= {names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS}
     expected |= {names.ENCODE_NFE, names.NFE_FORWARD, names.NFE_BACKWARD, names.DIVERGED}
     expected |= {f"{encoding}_{names.TEST_LOSS}" for encoding in learner.encodings}
     for point in points:
@@ -205,8 +206,9 @@ def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits)
     learner = trial.method.create(trial, 64, torch.device("cpu"))
     losses = []
     for start in (0, 16, 32):
-        images = digits.train.images(training_order(0, len(digits.train), start, 16))
-        losses.append(learner.update(images).loss_B.mean().item())
+        index = training_order(0, len(digits.train), start, 16)
+        encoding = learner.update(digits.train.images(index), torch.from_numpy(index), 1)
+        losses.append(encoding.loss_B.mean().item())
     reported = [point[names.TRAIN_LOSS] for point in points]
     assert reported == pytest.approx([(losses[0] + losses[1]) / 2, losses[2]], rel=1e-6)
 
@@ -257,7 +259,7 @@ def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, d
     trial = tiny({"method": method})
     learner, before = (trial.method.create(trial, 64, torch.device("cpu")) for _ in range(2))
     images = digits.train.images(slice(0, 16))
-    encoding = learner.update(images)
+    encoding = learner.update(images, torch.arange(16), 1)
     assert not same(weights(learner), weights(before))
     torch.testing.assert_close(encoding.latent_BL, before.encode(images).latent_BL)
     torch.testing.assert_close(encoding.loss_B, before.loss(before.decoder(encoding.latent_BL), images).detach())
@@ -267,7 +269,7 @@ def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:
     trial = tiny({"method": "ae"})
     learner, before = (trial.method.create(trial, 64, torch.device("cpu")) for _ in range(2))
     images = digits.train.images(slice(0, 16))
-    learner.update(images)
+    learner.update(images, torch.arange(16), 1)
     logits = before.decoder(before.encoder(images))
     total = 16 * torch.nn.functional.binary_cross_entropy_with_logits(logits, images)
     expected = torch.autograd.grad(total, list(before.networks.parameters()))

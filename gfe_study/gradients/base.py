@@ -1,10 +1,16 @@
 """How the loss at z* is differentiated with respect to the decoder's weights.
 
-Shapes: B batch, D pixels.
+Shapes: B batch, L latent, D pixels, S solver state.
 """
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
 from torch import Tensor
 
 from gfe_study.config import Section
@@ -12,15 +18,76 @@ from gfe_study.losses import Loss
 from gfe_study.models.base import Decoder
 from gfe_study.solvers.base import Solution
 
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """What differentiating a batch gave and cost.
+
+    Attributes:
+        loss_B: ℓ of each sample at its z*, detached.
+        nfe_forward_B: decoder evaluations, per sample.
+        nfe_backward_B: backward passes through the decoder, per sample; one through the gradient of another is
+            one more.
+    """
+
+    loss_B: Tensor
+    nfe_forward_B: Tensor
+    nfe_backward_B: Tensor
+
 
 class Gradient(Section, ABC):
     """Adds dL/dθ, L the sum of ℓ over the batch, to the `.grad` of the decoder's weights."""
 
     name: str
+    needs_path: ClassVar[bool] = False
+    """Whether it differentiates the steps of the solver, which must then be kept."""
 
     @abstractmethod
-    def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Tensor:
-        """Returns ℓ of each sample at its z*, shape (B,), detached.
+    def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Differentiated:
+        """Differentiate at a solution.
 
         Where ℓ of a sample is not finite, no gradient is computed: the caller stops the trial.
+
+        Raises:
+            ValueError: the gradient needs the path and the solution has none.
         """
+
+    def check_trial(self, trial: Trial) -> None:
+        """Raise `ValueError` if this gradient cannot serve the trial's other choices."""
+        if self.needs_path and trial.solver.scheme is None:
+            raise ValueError(
+                f"gradient.name: given {self.name!r} with solver.name={trial.solver.name}, which follows no flow whose "
+                "steps could be differentiated; at a minimum approx is exact; allowed: approx"
+            )
+
+
+class PathObjective:
+    """∇_z ℓ of some rows of a batch, with its autograd graph in z and in θ; counts its evaluations."""
+
+    def __init__(self, decoder: Decoder, loss: Loss, target_BD: Tensor) -> None:
+        self.decoder = decoder
+        self.loss = loss
+        self.target_BD = target_BD
+        self.evaluations = 0
+
+    def gradient(self, latent_BL: Tensor) -> Tensor:
+        """∇_z ℓ, shape (B, L), differentiable."""
+        self.evaluations += 1
+        if not latent_BL.requires_grad:
+            latent_BL = latent_BL.detach().requires_grad_()
+        return self.decoder.latent_gradient(self.loss, latent_BL, self.target_BD)
+
+
+def weights_of(decoder: Decoder) -> list[torch.nn.Parameter]:
+    """The weights that are trained."""
+    return [weight for weight in decoder.parameters() if weight.requires_grad]
+
+
+def add_gradients(weights: Iterable[torch.nn.Parameter], gradients: Iterable[Tensor | None]) -> None:
+    """Add to `.grad`; None stands for zero."""
+    for weight, gradient in zip(weights, gradients, strict=True):
+        if gradient is not None:
+            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)

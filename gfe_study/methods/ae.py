@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gfe_study import names
 from gfe_study.methods.base import Diverged, Encoding, Learner, Method, seeded
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
 
 
 class AutoencoderLearner(Learner):
@@ -21,8 +24,7 @@ class AutoencoderLearner(Learner):
             self.encoder = self.trial.model.encoder(pixels).to(device)
         return {"encoder": self.encoder}
 
-    def update(self, target_BD: Tensor) -> Encoding:
-        updates = self.trial.optim.updates_per_batch
+    def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
         for _ in range(updates):
             self.optimiser.zero_grad(set_to_none=True)
             latent_BL = self.encoder(target_BD)
@@ -31,6 +33,7 @@ class AutoencoderLearner(Learner):
                 raise Diverged
             loss_B.sum().backward()
             self.optimiser.step()
+        self.start.remember(latent_BL.detach(), index_B)
         passes_B = torch.full((len(target_BD),), float(updates), device=target_BD.device)
         return Encoding(latent_BL.detach(), loss_B.detach(), passes_B, passes_B)
 
@@ -48,3 +51,10 @@ class Autoencoder(Method):
 
     name: Literal["ae"] = "ae"
     learner = AutoencoderLearner
+
+    def check_trial(self, trial: Trial) -> None:
+        if trial.gradient.name != "approx":
+            raise ValueError(
+                f"gradient.name: given {trial.gradient.name!r} with method=ae, whose latents come from an encoder and "
+                "whose decoder is trained through it; allowed: approx"
+            )

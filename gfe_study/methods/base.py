@@ -13,12 +13,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from gfe_study.config import Section
 from gfe_study.losses import BernoulliNLL
 from gfe_study.solvers.objective import Objective
+from gfe_study.starts.base import Starter
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -68,6 +68,10 @@ class Learner(ABC):
             self.decoder: Decoder = trial.model.decoder(pixels).to(device)
         self.networks = nn.ModuleDict({"decoder": self.decoder})
         self.networks.update(self.build_networks(pixels, device))
+        with seeded(trial.seed, "encoder"):
+            encoder = dict(self.networks.items()).get("encoder")
+            self.start: Starter = trial.start.create(trial.model, pixels, encoder).to(device)
+        self.networks["start"] = self.start
         self.optimiser: torch.optim.Optimizer = trial.optim.build(self.networks.parameters())
 
     def build_networks(self, pixels: int, device: torch.device) -> dict[str, nn.Module]:
@@ -75,8 +79,13 @@ class Learner(ABC):
         return {}
 
     @abstractmethod
-    def update(self, target_BD: Tensor) -> Encoding:
-        """One batch of training: `optim.updates_per_batch` steps of the optimiser.
+    def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
+        """One batch of training.
+
+        Args:
+            target_BD: images.
+            index_B: their places in the training split.
+            updates: steps of the optimiser.
 
         Returns the encoding whose `loss_B` is the training loss before the (last) step; the counts include
         the decoder's pass for its weights.
@@ -90,10 +99,9 @@ class Learner(ABC):
         """Latents of images by the method's own encoding, or by one of `encodings`."""
 
     def encode_by_flow(self, target_BD: Tensor) -> Encoding:
-        """Latents by following the trial's flow with its solver from zero."""
+        """Latents by following the trial's flow with its solver from its start."""
         objective = Objective(self.decoder, self.loss, target_BD)
-        start_BL = target_BD.new_zeros(len(target_BD), self.trial.model.latent_dim)
-        solution = self.trial.solver.solve(self.trial.flow, objective, start_BL)
+        solution = self.trial.solver.solve(self.trial.flow, objective, self.start(target_BD))
         return Encoding(solution.latent_BL, solution.loss_B, solution.nfe_forward_B, solution.nfe_backward_B)
 
     @torch.no_grad()
@@ -118,8 +126,3 @@ class Method(Section, ABC):
     def create(self, trial: Trial, pixels: int, device: torch.device) -> Learner:
         """A fresh learner for images of D = `pixels`, its weights drawn from the trial's seed."""
         return self.learner(trial, pixels, device)
-
-    @model_serializer(mode="wrap")
-    def _as_a_name(self, handler: SerializerFunctionWrapHandler) -> Any:
-        values = handler(self)
-        return self.name if set(values) == {"name"} else values

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Section
+from gfe_study.losses import Loss
 
 Vjp = Callable[[Tensor, Tensor | None], Tensor]
 """(∂ℓ/∂output of the selected rows, selection or None for all) -> ∂ℓ/∂z of the selected rows."""
@@ -31,6 +32,25 @@ class Decoder(nn.Module):
             return grad_KL if selected is None else grad_KL[selected]
 
         return output_KD.detach(), vjp
+
+    def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]:
+        """D(z), shape (K, D), and ∂D/∂z, shape (K, L, D): L tangents per row, by forward differentiation."""
+        latent_KL = latent_KL.detach()
+        basis_LKL = torch.eye(latent_KL.shape[1]).to(latent_KL)[:, None].expand(-1, *latent_KL.shape)
+
+        def along(tangent_KL: Tensor) -> tuple[Tensor, Tensor]:
+            output_KD, tangent_KD = torch.func.jvp(self, (latent_KL,), (tangent_KL,))[:2]
+            return output_KD, tangent_KD
+
+        with torch.no_grad():
+            output_LKD, tangent_LKD = torch.func.vmap(along)(basis_LKL)
+        return output_LKD[0], tangent_LKD.transpose(0, 1)
+
+    def latent_gradient(self, loss: Loss, latent_KL: Tensor, target_KD: Tensor) -> Tensor:
+        """∇_z ℓ, shape (K, L), differentiable once more in z and in θ; what the full adjoint differentiates."""
+        total = loss(self(latent_KL), target_KD).sum()
+        (grad_KL,) = torch.autograd.grad(total, latent_KL, create_graph=True)
+        return grad_KL
 
 
 class Model(Section, ABC):

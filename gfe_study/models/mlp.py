@@ -3,14 +3,17 @@
 Shapes: K rows of a batch, L latent, D pixels, H hidden.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from gfe_study.losses import Loss
 from gfe_study.models.base import Decoder, Model, Vjp
 
 WIDEST = 2**16
@@ -55,6 +58,78 @@ class MLPDecoder(Decoder):
             return grad
 
         return logits_KD, vjp
+
+    @torch.no_grad()
+    def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]:
+        # The tangents of the first layer are its weights: only the others cost matrix products.
+        *inner, last = [(layer.weight, layer.bias) for layer in self._linears()]
+        hidden_KH, tangent_KLH = latent_KL, None
+        for weight, bias in inner:
+            hidden_KH = F.elu_(torch.addmm(bias, hidden_KH, weight.t()))
+            slope_KH = (hidden_KH + 1).clamp_(max=1.0)
+            through = weight.t() if tangent_KLH is None else tangent_KLH @ weight.t()
+            tangent_KLH = through * slope_KH[:, None]
+        logits_KD = torch.addmm(last[1], hidden_KH, last[0].t())
+        if tangent_KLH is None:
+            return logits_KD, last[0].detach().t().expand(len(latent_KL), -1, -1)
+        return logits_KD, tangent_KLH @ last[0].t()
+
+    def latent_gradient(self, loss: Loss, latent_KL: Tensor, target_KD: Tensor) -> Tensor:
+        weights = [part for layer in self._linears() for part in (layer.weight, layer.bias)]
+        grad_KL: Tensor = _LatentGradient.apply(loss, target_KD, latent_KL, *weights)
+        return grad_KL
+
+
+class _LatentGradient(torch.autograd.Function):
+    """∇_z ℓ of a multilayer perceptron, and its vector–Jacobian product in z and θ.
+
+    The product ∂⟨a, ∇_z ℓ⟩/∂(z, θ) is the derivative along a of ∂ℓ/∂(z, θ) (Pearlmutter 1994): one pass of
+    tangents forward and one backward beside the activations that the gradient itself left. Autograd through its
+    own backward pass keeps more than twice as much.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Loss, target_KD: Tensor, latent_KL: Tensor, *weights: Tensor) -> Tensor:
+        layers = list(_layers(weights))
+        hidden = [latent_KL]
+        for weight, bias in layers[:-1]:
+            hidden.append(F.elu_(torch.addmm(bias, hidden[-1], weight.t())))
+        output_KD = torch.addmm(layers[-1][1], hidden[-1], layers[-1][0].t())
+        pulled = [loss.gradient(output_KD, target_KD)]
+        for (weight, _), activation in zip(reversed(layers[1:]), reversed(hidden[1:]), strict=True):
+            pulled.append(torch.ops.aten.elu_backward(pulled[-1] @ weight, 1.0, 1.0, 1.0, True, activation))
+        ctx.loss = loss
+        ctx.save_for_backward(target_KD, output_KD, *weights, *hidden, *pulled[1:])
+        return pulled[-1] @ layers[0][0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direction_KL: Tensor) -> tuple[Tensor | None, ...]:
+        target_KD, output_KD, *saved = ctx.saved_tensors
+        count = (len(saved) - 1) // 4 + 1  # of layers: two weights and two activations each, but for the last
+        weights = saved[0 : 2 * count : 2]
+        hidden = saved[2 * count : 3 * count]
+        pulled = [*reversed(saved[3 * count :]), ctx.loss.gradient(output_KD, target_KD)]
+        tangents, preactivations = [direction_KL], []
+        for weight, activation in zip(weights[:-1], hidden[1:], strict=True):
+            preactivations.append(tangents[-1] @ weight.t())
+            tangents.append(preactivations[-1] * (activation + 1).clamp_(max=1.0))
+        turned = ctx.loss.curvature(output_KD, target_KD) * (tangents[-1] @ weights[-1].t())
+        products: list[Tensor] = []
+        for i in reversed(range(count)):
+            weight_product = turned.t() @ hidden[i] + pulled[i].t() @ tangents[i]
+            products = [weight_product, turned.sum(0), *products]
+            turned = turned @ weights[i]
+            if i:
+                turned = torch.ops.aten.elu_backward(turned, 1.0, 1.0, 1.0, True, hidden[i])
+                # ELU's second derivative equals its first below zero, and vanishes above.
+                turned += (pulled[i - 1] * preactivations[i - 1]).masked_fill_(hidden[i] >= 0, 0.0)
+        return None, None, turned, *products
+
+
+def _layers(weights: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weight and bias of each layer."""
+    return zip(weights[::2], weights[1::2], strict=True)
 
 
 class MLP(Model):

@@ -5,45 +5,34 @@ Shapes: B batch, K samples still active, L latent, W slope window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, Self
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gfe_study.solvers.base import Result, Solution, Solver, StepObserver, check_start, full_like_batch
-from gfe_study.solvers.fields import Flow, GradientFlow
+from gfe_study.solvers.base import Result, full_like_batch
+from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, rows_of
 from gfe_study.solvers.objective import Objective
-
-if TYPE_CHECKING:
-    from gfe_study.config import Trial
+from gfe_study.solvers.runge_kutta import EULER
 
 
 @dataclass
-class _Active:
-    """Everything that is per sample, for the samples still on their way; a row is a sample."""
+class _Candidate(Active):
+    """What AMD tries next."""
 
-    row: Tensor
-    latent: Tensor
-    grad: Tensor
-    loss: Tensor
-    time: Tensor
     trial_step: Tensor
     """s_n, the step that m = 0 tries."""
     fraction: Tensor
     """β^m of the next candidate."""
     step: Tensor
     """min(β^m s_n, τ − t), the step of the next candidate."""
-    num_steps: Tensor
     past_loss: Tensor
     """Ring of the losses of the last W accepted points, shape (K, W)."""
 
-    def keep(self, kept: Tensor) -> _Active:
-        return _Active(*(getattr(self, field.name)[kept] for field in fields(self)))
 
-
-class AMD(Solver):
+class AMD(DescentSolver[_Candidate]):
     """Explicit Euler along −∇_z ℓ, each step the longest of s_n, β s_n, β² s_n, … that lowers the sample's loss.
 
     Per sample at step n: ŝ_n = max(κ s_{n−1}, s₀), s_n = min(ŝ_n, s_max); the smallest m = 0, 1, … with
@@ -77,12 +66,10 @@ class AMD(Solver):
     """Accepted steps over which that slope is taken."""
     max_backtracks: int = Field(40, ge=0)
     """The largest m tried."""
-    max_nfe: int = Field(10_000, gt=0)
-    """Decoder evaluations per sample after which it stops wherever it is."""
     scale_update: Literal["accepted", "scale"] = "accepted"
     """What κ multiplies: the accepted step β^m s_n (the published code), or s_n itself (the text)."""
 
-    implies = {"flow.alpha": "constant"}
+    scheme = EULER
 
     @model_validator(mode="after")
     def _steps_are_ordered(self) -> Self:
@@ -90,70 +77,19 @@ class AMD(Solver):
             raise ValueError(f"s_initial ({self.s_initial:g}) exceeds s_max ({self.s_max:g})")
         return self
 
-    def check_trial(self, trial: Trial) -> None:
-        self._check_flow(trial.flow)
-
-    def _check_flow(self, flow: Flow) -> None:
-        if not isinstance(flow, GradientFlow):
-            raise ValueError(
-                f"solver.name: amd cannot follow flow.name={flow.name}: its test needs a descent direction and "
-                "momentum is none; allowed: flow.name=gradient, or solver.name=rk4"
-            )
-        if flow.alpha != "constant":
-            raise ValueError(
-                f"flow.alpha: given {flow.alpha!r} with solver.name=amd, which chooses its steps itself; "
-                "allowed: constant"
-            )
-
-    @torch.no_grad()
-    def solve(
-        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver | None = None
-    ) -> Solution:
-        self._check_flow(flow)
-        check_start(start_BL)
-        solution = _blank(objective, start_BL)
-        active = self._first(objective, start_BL)
-        finite = active.loss.isfinite() & active.grad.isfinite().all(-1)
-        active = _retire(active, ~finite, Result.NONFINITE, solution)
-        for _ in range(self.max_nfe - 1):
-            if not len(active.row):
-                return solution
-            slope = self._round(objective, active)
-            if observe is not None:
-                observe({field.name: getattr(active, field.name).clone() for field in fields(active)})
-            at_end = active.time >= self.tau
-            stuck = active.fraction < self.beta ** (self.max_backtracks + 0.5)
-            ended = at_end | stuck | (slope < self.min_slope)
-            if bool(ended.any()):
-                code = torch.where(at_end, int(Result.REACHED_TAU), int(Result.SLOPE))
-                active = _retire(active, ended, code.masked_fill(stuck, Result.NO_DESCENT), solution)
-        _retire(active, torch.ones_like(active.row, dtype=torch.bool), Result.MAX_NFE, solution)
-        return solution
-
-    def _first(self, objective: Objective, start_BL: Tensor) -> _Active:
-        loss, pullback = objective.evaluate(start_BL)
+    def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
         steps = full_like_batch(start_BL, self.s_initial)
-        return _Active(
-            row=torch.arange(len(start_BL), device=start_BL.device),
-            latent=start_BL.clone(),
-            grad=pullback(None),
-            loss=loss,
-            time=torch.zeros_like(steps),
+        return _Candidate(
+            **first_fields(objective, start_BL),
             trial_step=steps,
             fraction=torch.ones_like(steps),
             step=steps.clamp(max=self.tau),
-            num_steps=torch.zeros_like(objective.nfe_forward_B),
-            past_loss=torch.full((len(loss), self.window), torch.inf, dtype=loss.dtype, device=loss.device),
+            past_loss=torch.full((len(steps), self.window), torch.inf, dtype=steps.dtype, device=steps.device),
         )
 
-    def _round(self, objective: Objective, active: _Active) -> Tensor:
-        """Try one candidate for every active sample and advance, in place, those whose loss it lowers.
-
-        Returns the slope of each sample's convergence curve, infinite where no step was accepted.
-        """
+    def _round(self, objective: Objective, active: _Candidate) -> Ended:
         candidate = torch.addcmul(active.latent, active.step[:, None], active.grad, value=-1)
-        rows = None if len(active.row) == len(objective.target_BD) else active.row
-        loss, pullback = objective.evaluate(candidate, rows)
+        loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
         bound = active.loss
         if self.sigma:
             bound = bound - self.sigma * active.step * active.grad.square().sum(-1)
@@ -191,9 +127,13 @@ class AMD(Solver):
             while bool((same := ~accepted & (active.trial_step * active.fraction >= left)).any()):
                 active.fraction = torch.where(same, active.fraction * self.beta, active.fraction)
         active.step = torch.minimum(active.trial_step * active.fraction, left)
-        return slope
+        return [
+            (Result.SLOPE, slope < self.min_slope),
+            (Result.REACHED_TAU, active.time >= self.tau),
+            (Result.NO_DESCENT, active.fraction < self.beta ** (self.max_backtracks + 0.5)),
+        ]
 
-    def _slope(self, active: _Active, loss: Tensor) -> Tensor:
+    def _slope(self, active: _Candidate, loss: Tensor) -> Tensor:
         """Fall of the loss per accepted step over the last W, if this step is accepted. Writes the ring.
 
         A rejected sample writes the same loss to the same place when it is next asked.
@@ -201,28 +141,3 @@ class AMD(Solver):
         active.past_loss.scatter_(1, (active.num_steps % self.window)[:, None], active.loss[:, None])
         oldest = active.past_loss.gather(1, ((active.num_steps + 1) % self.window)[:, None])[:, 0]
         return (oldest - loss) / self.window
-
-
-def _blank(objective: Objective, start_BL: Tensor) -> Solution:
-    return Solution(
-        latent_BL=torch.empty_like(start_BL),
-        loss_B=torch.empty_like(start_BL[:, 0]),
-        time_B=torch.empty_like(start_BL[:, 0]),
-        result_B=torch.empty_like(objective.nfe_forward_B),
-        num_steps_B=torch.empty_like(objective.nfe_forward_B),
-        nfe_forward_B=objective.nfe_forward_B,
-        nfe_backward_B=objective.nfe_backward_B,
-    )
-
-
-def _retire(active: _Active, ended: Tensor, code: Tensor | int, solution: Solution) -> _Active:
-    """Write the samples that ended into the solution, and return the others."""
-    if not bool(ended.any()):
-        return active
-    row = active.row[ended]
-    solution.latent_BL[row] = active.latent[ended]
-    solution.loss_B[row] = active.loss[ended]
-    solution.time_B[row] = active.time[ended]
-    solution.result_B[row] = code[ended] if isinstance(code, Tensor) else code
-    solution.num_steps_B[row] = active.num_steps[ended]
-    return active.keep((~ended).nonzero().flatten())

@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from gfe_study.config import Section
 from gfe_study.solvers.objective import Objective
+from gfe_study.solvers.runge_kutta import Path, Scheme
 
 if TYPE_CHECKING:
     from gfe_study.solvers.fields import Flow
@@ -29,6 +30,7 @@ class Result(IntEnum):
     NO_DESCENT = 2
     MAX_NFE = 3
     NONFINITE = 4
+    UNDERFLOW = 5
 
 
 MESSAGES = {
@@ -37,6 +39,7 @@ MESSAGES = {
     Result.NO_DESCENT: "no step of the line search lowered the loss; the latent is as good as rounding allows",
     Result.MAX_NFE: "stopped at `max_nfe` decoder evaluations before the flow ended; raise it to go on",
     Result.NONFINITE: "the loss became NaN or infinite; try smaller steps or a lower learning rate",
+    Result.UNDERFLOW: "the adaptive step became shorter than time can resolve; raise `rtol` and `atol`",
 }
 
 
@@ -52,6 +55,7 @@ class Solution:
         num_steps_B: accepted steps.
         nfe_forward_B: decoder evaluations, per sample.
         nfe_backward_B: decoder pullbacks, per sample.
+        path: the steps along the flow, if they were asked for and the solver follows one.
     """
 
     latent_BL: Tensor
@@ -61,6 +65,7 @@ class Solution:
     num_steps_B: Tensor
     nfe_forward_B: Tensor
     nfe_backward_B: Tensor
+    path: Path | None = None
 
 
 StepObserver = Callable[[dict[str, Tensor]], None]
@@ -74,16 +79,34 @@ class Solver(Section, ABC):
     """
 
     name: str
+    scheme: ClassVar[Scheme | None] = None
+    """What its steps along a flow are; None for a minimiser that follows none."""
 
     @abstractmethod
     def solve(
-        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver | None = None
+        self,
+        flow: Flow,
+        objective: Objective,
+        start_BL: Tensor,
+        observe: StepObserver | None = None,
+        keep_path: bool = False,
     ) -> Solution:
         """Follow `flow` of `objective` from `start_BL`, shape (B, L).
+
+        Args:
+            flow: right-hand side.
+            objective: the batch's losses as functions of its latents.
+            start_BL: z₀.
+            observe: called after every round.
+            keep_path: also return every accepted step, which `gradient.adjoint` and `gradient.unrolled` need.
 
         Raises:
             ValueError: a start is not finite; the message names the samples.
         """
+
+    def for_training(self, *, resumed: bool) -> Self:
+        """The solver as it is used on a training batch; `resumed`: on from where it ended before a weight update."""
+        return self
 
     def check_trial(self, trial: Any) -> None:
         """Raise `ValueError` if this solver cannot serve the trial's other choices."""

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from gfe_study.config import Section
-from gfe_study.solvers.objective import Objective
+from gfe_study.solvers.runge_kutta import Time
 
 Alpha = Literal["exponential", "constant"]
 
 
-def alpha_at(schedule: Alpha, t: float, tau: float) -> float:
-    """The weight α(t) of the gradient: e^{−2t/τ}, or 1."""
-    return math.exp(-2 * t / tau) if schedule == "exponential" else 1.0
+class Gradient(Protocol):
+    """What a flow needs to know of the loss."""
+
+    def gradient(self, latent_BL: Tensor) -> Tensor:
+        """∇_z ℓ of the whole batch, shape (B, L)."""
+        ...
+
+
+def alpha_at(schedule: Alpha, t: Time, tau: float) -> Time:
+    """The weight α(t) of the gradient: e^{−2t/τ}, or 1. A column, shape (B, 1), where times are per sample."""
+    if schedule == "constant":
+        return 1.0
+    return torch.exp(-2 * t[:, None] / tau) if isinstance(t, Tensor) else math.exp(-2 * t / tau)
 
 
 class Flow(Section, ABC):
@@ -40,8 +50,11 @@ class Flow(Section, ABC):
         """The latent z inside a state, shape (B, L)."""
 
     @abstractmethod
-    def derivative(self, objective: Objective, t: float, tau: float, state_BS: Tensor) -> Tensor:
-        """ds/dt at time t, shape (B, S). One decoder evaluation and one pullback per sample."""
+    def derivative(self, objective: Gradient, t: Time, tau: float, state_BS: Tensor) -> Tensor:
+        """ds/dt at time t, shape (B, S). One decoder evaluation and one pullback per sample.
+
+        Differentiable in the state, and in θ, where `objective.gradient` is.
+        """
 
 
 class GradientFlow(Flow):
@@ -57,8 +70,8 @@ class GradientFlow(Flow):
     def latent(self, state_BS: Tensor) -> Tensor:
         return state_BS
 
-    def derivative(self, objective: Objective, t: float, tau: float, state_BS: Tensor) -> Tensor:
-        return objective.gradient(state_BS).mul_(-alpha_at(self.alpha, t, tau))
+    def derivative(self, objective: Gradient, t: Time, tau: float, state_BS: Tensor) -> Tensor:
+        return -alpha_at(self.alpha, t, tau) * objective.gradient(state_BS)
 
 
 class NesterovFlow(Flow):
@@ -79,8 +92,13 @@ class NesterovFlow(Flow):
     def latent(self, state_BS: Tensor) -> Tensor:
         return state_BS[:, : state_BS.shape[1] // 2]
 
-    def derivative(self, objective: Objective, t: float, tau: float, state_BS: Tensor) -> Tensor:
+    def derivative(self, objective: Gradient, t: Time, tau: float, state_BS: Tensor) -> Tensor:
         latent_BL, velocity_BL = state_BS.chunk(2, dim=-1)
-        force_BL = objective.gradient(latent_BL).mul_(-alpha_at(self.alpha, t, tau))
-        acceleration_BL = force_BL / 4 if t == 0 else force_BL - 3 / t * velocity_BL
+        force_BL = -alpha_at(self.alpha, t, tau) * objective.gradient(latent_BL)
+        if isinstance(t, Tensor):
+            at_0 = (t == 0)[:, None]
+            damping = torch.where(at_0, 0.0, 3 / t[:, None].masked_fill(at_0, 1.0))
+            acceleration_BL = torch.where(at_0, force_BL / 4, force_BL) - damping * velocity_BL
+        else:
+            acceleration_BL = force_BL / 4 if t == 0 else force_BL - 3 / t * velocity_BL
         return torch.cat([velocity_BL, acceleration_BL], dim=-1)

@@ -1,6 +1,6 @@
 """Solvers on a fixed grid of flow times.
 
-Shapes: B batch, L latent, S solver state.
+Shapes: B batch, L latent, S solver state, N nodes.
 """
 
 from __future__ import annotations
@@ -12,50 +12,61 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gfe_study.solvers import runge_kutta
 from gfe_study.solvers.base import Result, Solution, Solver, StepObserver, check_start, full_like_batch
 from gfe_study.solvers.fields import Flow
 from gfe_study.solvers.objective import Objective
+from gfe_study.solvers.runge_kutta import Path, Time
 
 
 def logarithmic_grid(tau: float, slices: int, base: float = 4.0) -> list[float]:
-    """t_i = τ (b^{i/(N−1)} − 1)/(b − 1), i = 0 … N−1: finest at the start, where the flow is fastest."""
-    times = [tau * (base ** (i / (slices - 1)) - 1) / (base - 1) for i in range(slices)]
+    """t_i = τ (b^{i/(N−1)} − 1)/(b − 1), i = 0 … N−1: finest at the start, where the flow is fastest.
+
+    Base 1 is its limit, the uniform grid t_i = τ i/(N − 1).
+    """
+    if base == 1:
+        times = [tau * i / (slices - 1) for i in range(slices)]
+    else:
+        times = [tau * (base ** (i / (slices - 1)) - 1) / (base - 1) for i in range(slices)]
     return [0.0, *times[1:-1], tau]
 
 
-class RK4(Solver):
-    """Classical Runge–Kutta on the fixed logarithmic grid. Order 4; four gradients per step; no step control."""
+class FixedGrid(Solver):
+    """An explicit Runge–Kutta scheme on the fixed logarithmic grid, the same for every sample; no step control."""
 
-    name: Literal["rk4"] = "rk4"
     tau: float = Field(1000.0, gt=0)
     """End of the flow, in units of time per (nat per pixel)."""
     slices: int = Field(50, ge=2)
     """Grid times t_0 … t_{N−1}, the papers' N; N − 1 steps."""
-    base: float = Field(4.0, gt=1)
-    """Base b of the logarithmic grid: its last step is about b times its first."""
+    base: float = Field(4.0, ge=1)
+    """Base b of the logarithmic grid: its last step is about b times its first; 1 is the uniform grid."""
 
     def step(self, flow: Flow, objective: Objective, t0: float, t1: float, state_BS: Tensor) -> Tensor:
         """The state at t1, from the state at t0."""
-        h, middle = t1 - t0, (t0 + t1) / 2
+        assert self.scheme is not None
 
-        def slope(t: float, state: Tensor) -> Tensor:
+        def rate(t: Time, state: Tensor) -> Tensor:
             return flow.derivative(objective, t, self.tau, state)
 
-        k1 = slope(t0, state_BS)
-        k2 = slope(middle, state_BS + h / 2 * k1)
-        k3 = slope(middle, state_BS + h / 2 * k2)
-        k4 = slope(t1, state_BS + h * k3)
-        return state_BS + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return self.scheme.step(rate, t0, t1, state_BS)
 
     @torch.no_grad()
     def solve(
-        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver | None = None
+        self,
+        flow: Flow,
+        objective: Objective,
+        start_BL: Tensor,
+        observe: StepObserver | None = None,
+        keep_path: bool = False,
     ) -> Solution:
         check_start(start_BL)
         times = logarithmic_grid(self.tau, self.slices, self.base)
         state_BS = flow.lift(start_BL)
+        states = [state_BS]
         for t0, t1 in pairwise(times):
             state_BS = self.step(flow, objective, t0, t1, state_BS)
+            if keep_path:
+                states.append(state_BS)
             if observe is not None:
                 observe({"latent": flow.latent(state_BS), "time": full_like_batch(start_BL, t1)})
         latent_BL = flow.latent(state_BS).contiguous()
@@ -69,4 +80,28 @@ class RK4(Solver):
             num_steps_B=torch.full_like(reached_B, len(times) - 1),
             nfe_forward_B=objective.nfe_forward_B,
             nfe_backward_B=objective.nfe_backward_B,
+            path=self._path(flow, times, states) if keep_path else None,
         )
+
+    def _path(self, flow: Flow, times: list[float], states: list[Tensor]) -> Path:
+        assert self.scheme is not None
+        state_NBS = torch.stack(states)
+        time_N = torch.tensor(times, dtype=state_NBS.dtype, device=state_NBS.device)
+        return Path(flow, self.scheme, self.tau, time_N[:, None].expand(-1, state_NBS.shape[1]), state_NBS)
+
+
+class Euler(FixedGrid):
+    """Explicit Euler on the fixed logarithmic grid. Order 1; one gradient per step.
+
+    Stable where h < 2 / λ, λ the largest curvature of ℓ times α: the papers' stiffness of section 3.3.
+    """
+
+    name: Literal["euler"] = "euler"
+    scheme = runge_kutta.EULER
+
+
+class RK4(FixedGrid):
+    """Classical Runge–Kutta on the fixed logarithmic grid. Order 4; four gradients per step."""
+
+    name: Literal["rk4"] = "rk4"
+    scheme = runge_kutta.RK4

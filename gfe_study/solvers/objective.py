@@ -20,6 +20,8 @@ class Linearizable(Protocol):
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]: ...
 
+    def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]: ...
+
 
 class Objective:
     """ℓ(y, D(z; θ)) per sample, its gradient in z, and the count of what they cost.
@@ -79,9 +81,21 @@ class Objective:
         _, pullback = self.evaluate(latent_BL)
         return pullback(None)
 
+    def normal_equations(self, latent_KL: Tensor, rows_K: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (K,), ∇_z ℓ (K, L) and the Gauss–Newton matrices Jᵀ diag(∂²ℓ/∂D²) J (K, L, L) of the given rows.
+
+        One forward pass and L tangents, counted as 1 + L evaluations; no pullback.
+        """
+        target_KD = self.target_BD if rows_K is None else self.target_BD[rows_K]
+        output_KD, jacobian_KLD = self.decoder.jacobian(latent_KL)
+        self._count(self.nfe_forward_B, rows_K, 1 + latent_KL.shape[1])
+        grad_KL = torch.einsum("kld,kd->kl", jacobian_KLD, self.loss.gradient(output_KD, target_KD))
+        weighted_KLD = jacobian_KLD * self.loss.curvature(output_KD, target_KD)[:, None]
+        return self.loss(output_KD, target_KD), grad_KL, weighted_KLD @ jacobian_KLD.transpose(1, 2)
+
     @staticmethod
-    def _count(counter_B: Tensor, rows_K: Tensor | None) -> None:
+    def _count(counter_B: Tensor, rows_K: Tensor | None, times: int = 1) -> None:
         if rows_K is None:
-            counter_B += 1
+            counter_B += times
         else:
-            counter_B[rows_K] += 1
+            counter_B[rows_K] += times

@@ -1,0 +1,45 @@
+"""Autograd through the discrete solve: the oracle of the other gradients.
+
+Shapes: B batch, S solver state.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gfe_study.gradients.base import Differentiated, Gradient, PathObjective
+from gfe_study.losses import Loss
+from gfe_study.models.base import Decoder
+from gfe_study.solvers.base import Solution
+from gfe_study.solvers.runge_kutta import Time
+
+
+class Unrolled(Gradient):
+    """dL/dθ by walking the solver's steps again under autograd, and back through all of them.
+
+    Exact for the numbers the solver gave; a step length that it chose by looking at the loss is held fixed. The
+    graphs of all steps are in memory at once: `adjoint` gives the same numbers with one at a time.
+    """
+
+    name: Literal["unrolled"] = "unrolled"
+    needs_path = True
+
+    def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Differentiated:
+        path = solution.path
+        if path is None:
+            raise ValueError("gradient.unrolled needs the solver's path; solve with keep_path=True")
+        objective = PathObjective(decoder, loss, target_BD)
+
+        def rate(t: Time, state_BS: Tensor) -> Tensor:
+            return path.flow.derivative(objective, t, path.tau, state_BS)
+
+        with torch.enable_grad():
+            state_BS = path.state_NBS[0]
+            for n in range(len(path)):
+                state_BS = path.scheme.step(rate, path.time_NB[n], path.time_NB[n + 1], state_BS)
+            loss_B = loss(decoder(path.flow.latent(state_BS)), target_BD)
+            if bool(loss_B.isfinite().all()):
+                loss_B.sum().backward()
+        passes_B = torch.full_like(solution.nfe_forward_B, objective.evaluations)
+        return Differentiated(loss_B.detach(), passes_B + 1, 2 * passes_B + 1)

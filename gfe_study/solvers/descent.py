@@ -1,0 +1,225 @@
+"""The loop that every solver shares which looks for a lower loss of each sample.
+
+Shapes: B batch, K samples still active, L latent, N nodes of a path, W window.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gfe_study.solvers.base import Result, Solution, Solver, StepObserver, check_start
+from gfe_study.solvers.fields import Flow, GradientFlow
+from gfe_study.solvers.objective import Objective
+from gfe_study.solvers.runge_kutta import Path
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+
+
+@dataclass
+class Active:
+    """Everything that is per sample, for the samples still on their way; a row is a sample."""
+
+    row: Tensor
+    """Where the sample stands in the batch."""
+    latent: Tensor
+    """The last accepted point, shape (K, L)."""
+    grad: Tensor
+    loss: Tensor
+    time: Tensor
+    """Sum of the accepted steps: flow time."""
+    num_steps: Tensor
+    """Accepted steps."""
+
+    def keep(self, kept: Tensor) -> Self:
+        return type(self)(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+    def end(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latent, loss, time and number of the accepted step that the solution gives back."""
+        return self.latent, self.loss, self.time, self.num_steps
+
+
+A = TypeVar("A", bound=Active)
+
+Ended = list[tuple[Result, Tensor]]
+"""Why samples ended in a round, as masks of shape (K,); where two hold, the later one is told."""
+
+
+class DescentSolver(Solver, Generic[A]):
+    """Lowers each sample's loss on its own, one candidate a round, until the sample says that it has ended.
+
+    A round evaluates one point per active sample. Samples that ended leave the arrays, so that nothing is
+    spent on them. `max_nfe` rounds end what is still on its way.
+    """
+
+    max_nfe: int = Field(10_000, gt=0)
+    """Decoder evaluations per sample after which it stops wherever it is."""
+    train_max_nfe: int | None = Field(None, gt=0)
+    """The same where a training batch is first solved; None: `max_nfe`."""
+    resume_max_nfe: int | None = Field(None, gt=0)
+    """The same where it is solved on after a weight update (`optim.updates_per_batch`); None: `train_max_nfe`."""
+
+    implies = {"flow.alpha": "constant"}
+    refused: ClassVar[str] = "its test needs a descent direction and momentum is none"
+
+    def check_trial(self, trial: Trial) -> None:
+        self._check_flow(trial.flow)
+
+    def _check_flow(self, flow: Flow) -> None:
+        if not isinstance(flow, GradientFlow):
+            raise ValueError(
+                f"solver.name: {self.name} cannot follow flow.name={flow.name}: {self.refused}; "
+                "allowed: flow.name=gradient, or solver.name=rk4"
+            )
+        if flow.alpha != "constant":
+            raise ValueError(
+                f"flow.alpha: given {flow.alpha!r} with solver.name={self.name}, which chooses its steps itself; "
+                "allowed: constant"
+            )
+
+    def for_training(self, *, resumed: bool) -> Self:
+        cap = self.resume_max_nfe if resumed and self.resume_max_nfe is not None else self.train_max_nfe
+        return self if cap is None else self.model_copy(update={"max_nfe": cap})
+
+    @torch.no_grad()
+    def solve(
+        self,
+        flow: Flow,
+        objective: Objective,
+        start_BL: Tensor,
+        observe: StepObserver | None = None,
+        keep_path: bool = False,
+    ) -> Solution:
+        self._check_flow(flow)
+        check_start(start_BL)
+        solution = _blank(objective, start_BL)
+        walked = _Walked(start_BL) if keep_path else None
+        active = self._first(objective, start_BL)
+        finite = active.loss.isfinite() & active.grad.isfinite().all(-1)
+        active = _retire(active, [(Result.NONFINITE, ~finite)], solution)
+        for _ in range(self.max_nfe - 1):
+            if not len(active.row):
+                break
+            ended = self._round(objective, active)
+            if observe is not None:
+                observe({field.name: getattr(active, field.name).clone() for field in fields(active)})
+            if walked is not None:
+                walked.add(active)
+            active = _retire(active, ended, solution)
+        _retire(active, [(Result.MAX_NFE, torch.ones_like(active.row, dtype=torch.bool))], solution)
+        return solution if walked is None else replace(solution, path=walked.path(self, flow, solution))
+
+    @abstractmethod
+    def _first(self, objective: Objective, start_BL: Tensor) -> A:
+        """The whole batch at its start; one evaluation and one pullback."""
+
+    @abstractmethod
+    def _round(self, objective: Objective, active: A) -> Ended:
+        """Evaluate one point for every active sample, and advance, in place, those that accept it."""
+
+
+class Chosen:
+    """Some of the active samples, so that an accepted step costs what its samples cost; None for all of them."""
+
+    def __init__(self, accepted: Tensor) -> None:
+        self.index = None if bool(accepted.all()) else accepted.nonzero().flatten()
+
+    def __bool__(self) -> bool:
+        return self.index is None or len(self.index) > 0
+
+    def take(self, values: Tensor) -> Tensor:
+        """The chosen rows."""
+        return values if self.index is None else values[self.index]
+
+    def put(self, old: Tensor, new: Tensor) -> Tensor:
+        """All rows, the chosen ones replaced."""
+        return new if self.index is None else old.index_copy(0, self.index, new)
+
+
+def rows_of(active: Active, objective: Objective) -> Tensor | None:
+    """The rows to evaluate: None while the whole batch is active."""
+    return None if len(active.row) == len(objective.target_BD) else active.row
+
+
+def first_fields(objective: Objective, start_BL: Tensor) -> dict[str, Tensor]:
+    """The fields of `Active` for the whole batch at its start."""
+    loss, pullback = objective.evaluate(start_BL)
+    row = torch.arange(len(start_BL), device=start_BL.device)
+    return {
+        "row": row,
+        "latent": start_BL.clone(),
+        "grad": pullback(None),
+        "loss": loss,
+        "time": torch.zeros_like(start_BL[:, 0]),
+        "num_steps": torch.zeros_like(row),
+    }
+
+
+def _blank(objective: Objective, start_BL: Tensor) -> Solution:
+    return Solution(
+        latent_BL=torch.empty_like(start_BL),
+        loss_B=torch.empty_like(start_BL[:, 0]),
+        time_B=torch.empty_like(start_BL[:, 0]),
+        result_B=torch.empty_like(objective.nfe_forward_B),
+        num_steps_B=torch.empty_like(objective.nfe_forward_B),
+        nfe_forward_B=objective.nfe_forward_B,
+        nfe_backward_B=objective.nfe_backward_B,
+    )
+
+
+def _retire(active: A, ended: Ended, solution: Solution) -> A:
+    """Write the samples that ended into the solution, and return the others."""
+    gone = ended[0][1]
+    for _, mask in ended[1:]:
+        gone = gone | mask
+    if not bool(gone.any()):
+        return active
+    code = torch.zeros_like(active.row)
+    for result, mask in ended:
+        code = code.masked_fill(mask, result)
+    row = active.row[gone]
+    latent, loss, time, num_steps = active.end()
+    solution.latent_BL[row] = latent[gone]
+    solution.loss_B[row] = loss[gone]
+    solution.time_B[row] = time[gone]
+    solution.result_B[row] = code[gone]
+    solution.num_steps_B[row] = num_steps[gone]
+    return active.keep((~gone).nonzero().flatten())
+
+
+class _Walked:
+    """The accepted points, written down round by round under the number of their step."""
+
+    def __init__(self, start_BL: Tensor) -> None:
+        self.latents = [start_BL.clone()]
+        self.times = [torch.zeros_like(start_BL[:, 0])]
+
+    def add(self, active: Active) -> None:
+        while len(self.times) <= int(active.num_steps.max()):
+            self.latents.append(torch.empty_like(self.latents[0]))
+            self.times.append(torch.empty_like(self.times[0]))
+        for step in active.num_steps.unique().tolist():
+            here = active.num_steps == step
+            self.latents[step][active.row[here]] = active.latent[here]
+            self.times[step][active.row[here]] = active.time[here]
+
+    def path(self, solver: Solver, flow: Flow, solution: Solution) -> Path | None:
+        if solver.scheme is None:
+            return None
+        count = int(solution.num_steps_B.max()) + 1 if len(solution.num_steps_B) else 1
+        state_NBS, time_NB = torch.stack(self.latents[:count]), torch.stack(self.times[:count])
+        over_NB = torch.arange(count, device=time_NB.device)[:, None] >= solution.num_steps_B
+        return Path(
+            flow,
+            solver.scheme,
+            getattr(solver, "tau", math.inf),
+            torch.where(over_NB, solution.time_B, time_NB),
+            torch.where(over_NB[..., None], solution.latent_BL, state_NBS),
+        )

@@ -1,0 +1,125 @@
+"""Accelerated AMD: Nesterov's extrapolation with AMD's step selection, per sample.
+
+Shapes: B batch, K samples still active, L latent, W slope window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from gfe_study.solvers.base import Result, full_like_batch
+from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, rows_of
+from gfe_study.solvers.objective import Objective
+
+
+@dataclass
+class _Candidate(Active):
+    """`latent` and `loss` are the last accepted point's; `grad` is the gradient at `origin`."""
+
+    origin: Tensor
+    """The extrapolated point y from which steps are tried, shape (K, L)."""
+    origin_loss: Tensor
+    testing: Tensor
+    """Whether the next evaluation is a candidate; else it is the extrapolated point itself."""
+    momentum: Tensor
+    """k, accepted steps since the last restart."""
+    trial_step: Tensor
+    backtracks: Tensor
+    past_loss: Tensor
+    """Ring of the losses of the last W accepted points, shape (K, W)."""
+
+
+class NesterovAMD(DescentSolver[_Candidate]):
+    """y = z + k/(k + 3) (z − z_previous); z ← y − β^m s ∇ℓ(y) with AMD's smallest m; restart where ℓ would rise.
+
+    Momentum alone is no descent direction, so a decrease cannot be asked of it. What is asked here: the
+    gradient step must lower the loss below that at y (AMD's test, at y); and the point that it reaches must lie
+    below the last accepted one. Where it does not, the momentum is dropped (k = 0, y = z), from where AMD's
+    test is a descent from z itself. Accepted points descend strictly, as AMD's do; between restarts they are
+    the accelerated method of Nesterov (1983), whose limit is the second-order flow of eq. 7–8; restarts are
+    the function scheme of O'Donoghue & Candès (2015).
+
+    Two decoder evaluations (the extrapolated point, the candidate) and one pullback per accepted step.
+    """
+
+    name: Literal["amd_nesterov"] = "amd_nesterov"
+    beta: float = Field(0.75, gt=0, lt=1)
+    """β, the factor by which a rejected step shrinks."""
+    s_initial: float = Field(1.0, gt=0)
+    """s₀, the first step and the least that a step starts from."""
+    s_max: float = Field(1e4, gt=0)
+    """The longest step."""
+    kappa: float = Field(1.5, ge=1)
+    """κ, the factor by which the step grows from one accepted step to the next."""
+    sigma: float = Field(0.0, ge=0, lt=1)
+    """σ, the Armijo constant of the test at y."""
+    min_slope: float = Field(1e-6, ge=0)
+    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per pixel."""
+    window: int = Field(5, ge=1)
+    """Accepted steps over which that slope is taken."""
+    max_backtracks: int = Field(40, ge=0)
+    """The largest m tried."""
+
+    refused = "its momentum is its own, on top of the first-order flow"
+
+    @model_validator(mode="after")
+    def _steps_are_ordered(self) -> Self:
+        if self.s_initial > self.s_max:
+            raise ValueError(f"s_initial ({self.s_initial:g}) exceeds s_max ({self.s_max:g})")
+        return self
+
+    def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
+        first = first_fields(objective, start_BL)
+        loss = first["loss"]
+        return _Candidate(
+            **first,
+            origin=first["latent"],
+            origin_loss=loss,
+            testing=torch.ones_like(loss, dtype=torch.bool),
+            momentum=torch.zeros_like(loss),
+            trial_step=full_like_batch(start_BL, self.s_initial),
+            backtracks=torch.zeros_like(first["row"]),
+            past_loss=torch.full((len(loss), self.window), torch.inf, dtype=loss.dtype, device=loss.device),
+        )
+
+    def _round(self, objective: Objective, active: _Candidate) -> Ended:
+        testing, step = active.testing, active.trial_step * self.beta**active.backtracks
+        point = active.origin - (step * testing)[:, None] * active.grad
+        loss, pullback = objective.evaluate(point, rows_of(active, objective))
+        bound = active.origin_loss - self.sigma * step * active.grad.square().sum(1)
+        descends = testing & (loss < bound)
+        accepted = descends & (loss < active.loss)
+        # The step is right for y, but it does not make up for the momentum; nor can one from a y of no finite loss.
+        bad_origin = ~testing & ~loss.isfinite()
+        restarted = (descends & ~accepted) | bad_origin
+
+        momentum = torch.where(accepted, active.momentum + 1, active.momentum).masked_fill_(restarted, 0.0)
+        ahead = (momentum / (momentum + 3))[:, None] * (point - active.latent)
+        base = torch.where(accepted[:, None], point, active.latent)
+        origin = torch.where(accepted[:, None], base + ahead, active.origin)
+        origin = torch.where(restarted[:, None], active.latent, origin)
+        slope = torch.full_like(loss, torch.inf)
+        num_steps = active.num_steps + accepted
+        if len(index := accepted.nonzero().flatten()):
+            column = num_steps[index] % self.window
+            slope[index] = active.past_loss[index, column] - loss[index]
+            active.past_loss = active.past_loss.index_put((index, column), loss[index])
+        grown = (step * self.kappa).clamp(self.s_initial, self.s_max)
+        if len(arrived := (~testing & ~bad_origin).nonzero().flatten()):
+            active.grad = active.grad.index_copy(0, arrived, pullback(arrived))
+        active.origin_loss = torch.where(testing, active.origin_loss, loss)
+        active.time = active.time + step * accepted
+        active.latent, active.origin, active.num_steps, active.momentum = base, origin, num_steps, momentum
+        active.loss = torch.where(accepted, loss, active.loss)
+        active.trial_step = torch.where(accepted, grown, torch.where(restarted & testing, step, active.trial_step))
+        active.backtracks = torch.where(testing & ~descends, active.backtracks + 1, 0)
+        active.testing = ~(accepted | restarted)
+        return [
+            (Result.SLOPE, slope < self.min_slope * self.window),
+            (Result.NO_DESCENT, active.backtracks > self.max_backtracks),
+        ]

@@ -1,0 +1,54 @@
+"""What every start promises.
+
+Shapes: B batch, L latent, D pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from gfe_study.config import Section
+from gfe_study.models.base import Model
+from gfe_study.solvers.objective import Objective
+
+
+class Starter(nn.Module, ABC):
+    """A start at work. What it has learnt are its buffers and weights, so that they are saved with the networks.
+
+    The start of a sample depends on what was trained on before, never on the rest of its batch.
+    """
+
+    @abstractmethod
+    def forward(self, target_BD: Tensor, index_B: Tensor | None = None) -> Tensor:
+        """z₀ of images, shape (B, L), detached.
+
+        Args:
+            target_BD: images.
+            index_B: their places in the training split; None for images that are not trained on.
+        """
+
+    def backward(self, objective: Objective) -> None:
+        """Add the gradients of its own weights, if it has any, before the optimiser steps."""
+
+    @torch.no_grad()
+    def remember(self, latent_BL: Tensor, index_B: Tensor) -> None:
+        """Take note of the z* of training images."""
+
+
+class Start(Section, ABC):
+    """Settings of a start."""
+
+    name: str
+
+    @abstractmethod
+    def create(self, model: Model, pixels: int, encoder: nn.Module | None) -> Starter:
+        """A fresh start for images of D = `pixels`, weights drawn from torch's global generator.
+
+        Args:
+            model: architecture of the decoder.
+            pixels: D.
+            encoder: one that the method trains anyway, if it has one.
+        """

@@ -1,0 +1,45 @@
+"""Semi-amortised encoding: an encoder proposes, the flow improves.
+
+Shapes: B batch, L latent, D pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gfe_study.models.base import Model
+from gfe_study.solvers.objective import Objective
+from gfe_study.starts.base import Start, Starter
+
+
+class EncoderStarter(Starter):
+    """z₀ = E(y); E descends ℓ(y, D(E(y))) with the decoder's weights held, unless the method trains it itself."""
+
+    def __init__(self, encoder: nn.Module, trained_by_method: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.trained_by_method = trained_by_method
+
+    @torch.no_grad()
+    def forward(self, target_BD: Tensor, index_B: Tensor | None = None) -> Tensor:
+        latent_BL: Tensor = self.encoder(target_BD)
+        return latent_BL
+
+    def backward(self, objective: Objective) -> None:
+        if not self.trained_by_method:
+            with torch.enable_grad():
+                latent_BL = self.encoder(objective.target_BD)
+            latent_BL.backward(objective.gradient(latent_BL.detach()))
+
+
+class Encoder(Start):
+    """z₀ = E(y): the mirrored encoder, trained beside the decoder on the reconstruction from z₀ itself."""
+
+    name: Literal["encoder"] = "encoder"
+
+    def create(self, model: Model, pixels: int, encoder: nn.Module | None) -> EncoderStarter:
+        own = model.encoder(pixels) if encoder is None else encoder
+        return EncoderStarter(own, trained_by_method=encoder is not None)

@@ -1,0 +1,324 @@
+"""The gradient with respect to decoder weights. Shapes: B batch, L latent, S solver state."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from problems import LinearProblem, Problem, SmoothDecoder, image_problem, linear_problem, smooth_problem
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from gfe_study.config import CHOICES
+from gfe_study.config.trial import choice_class
+from gfe_study.gradients.adjoint import Adjoint
+from gfe_study.gradients.approx import Approximate
+from gfe_study.gradients.base import Gradient
+from gfe_study.gradients.unrolled import Unrolled
+from gfe_study.models.mlp import MLPDecoder
+from gfe_study.solvers.amd import AMD
+from gfe_study.solvers.base import Solution, Solver
+from gfe_study.solvers.dopri5 import Dopri5
+from gfe_study.solvers.fields import Flow, GradientFlow, NesterovFlow, alpha_at
+from gfe_study.solvers.fixed_grid import RK4, Euler, FixedGrid
+from gfe_study.solvers.runge_kutta import Path
+from gfe_study.solvers.spectral import SpectralAMD
+
+FLOWS: list[Flow] = [GradientFlow(), GradientFlow(alpha="constant"), NesterovFlow(), NesterovFlow(alpha="exponential")]
+CONSTANT = GradientFlow(alpha="constant")
+UNIFORM, LOGARITHMIC = 1.0, 4.0
+
+Case = tuple[Solver, Flow]
+CASES: list[Case] = [
+    *itertools.product([Euler(tau=6, slices=13, base=base) for base in (UNIFORM, LOGARITHMIC)], FLOWS),
+    *itertools.product([RK4(tau=6, slices=7)], FLOWS),
+    *itertools.product([Dopri5(tau=6)], FLOWS),
+    (AMD(s_max=40, tau=90, min_slope=1e-4), CONSTANT),
+    (SpectralAMD(s_initial=1, max_nfe=14), CONSTANT),
+]
+FIXED_STEPS = [case for case in CASES if isinstance(case[0], FixedGrid)]
+
+
+def label(value: object) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(label, value))
+    return f"{value.name} {value.alpha}" if isinstance(value, Flow) else getattr(value, "name", str(value))
+
+
+def solve(problem: Problem, case: Case, keep_path: bool = True) -> Solution:
+    solver, flow = case
+    return solver.solve(flow, problem.objective(), problem.start(), keep_path=keep_path)
+
+
+def differentiate(problem: Problem, gradient: Gradient, solution: Solution) -> Tensor:
+    """dL/dθ as one vector."""
+    problem.decoder.zero_grad(set_to_none=True)
+    done = gradient.backward(problem.decoder, problem.loss, problem.target_BD, solution)
+    torch.testing.assert_close(done.loss_B, solution.loss_B, rtol=1e-9, atol=1e-12)
+    return torch.cat([weight.grad.flatten() for weight in problem.decoder.parameters() if weight.grad is not None])
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def finite_differences(problem: Problem, case: Case, step: float = 1e-5) -> Tensor:
+    """dL/dθ by central differences of the whole solve."""
+
+    def total() -> float:
+        return solve(problem, case, keep_path=False).loss_B.sum().item()
+
+    slopes = []
+    with torch.no_grad():
+        for weight in problem.decoder.parameters():
+            flat = weight.view(-1)
+            for i in range(len(flat)):
+                value = flat[i].item()
+                flat[i] = value + step
+                above = total()
+                flat[i] = value - step
+                slopes.append((above - total()) / (2 * step))
+                flat[i] = value
+    return torch.tensor(slopes, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_discrete_adjoint_is_autograd_through_the_solve(case: Case) -> None:
+    problem = image_problem()
+    solution = solve(problem, case)
+    adjoint, unrolled = (differentiate(problem, gradient, solution) for gradient in (Adjoint(), Unrolled()))
+    assert relative(adjoint, unrolled) < 1e-11
+    # The test has something to see: the flow has not converged.
+    assert relative(differentiate(problem, Approximate(), solution), unrolled) > 1e-3
+
+
+@pytest.mark.parametrize("case", [*FIXED_STEPS, (AMD(s_max=9, tau=20, min_slope=0), CONSTANT)], ids=label)
+def test_discrete_adjoint_is_the_slope_of_the_loss(case: Case) -> None:
+    problem = image_problem(batch=3)
+    adjoint = differentiate(problem, Adjoint(), solve(problem, case))
+    assert relative(adjoint, finite_differences(problem, case)) < 1e-6
+
+
+@functools.cache
+def exact_gradient(flow: Flow) -> Tensor:
+    """dL/dθ of the smooth problem's flow up to τ = 6, right to ten digits."""
+    problem = smooth_problem()
+    return differentiate(problem, Adjoint(), solve(problem, (RK4(tau=6, slices=193), flow)))
+
+
+@pytest.mark.parametrize("flow", FLOWS[:2], ids=label)
+def test_adjoint_of_an_error_controlled_solve_is_the_flows(flow: Flow) -> None:
+    problem, exact = smooth_problem(), exact_gradient(flow)
+    controlled = differentiate(problem, Adjoint(), solve(problem, (Dopri5(tau=6, rtol=1e-9, atol=1e-10), flow)))
+    assert relative(controlled, exact) < 1e-7
+
+
+@pytest.mark.parametrize("base", [UNIFORM, LOGARITHMIC])
+@pytest.mark.parametrize("alpha", ["constant", "exponential"])
+def test_adjoint_of_euler_is_eq_2_to_4_written_out(alpha: str, base: float) -> None:
+    problem, flow = image_problem(), GradientFlow(alpha=alpha)
+    solution = solve(problem, (Euler(tau=6, slices=9, base=base), flow))
+    path = solution.path
+    assert path is not None
+    times = path.time_NB[:, 0].tolist()
+    alphas = [float(alpha_at(flow.alpha, t, 6.0)) for t in times[:-1]]
+    steps = [b - a for a, b in itertools.pairwise(times)]
+    expected = oracles.euler_adjoint(problem, alphas, steps, list(path.state_NBS))
+    adjoint = differentiate(problem, Adjoint(), solution)
+    assert relative(adjoint, torch.cat([part.flatten() for part in expected])) < 1e-12
+
+
+def closed_form(problem: LinearProblem, flow_end: Callable[[], Tensor]) -> Tensor:
+    """dL/dθ by autograd through the flow's closed form."""
+    weights = list(problem.decoder.parameters())
+    for weight in weights:
+        weight.grad = None
+    total = problem.loss(problem.decoder(flow_end()), problem.target_BD).sum()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)])
+
+
+@pytest.mark.parametrize("form", ["discrete", "continuous"])
+def test_adjoint_of_a_linear_decoder_has_its_closed_form(form: str) -> None:
+    problem = linear_problem()
+    weight, bias = problem.decoder.layers[0].weight, problem.decoder.layers[0].bias
+
+    def flow_end() -> Tensor:
+        gram = weight.t() @ weight
+        end_BL = torch.linalg.solve(gram, weight.t() @ (problem.target_BD - bias).t()).t()
+        return end_BL - end_BL @ torch.matrix_exp(-gram * 0.7)
+
+    solution = solve(problem, (RK4(tau=0.7, slices=400, base=1), CONSTANT))
+    adjoint = differentiate(problem, Adjoint(form=form), solution)
+    assert relative(adjoint, closed_form(problem, flow_end)) < {"discrete": 1e-10, "continuous": 2e-5}[form]
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=label)
+@pytest.mark.parametrize(
+    ("solver", "form", "order"),
+    [(Euler, "continuous", 1), (Euler, "discrete", 1), (RK4, "continuous", 2), (RK4, "discrete", 4)],
+)
+def test_adjoint_tends_to_the_flows_at_the_order_that_theory_gives(
+    solver: type[FixedGrid], form: str, order: int, flow: Flow
+) -> None:
+    problem, exact = smooth_problem(), exact_gradient(flow)
+    slices = (41, 81) if order < 4 else (17, 33)
+    errors = [
+        relative(differentiate(problem, Adjoint(form=form), solve(problem, (solver(tau=6, slices=n), flow))), exact)
+        for n in slices
+    ]
+    assert order - 0.35 < math.log2(errors[0] / errors[1]) < order + 0.6
+
+
+@pytest.mark.parametrize("flow", [CONSTANT, NesterovFlow()], ids=label)
+def test_approximate_gradient_tends_to_the_exact_one_as_the_flow_converges(flow: Flow) -> None:
+    problem = linear_problem()
+    errors = []
+    for tau in (2.0, 8.0, 32.0, 128.0):
+        solution = solve(problem, (RK4(tau=tau, slices=int(5 * tau), base=1.0), flow))
+        errors.append(
+            relative(differentiate(problem, Approximate(), solution), differentiate(problem, Adjoint(), solution))
+        )
+    assert all(later < 0.6 * sooner for sooner, later in itertools.pairwise(errors))
+    assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize("gradient", [Approximate(), Adjoint(), Adjoint(form="continuous"), Unrolled()], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[6], CASES[-2], CASES[-1]], ids=label)
+def test_the_gradient_of_a_sample_ignores_its_neighbours(case: Case, gradient: Gradient) -> None:
+    together = image_problem(batch=6, gain=3)
+    solution = solve(together, case)
+    if isinstance(case[0], AMD):
+        assert len(solution.num_steps_B.unique()) > 2
+    alone = torch.zeros(())
+    for sample in range(6):
+        problem = dataclasses.replace(together, target_BD=together.target_BD[sample : sample + 1])
+        alone = alone + differentiate(problem, gradient, solve(problem, case))
+    assert relative(differentiate(together, gradient, solution), alone) < 1e-11
+
+
+def test_path_ends_where_the_solution_is() -> None:
+    problem = image_problem(batch=6, gain=3)
+    for case in CASES:
+        solution = solve(problem, case)
+        path = solution.path
+        assert path is not None
+        torch.testing.assert_close(path.flow.latent(path.state_NBS[-1]), solution.latent_BL)
+        torch.testing.assert_close(path.time_NB[-1], solution.time_B)
+        assert torch.equal(path.flow.latent(path.state_NBS[0]), problem.start())
+        assert (path.time_NB.diff(dim=0) >= 0).all()
+        assert torch.equal((path.time_NB.diff(dim=0) > 0).sum(0), solution.num_steps_B)
+
+
+def passes(gradient: Gradient, problem: Problem, solution: Solution) -> int:
+    done = gradient.backward(problem.decoder, problem.loss, problem.target_BD, solution)
+    counts = (solution.nfe_forward_B, solution.nfe_backward_B, done.nfe_forward_B, done.nfe_backward_B)
+    return int(sum(count[0] for count in counts))
+
+
+def test_adjoint_costs_five_decoder_passes_a_slice() -> None:
+    problem, steps = image_problem(), 40
+    solution = solve(problem, (Euler(tau=6, slices=steps + 1), GradientFlow()))
+    # And three at the end: the loss there, and its gradient.
+    assert passes(Adjoint(), problem, solution) == 5 * steps + 3
+
+
+class Counting(SmoothDecoder):
+    """Counts the rows it evaluates."""
+
+    rows = 0
+
+    def forward(self, latent_KL: Tensor) -> Tensor:
+        self.rows += len(latent_KL)
+        return super().forward(latent_KL)
+
+
+@pytest.mark.parametrize("name", CHOICES["gradient"])
+@pytest.mark.parametrize("case", [CASES[8], CASES[-2]], ids=label)
+def test_the_evaluations_told_are_the_decoders(name: str, case: Case) -> None:
+    problem = smooth_problem(batch=5)
+    decoder = Counting(2, 9, 7).double()
+    decoder.load_state_dict(problem.decoder.state_dict())
+    problem = dataclasses.replace(problem, decoder=decoder)
+    gradient, solution = choice_class("gradient", name)(), solve(problem, case)
+    decoder.rows = 0
+    done = gradient.backward(decoder, problem.loss, problem.target_BD, solution)
+    assert done.nfe_forward_B.sum() == decoder.rows
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass at the worst moment, weights not counted."""
+    alive: dict[int, int] = {}
+    worst = 0
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
+            nonlocal worst
+            alive[self.key] = tensor.untyped_storage().nbytes()
+            worst = max(worst, sum(alive.values()))
+
+        def __del__(self) -> None:
+            alive.pop(self.key, None)
+
+    with saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        run()
+    return worst
+
+
+def test_adjoint_keeps_at_most_twice_what_approx_keeps_whatever_the_slices() -> None:
+    torch.manual_seed(0)
+    decoder = MLPDecoder([20, 150, 300, 600, 784]).double()
+    weights = sum(weight.numel() for weight in decoder.parameters()) * 8
+    base = image_problem(batch=1)
+    target = torch.rand(16, 784, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    problem = Problem(decoder, base.loss, target)
+    kept = {}
+    for slices in (3, 9):
+        solution = solve(problem, (Euler(tau=6, slices=slices), GradientFlow()))
+        for gradient in (Approximate(), Adjoint(), Unrolled()):
+            total = saved_bytes(lambda g=gradient, s=solution: differentiate(problem, g, s))
+            assert solution.path is not None
+            states = solution.path.state_NBS.nbytes if gradient.needs_path else 0
+            kept[gradient.name, slices] = total - weights - states
+    assert kept["adjoint", 9] == kept["adjoint", 3] <= 2 * kept["approx", 3]
+    assert kept["unrolled", 9] > 2 * kept["unrolled", 3]
+
+
+@pytest.mark.parametrize("name", CHOICES["gradient"])
+def test_no_gradient_is_taken_of_a_loss_that_is_not_finite(name: str) -> None:
+    problem = linear_problem()
+    start = problem.start()
+    start[1] = 1e200
+    solution = Euler(tau=1, slices=3).solve(CONSTANT, problem.objective(), start, keep_path=True)
+    done = choice_class("gradient", name)().backward(problem.decoder, problem.loss, problem.target_BD, solution)
+    assert done.loss_B.isfinite().tolist() == [True, False, True, True]
+    assert all(weight.grad is None for weight in problem.decoder.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in CHOICES["gradient"] if choice_class("gradient", name).needs_path])
+def test_a_gradient_that_needs_the_path_says_so(name: str) -> None:
+    problem = image_problem()
+    solution = solve(problem, CASES[0], keep_path=False)
+    with pytest.raises(ValueError, match="keep_path=True"):
+        choice_class("gradient", name)().backward(problem.decoder, problem.loss, problem.target_BD, solution)
+
+
+def test_gradients_add_up() -> None:
+    problem = image_problem()
+    solution = solve(problem, CASES[0])
+    once = differentiate(problem, Adjoint(), solution)
+    Adjoint().backward(problem.decoder, problem.loss, problem.target_BD, solution)
+    twice = torch.cat([weight.grad.flatten() for weight in problem.decoder.parameters() if weight.grad is not None])
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_a_path_knows_its_length() -> None:
+    path = Path(CONSTANT, Euler().scheme, 1.0, torch.zeros(4, 2), torch.zeros(4, 2, 3))
+    assert len(path) == 3
