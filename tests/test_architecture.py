@@ -29,7 +29,7 @@ ONLY_FROM = {
     "config": {"config"},
     "names": set(),
     "losses": {"config"},
-    "solvers": {"config", "losses", "solvers"},
+    "solvers": {"config", "losses", "models", "solvers"},
 }
 
 

@@ -19,6 +19,7 @@ from torchdiffeq import odeint
 
 from gfe_study.config import CHOICES
 from gfe_study.config.trial import choice_class
+from gfe_study.models.base import Linearizable
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.base import MESSAGES, Result, Solution, Solver
@@ -193,8 +194,11 @@ class CountingDecoder(MLPDecoder):
 
     evaluated = pulled_back = 0
 
+    def frozen(self) -> Linearizable:
+        return self
+
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
-        output_KD, vjp = super().linearize(latent_KL)
+        output_KD, vjp = super().frozen().linearize(latent_KL)
         self.evaluated += len(latent_KL)
 
         def counting(grad: Tensor, selected: Tensor | None) -> Tensor:

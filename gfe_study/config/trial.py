@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "method": "gfe",
         "flow": {"name": "gradient"},
-        "solver": {"name": "lbfgs", "train_max_nfe": 16, "resume_max_nfe": 6},
+        "solver": {"name": "lbfgs", "train_max_nfe": 20, "resume_max_nfe": 8},
         "gradient": {"name": "approx"},
         "start": {"name": "zero"},
         "model": {"name": "mlp"},

@@ -69,8 +69,10 @@ class _Slice:
     def __init__(
         self, decoder: Decoder, loss: Loss, target_KD: Tensor, path: Path, n: int, rows: slice | Tensor
     ) -> None:
-        self.objective = PathObjective(decoder, loss, target_KD)
         self.weights = weights_of(decoder)
+        into = [weight.grad for weight in decoder.parameters() if weight.grad is not None]
+        all_trained = len(into) == len(list(decoder.parameters()))
+        self.objective = PathObjective(decoder, loss, target_KD, into if all_trained else None)
         self.path = path
         self.t0_K, self.t1_K = path.time_NB[n][rows], path.time_NB[n + 1][rows]
         self.state0_KS, self.state1_KS = path.state_NBS[n][rows], path.state_NBS[n + 1][rows]
@@ -84,7 +86,7 @@ class _Slice:
             state_KS = self.state0_KS.detach().requires_grad_()
             reached_KS = self.path.scheme.step(self.rate, self.t0_K, self.t1_K, state_KS)
         *gradients, costate_KS = torch.autograd.grad(
-            reached_KS, [*self.weights, state_KS], costate_KS, allow_unused=True, materialize_grads=True
+            reached_KS, [*self.weights, state_KS], costate_KS, allow_unused=True
         )
         add_gradients(self.weights, gradients)
         return costate_KS, self.objective.evaluations
@@ -101,7 +103,7 @@ class _Slice:
             state_KS = state_KS.detach().requires_grad_()
             rate_KS = self.rate(t_K, state_KS)
         *gradients, pulled_KS = torch.autograd.grad(
-            rate_KS, [*self.weights, state_KS], weight_K1 * costate_KS, allow_unused=True, materialize_grads=True
+            rate_KS, [*self.weights, state_KS], weight_K1 * costate_KS, allow_unused=True
         )
         add_gradients(self.weights, gradients)
         return pulled_KS

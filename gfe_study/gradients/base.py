@@ -65,9 +65,13 @@ class Gradient(Section, ABC):
 
 
 class PathObjective:
-    """∇_z ℓ of some rows of a batch, with its autograd graph in z and in θ; counts its evaluations."""
+    """∇_z ℓ of some rows of a batch, with its autograd graph in z and in θ; counts its evaluations.
 
-    def __init__(self, decoder: Decoder, loss: Loss, target_BD: Tensor) -> None:
+    `into` is as of `Decoder.latent_gradient`.
+    """
+
+    def __init__(self, decoder: Decoder, loss: Loss, target_BD: Tensor, into: list[Tensor] | None = None) -> None:
+        self.into = into
         self.decoder = decoder
         self.loss = loss
         self.target_BD = target_BD
@@ -78,7 +82,7 @@ class PathObjective:
         self.evaluations += 1
         if not latent_BL.requires_grad:
             latent_BL = latent_BL.detach().requires_grad_()
-        return self.decoder.latent_gradient(self.loss, latent_BL, self.target_BD)
+        return self.decoder.latent_gradient(self.loss, latent_BL, self.target_BD, self.into)
 
 
 def weights_of(decoder: Decoder) -> list[torch.nn.Parameter]:

@@ -3,8 +3,11 @@
 Shapes: K rows of a batch, L latent, D pixels.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +19,24 @@ Vjp = Callable[[Tensor, Tensor | None], Tensor]
 """(∂ℓ/∂output of the selected rows, selection or None for all) -> ∂ℓ/∂z of the selected rows."""
 
 
+class Linearizable(Protocol):
+    """What a solver needs of a decoder."""
+
+    def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
+        """D(z), shape (K, D), and the map g ↦ gᵀ ∂D/∂z, without an autograd graph of θ."""
+        ...
+
+    def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]:
+        """D(z), shape (K, D), and ∂D/∂z, shape (K, L, D)."""
+        ...
+
+
 class Decoder(nn.Module):
     """D(z; θ): latents (K, L) to logits (K, D)."""
+
+    def frozen(self) -> Linearizable:
+        """The decoder with its weights as they are now, for many evaluations; it may be laid out for speed."""
+        return self
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
         """D(z) and the map g ↦ gᵀ ∂D/∂z, by autograd. A decoder may know a cheaper way and override this."""
@@ -46,8 +65,18 @@ class Decoder(nn.Module):
             output_LKD, tangent_LKD = torch.func.vmap(along)(basis_LKL)
         return output_LKD[0], tangent_LKD.transpose(0, 1)
 
-    def latent_gradient(self, loss: Loss, latent_KL: Tensor, target_KD: Tensor) -> Tensor:
-        """∇_z ℓ, shape (K, L), differentiable once more in z and in θ; what the full adjoint differentiates."""
+    def latent_gradient(
+        self, loss: Loss, latent_KL: Tensor, target_KD: Tensor, into: list[Tensor] | None = None
+    ) -> Tensor:
+        """∇_z ℓ, shape (K, L), differentiable once more in z and in θ; what the full adjoint differentiates.
+
+        Args:
+            loss: per-sample distance.
+            latent_KL: latents that require a gradient.
+            target_KD: images.
+            into: a tensor per weight, to which a decoder may add the weights' part of the vector–Jacobian product
+                itself; autograd is then told that the weights have none.
+        """
         total = loss(self(latent_KL), target_KD).sum()
         (grad_KL,) = torch.autograd.grad(total, latent_KL, create_graph=True)
         return grad_KL

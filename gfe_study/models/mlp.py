@@ -3,6 +3,8 @@
 Shapes: K rows of a batch, L latent, D pixels, H hidden.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -15,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from gfe_study.losses import Loss
 from gfe_study.models.base import Decoder, Model, Vjp
+
+_elu_backward = torch.ops.aten.elu_backward.default
 
 WIDEST = 2**16
 """The widest layer that is no slip of the pen."""
@@ -38,46 +42,58 @@ class MLPDecoder(Decoder):
         logits_KD: Tensor = last(hidden_KH)
         return logits_KD
 
-    @torch.no_grad()
-    def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
-        # ELU's derivative is recovered from its output, so that nothing but the activations is kept.
-        *inner, last = [(layer.weight, layer.bias) for layer in self._linears()]
-        activations: list[Tensor] = []
-        hidden_KH = latent_KL
-        for weight, bias in inner:
-            hidden_KH = F.elu_(torch.addmm(bias, hidden_KH, weight.t()))
-            activations.append(hidden_KH)
-        logits_KD = torch.addmm(last[1], hidden_KH, last[0].t())
+    def frozen(self) -> FrozenMLP:
+        return FrozenMLP([(layer.weight.detach(), layer.bias.detach()) for layer in self._linears()])
 
-        @torch.no_grad()
+    def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
+        return self.frozen().linearize(latent_KL)
+
+    def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]:
+        return self.frozen().jacobian(latent_KL)
+
+    def latent_gradient(
+        self, loss: Loss, latent_KL: Tensor, target_KD: Tensor, into: list[Tensor] | None = None
+    ) -> Tensor:
+        weights: list[Tensor] = [part for layer in self._linears() for part in (layer.weight, layer.bias)]
+        if into is not None:
+            weights = [weight.detach() for weight in weights]
+        grad_KL: Tensor = _LatentGradient.apply(loss, into, target_KD, latent_KL, *weights)
+        return grad_KL
+
+
+class FrozenMLP:
+    """The weights as they are now, without graph, and copied once into the order in which products read them."""
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]]) -> None:
+        self.backward = [weight for weight, _ in layers]
+        self.forward = [weight.t().contiguous() for weight, _ in layers]
+        self.biases = [bias for _, bias in layers]
+
+    def _activations(self, latent_KL: Tensor) -> tuple[list[Tensor], Tensor]:
+        hidden = [latent_KL.detach()]
+        for weight, bias in zip(self.forward[:-1], self.biases[:-1], strict=True):
+            hidden.append(F.elu_(torch.addmm(bias, hidden[-1], weight)))
+        return hidden, torch.addmm(self.biases[-1], hidden[-1], self.forward[-1])
+
+    def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
+        """As `Decoder.linearize`. ELU's derivative is recovered from its output: only activations are kept."""
+        hidden, logits_KD = self._activations(latent_KL)
+
         def vjp(grad: Tensor, selected: Tensor | None) -> Tensor:
-            grad = grad @ last[0]
-            for activation, (weight, _) in zip(reversed(activations), reversed(inner), strict=True):
+            for weight, activation in zip(reversed(self.backward[1:]), reversed(hidden[1:]), strict=True):
                 kept = activation if selected is None else activation[selected]
-                grad = torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, kept) @ weight
-            return grad
+                grad = _elu_backward(torch.mm(grad, weight), 1.0, 1.0, 1.0, True, kept)
+            return torch.mm(grad, self.backward[0])
 
         return logits_KD, vjp
 
-    @torch.no_grad()
     def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]:
-        # The tangents of the first layer are its weights: only the others cost matrix products.
-        *inner, last = [(layer.weight, layer.bias) for layer in self._linears()]
-        hidden_KH, tangent_KLH = latent_KL, None
-        for weight, bias in inner:
-            hidden_KH = F.elu_(torch.addmm(bias, hidden_KH, weight.t()))
-            slope_KH = (hidden_KH + 1).clamp_(max=1.0)
-            through = weight.t() if tangent_KLH is None else tangent_KLH @ weight.t()
-            tangent_KLH = through * slope_KH[:, None]
-        logits_KD = torch.addmm(last[1], hidden_KH, last[0].t())
-        if tangent_KLH is None:
-            return logits_KD, last[0].detach().t().expand(len(latent_KL), -1, -1)
-        return logits_KD, tangent_KLH @ last[0].t()
-
-    def latent_gradient(self, loss: Loss, latent_KL: Tensor, target_KD: Tensor) -> Tensor:
-        weights = [part for layer in self._linears() for part in (layer.weight, layer.bias)]
-        grad_KL: Tensor = _LatentGradient.apply(loss, target_KD, latent_KL, *weights)
-        return grad_KL
+        """As `Decoder.jacobian`. The tangents of the first layer are its weights: the others cost products."""
+        hidden, logits_KD = self._activations(latent_KL)
+        tangent_KLH = self.forward[0].expand(len(latent_KL), -1, -1)
+        for weight, activation in zip(self.forward[1:], hidden[1:], strict=True):
+            tangent_KLH = (tangent_KLH * (activation + 1).clamp_(max=1.0)[:, None]) @ weight
+        return logits_KD, tangent_KLH
 
 
 class _LatentGradient(torch.autograd.Function):
@@ -89,7 +105,9 @@ class _LatentGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, loss: Loss, target_KD: Tensor, latent_KL: Tensor, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, loss: Loss, into: list[Tensor] | None, target_KD: Tensor, latent_KL: Tensor, *weights: Tensor
+    ) -> Tensor:
         layers = list(_layers(weights))
         hidden = [latent_KL]
         for weight, bias in layers[:-1]:
@@ -97,8 +115,8 @@ class _LatentGradient(torch.autograd.Function):
         output_KD = torch.addmm(layers[-1][1], hidden[-1], layers[-1][0].t())
         pulled = [loss.gradient(output_KD, target_KD)]
         for (weight, _), activation in zip(reversed(layers[1:]), reversed(hidden[1:]), strict=True):
-            pulled.append(torch.ops.aten.elu_backward(pulled[-1] @ weight, 1.0, 1.0, 1.0, True, activation))
-        ctx.loss = loss
+            pulled.append(_elu_backward(pulled[-1] @ weight, 1.0, 1.0, 1.0, True, activation))
+        ctx.loss, ctx.into = loss, into
         ctx.save_for_backward(target_KD, output_KD, *weights, *hidden, *pulled[1:])
         return pulled[-1] @ layers[0][0]
 
@@ -115,16 +133,21 @@ class _LatentGradient(torch.autograd.Function):
             preactivations.append(tangents[-1] @ weight.t())
             tangents.append(preactivations[-1] * (activation + 1).clamp_(max=1.0))
         turned = ctx.loss.curvature(output_KD, target_KD) * (tangents[-1] @ weights[-1].t())
-        products: list[Tensor] = []
+        products: list[Tensor | None] = [None] * (2 * count)
         for i in reversed(range(count)):
-            weight_product = turned.t() @ hidden[i] + pulled[i].t() @ tangents[i]
-            products = [weight_product, turned.sum(0), *products]
+            # Both terms of a weight's product in one: what it costs is writing the result.
+            left, right = torch.cat([turned, pulled[i]]).t(), torch.cat([hidden[i], tangents[i]])
+            if ctx.into is None:
+                products[2 * i : 2 * i + 2] = [left @ right, turned.sum(0)]
+            else:
+                ctx.into[2 * i].addmm_(left, right)
+                ctx.into[2 * i + 1].add_(turned.sum(0))
             turned = turned @ weights[i]
             if i:
-                turned = torch.ops.aten.elu_backward(turned, 1.0, 1.0, 1.0, True, hidden[i])
+                turned = _elu_backward(turned, 1.0, 1.0, 1.0, True, hidden[i])
                 # ELU's second derivative equals its first below zero, and vanishes above.
                 turned += (pulled[i - 1] * preactivations[i - 1]).masked_fill_(hidden[i] >= 0, 0.0)
-        return None, None, turned, *products
+        return None, None, None, turned, *products
 
 
 def _layers(weights: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,23 +4,15 @@ Shapes: B batch, K rows of it, L latent, D pixels.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gfe_study.losses import Loss
+from gfe_study.models.base import Decoder
 
 Pullback = Callable[[Tensor | None], Tensor]
 """Maps a selection of the evaluated rows (indices, or None for all) to their ∇_z ℓ."""
-
-
-class Linearizable(Protocol):
-    """A decoder that evaluates D(z) and hands back the map g ↦ gᵀ ∂D/∂z, without an autograd graph of θ."""
-
-    def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]: ...
-
-    def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Objective:
@@ -39,12 +31,12 @@ class Objective:
         nfe_backward_B: decoder pullbacks (vector–Jacobian products in z) spent on each sample so far.
     """
 
-    def __init__(self, decoder: Linearizable, loss: Loss, target_BD: Tensor) -> None:
+    def __init__(self, decoder: Decoder, loss: Loss, target_BD: Tensor) -> None:
         finite_B = target_BD.isfinite().all(-1)
         if not finite_B.all():
             rows = (~finite_B).nonzero().flatten().tolist()
             raise ValueError(f"NaN or infinite pixels in sample {', '.join(map(str, rows[:5]))} of the batch")
-        self.decoder = decoder
+        self.decoder = decoder.frozen()
         self.loss = loss
         self.target_BD = target_BD
         self.nfe_forward_B = torch.zeros(len(target_BD), dtype=torch.long, device=target_BD.device)

@@ -54,13 +54,13 @@ class SpectralAMD(DescentSolver[_Candidate]):
     name: Literal["amd_spectral"] = "amd_spectral"
     beta: float = Field(0.25, gt=0, lt=1)
     """β, the factor by which a rejected step shrinks."""
-    s_initial: float = Field(100.0, gt=0)
+    s_initial: float = Field(30.0, gt=0)
     """The first step, before there is a secant."""
     s_min: float = Field(1e-3, gt=0)
     """The shortest secant step."""
     s_max: float = Field(1e5, gt=0)
     """The longest secant step."""
-    memory: int = Field(5, ge=1)
+    memory: int = Field(10, ge=1)
     """Losses that the decrease test looks back on; 1 accepts falls only."""
     sigma: float = Field(1e-4, ge=0, lt=1)
     """σ, the Armijo constant."""

@@ -1,0 +1,154 @@
+"""Every solver, encoding test images with one decoder: loss over evaluations and over seconds."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.common import COLOURS, LOSS, RECIPES, Bench
+from gfe_study.config.trial import choice_class
+from gfe_study.models.base import Decoder
+from gfe_study.solvers.base import Result, Solver
+from gfe_study.solvers.fields import GradientFlow
+from gfe_study.solvers.objective import Objective
+
+FLOW = GradientFlow(alpha="constant")
+PAPER = {"beta": 0.75, "s_initial": 1.0, "s_max": 10.0, "kappa": 1.1, "tau": 1e4, "min_slope": 1e-5, "window": 5}
+BATCH = 250
+FEW, MANY = 64, 1000
+
+
+def budgets(name: str) -> Iterator[Solver]:
+    """A solver, allowed more and more evaluations."""
+    kind = choice_class("solver", name)
+    if name == "amd":
+        yield from (kind(**PAPER, max_nfe=nfe) for nfe in (25, 50, 100, 200, 400, 800))
+        yield kind(**PAPER)
+    elif name in ("euler", "rk4"):
+        # As far as the stiffest sample lets a grid of that many slices go.
+        yield from (
+            kind(tau=8.0 * slices if name == "euler" else 10.0 * slices, slices=slices, base=1.0)
+            for slices in (13, 25, 50, 100, 200)
+        )
+    elif name == "dopri5":
+        yield from (kind(tau=1e4, max_nfe=nfe) for nfe in (50, 100, 200, 400))
+    elif name == "gauss_newton":
+        yield from (kind(max_nfe=21 * count, min_slope=0) for count in (3, 4, 5, 6, 8, 10, 14))
+    else:
+        yield from (kind(max_nfe=nfe, min_slope=0) for nfe in (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 100))
+        if name == "amd_nesterov":
+            yield from (kind(max_nfe=nfe, min_slope=0) for nfe in (200, 400))
+
+
+def measure(bench: Bench, decoder: Decoder, solver: Solver, count: int) -> dict[str, float | str]:
+    images = bench.images(count)
+    loss = forward = backward = unfinished = 0.0
+    started = time.perf_counter()
+    for target in images.split(BATCH):
+        objective = Objective(decoder, LOSS, target)
+        start = torch.zeros(len(target), next(decoder.parameters()).shape[1])
+        solution = solver.solve(FLOW, objective, start)
+        loss += solution.loss_B.sum().item()
+        forward += solution.nfe_forward_B.sum().item()
+        backward += solution.nfe_backward_B.sum().item()
+        unfinished += (solution.result_B == Result.MAX_NFE).sum().item()
+    taken = time.perf_counter() - started
+    return {
+        "solver": solver.name,
+        "loss": loss / count,
+        "evaluations": forward / count,
+        "pullbacks": backward / count,
+        "seconds": taken,
+        "stopped by its cap": unfinished / count,
+    }
+
+
+def run(bench: Bench) -> None:
+    for recipe in RECIPES:
+        decoder = bench.decoder(recipe)
+        curves = pd.DataFrame(
+            [measure(bench, decoder, solver, FEW) for name in sorted(COLOURS) for solver in budgets(name)]
+        )
+        curves.to_csv(bench.out / f"encoding_{recipe}_curves.csv", index=False)
+        title = f"Encoding {FEW} test images, decoder: {recipe}"
+        bench.keep(f"encoding_{recipe}", title, summary(curves), FORMATS)
+        bench.draw(f"encoding_{recipe}", 2, functools.partial(plot, curves=curves))
+        many = pd.DataFrame(list(until_reference(bench, decoder)))
+        title = f"Encoding {MANY:,} test images, decoder: {recipe}"
+        bench.keep(f"encoding_{recipe}_{MANY}", title, summary(many), FORMATS)
+
+
+def until_reference(bench: Bench, decoder: Decoder) -> Iterator[dict[str, float | str]]:
+    """The paper's AMD, then what is fast: budgets up to the one that reaches AMD's loss, and its default."""
+    reference = measure(bench, decoder, choice_class("solver", "amd")(**PAPER), MANY)
+    yield reference
+    for name in ("amd_nesterov", "amd_spectral", "lbfgs", "gauss_newton"):
+        for solver in budgets(name):
+            row = measure(bench, decoder, solver, MANY)
+            yield row
+            if row["loss"] <= reference["loss"]:
+                break
+        yield measure(bench, decoder, choice_class("solver", name)(), MANY)
+
+
+FORMATS = {
+    "lowest loss": "{:.4f}",
+    "with evaluations": "{:.0f}",
+    "evaluations to amd's loss": "{:.0f}",
+    "seconds to it": "{:.3f}",
+    "fewer evaluations": "{:.0f}×",
+    "faster": "{:.0f}×",
+}
+
+
+def stop_of_amd(curves: pd.DataFrame) -> pd.Series:
+    """Where the paper's AMD stopped of itself."""
+    return curves[curves["solver"] == "amd"].iloc[-1]
+
+
+def summary(curves: pd.DataFrame) -> pd.DataFrame:
+    """One row a solver: the lowest loss it reached, and what it cost to reach the loss at which AMD stopped."""
+    reference = stop_of_amd(curves)
+    rows = []
+    for name, curve in curves.groupby("solver"):
+        best = curve.sort_values("loss").iloc[0]
+        row = {"solver": name, "lowest loss": best["loss"], "with evaluations": best["evaluations"]}
+        if len(reached := curve[curve["loss"] <= reference["loss"]]):
+            first = reached.sort_values("evaluations").iloc[0]
+            row["evaluations to amd's loss"] = first["evaluations"]
+            row["seconds to it"] = first["seconds"]
+            row["fewer evaluations"] = reference["evaluations"] / first["evaluations"]
+            row["faster"] = reference["seconds"] / first["seconds"]
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("evaluations to amd's loss", na_position="last")
+
+
+def plot(figure: Figure, curves: pd.DataFrame) -> None:
+    by_evaluations, by_seconds = figure.subplots(1, 2, sharey=True)
+    for axes, column, text in (
+        (by_evaluations, "evaluations", "decoder evaluations per image"),
+        (by_seconds, "seconds", "seconds for 64 images, one thread"),
+    ):
+        for name, curve in curves.groupby("solver"):
+            ordered = curve.sort_values(column)
+            axes.plot(
+                ordered[column],
+                ordered["loss"],
+                "o-",
+                markersize=2.5,
+                linewidth=1.2,
+                color=COLOURS[str(name)],
+                label=str(name),
+            )
+        axes.axhline(stop_of_amd(curves)["loss"], color="#D55E00", linestyle=":", linewidth=1, label="where amd stops")
+        axes.set_xscale("log")
+        axes.set_xlabel(text)
+    by_evaluations.set_ylim(0.98 * curves["loss"].min(), 0.25)
+    by_evaluations.set_ylabel("test loss (nats per pixel)")
+    handles, labels = by_evaluations.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=8)

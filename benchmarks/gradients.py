@@ -1,0 +1,93 @@
+"""What the gradients with respect to the weights cost, beside the solve that they differentiate."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from benchmarks.common import LOSS, Bench, seconds
+from gfe_study.gradients.adjoint import Adjoint
+from gfe_study.gradients.approx import Approximate
+from gfe_study.gradients.base import Gradient
+from gfe_study.gradients.unrolled import Unrolled
+from gfe_study.models.base import Decoder
+from gfe_study.solvers.base import Solution
+from gfe_study.solvers.fields import GradientFlow
+from gfe_study.solvers.fixed_grid import RK4, Euler, FixedGrid
+from gfe_study.solvers.objective import Objective
+
+BATCH, SLICES, TAU = 16, 50, 300.0
+
+
+def kept_bytes(decoder: Decoder, gradient: Gradient, target: Tensor, solution: Solution) -> int:
+    """Bytes that autograd keeps for the backward pass at the worst moment; weights and the path not counted."""
+    alive: dict[int, int] = {}
+    worst = 0
+    apart = {weight.untyped_storage().data_ptr() for weight in decoder.parameters()}
+    if solution.path is not None:
+        apart.add(solution.path.state_NBS.untyped_storage().data_ptr())
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal worst
+            storage = tensor.untyped_storage()
+            self.tensor, self.key = tensor, storage.data_ptr()
+            if self.key not in apart:
+                alive[self.key] = storage.nbytes()
+            worst = max(worst, sum(alive.values()))
+
+        def __del__(self) -> None:
+            alive.pop(self.key, None)
+
+    with saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        gradient.backward(decoder, LOSS, target, solution)
+    return worst
+
+
+def run(bench: Bench) -> None:
+    decoder, target = bench.decoder(), bench.images(BATCH)
+    latent = torch.randn(BATCH, next(decoder.parameters()).shape[1], generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def one_pass() -> None:
+        decoder(latent)
+
+    rows = []
+    for solver in (Euler(tau=TAU, slices=SLICES + 1), RK4(tau=TAU, slices=SLICES + 1)):
+        rows += [
+            row(decoder, target, solver, gradient, one_pass) for gradient in (Approximate(), Adjoint(), Unrolled())
+        ]
+    formats = {"passes per slice": "{:.2f}", "solve + gradient, ms": "{:.0f}", "÷ one pass, per slice": "{:.1f}"}
+    formats |= {"kept, MiB": "{:.2f}", "÷ approx": "{:.2f}"}
+    table = pd.DataFrame(rows)
+    table["÷ approx"] = table["kept, MiB"] / table["kept, MiB"].iloc[0]
+    bench.keep("gradients", f"Gradients after {SLICES} slices, batch {BATCH}", table, formats)
+
+
+def row(decoder: Decoder, target: Tensor, solver: FixedGrid, gradient: Gradient, one_pass: object) -> dict[str, object]:
+    assert callable(one_pass)
+
+    def solve() -> Solution:
+        objective = Objective(decoder, LOSS, target)
+        start = target.new_zeros(len(target), next(decoder.parameters()).shape[1])
+        return solver.solve(GradientFlow(), objective, start, keep_path=gradient.needs_path)
+
+    def both() -> None:
+        decoder.zero_grad(set_to_none=True)
+        gradient.backward(decoder, LOSS, target, solve())
+
+    solution = solve()
+    done = gradient.backward(decoder, LOSS, target, solution)
+    counts = (solution.nfe_forward_B, solution.nfe_backward_B, done.nfe_forward_B, done.nfe_backward_B)
+    (taken,) = seconds(both, repeats=9)
+    (evaluation,) = seconds(one_pass, repeats=15, calls=50)
+    return {
+        "solver": solver.name,
+        "gradient": gradient.name,
+        "passes per slice": sum(int(count[0]) for count in counts) / SLICES,
+        "solve + gradient, ms": 1e3 * taken,
+        "÷ one pass, per slice": taken / evaluation / SLICES,
+        "kept, MiB": kept_bytes(decoder, gradient, target, solution) / 2**20,
+    }

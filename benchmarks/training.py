@@ -1,0 +1,123 @@
+"""Loss over training images and over seconds: gradient flow encoding against autoencoders that were tuned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from benchmarks.common import Bench, console
+from gfe_study import names
+from gfe_study.config import Trial
+from gfe_study.training import train
+
+GOAL = {"mnist": 0.0955}
+"""Test loss whose time is compared."""
+TARGETS = {480: 0.128, 960: 0.118, 1920: 0.109, 3840: 0.102, 5760: 0.097}
+AE_IMAGES = 100_000
+AE_GRID = [(batch, lr) for batch in (32, 64, 128) for lr in (5e-4, 1e-3, 2e-3)]
+
+
+def run(bench: Bench) -> None:
+    goal = GOAL.get(bench.data)
+    rows = curve(bench, "gfe, preset best", gfe(bench), None)
+    for batch, lr in AE_GRID:
+        rows += curve(bench, f"ae, batch {batch}, Adam {lr:g}", autoencoder(bench, batch, lr), goal)
+    rows += curve(bench, "gfe, preset best, again", gfe(bench), None)
+    curves = pd.DataFrame(rows)
+    curves.to_csv(bench.out / "training_curves.csv", index=False)
+    bench.keep("training", "Training", summary(curves, goal), FORMATS)
+    bench.draw("training", 2, lambda figure: plot(figure, curves, goal))
+
+
+def gfe(bench: Bench) -> Trial:
+    points = [480, 960, 1440, *range(1920, 5761, 240)]
+    return bench.trial(preset="best", eval={"schedule": points, "val_images": 1})
+
+
+def autoencoder(bench: Bench, batch: int, lr: float) -> Trial:
+    return bench.trial(
+        preset="paper",
+        method="ae",
+        optim={"name": "adam", "lr": lr, "batch_size": batch},
+        budget={"images": AE_IMAGES},
+        eval={"schedule": list(range(4000, AE_IMAGES, 4000)), "val_images": 1, "mixed": False},
+    )
+
+
+def curve(bench: Bench, label: str, trial: Trial, goal: float | None) -> list[dict[str, Any]]:
+    """The points of one trial, up to the one that reaches the goal."""
+    rows = []
+    for step in train(trial, bench.splits):
+        if step.metrics is None:
+            continue
+        rows.append({"trial": label, **{name: step.metrics[name] for name in KEPT}})
+        if goal is not None and step.metrics[names.TEST_LOSS] <= goal:
+            break
+    console.print(f"{label}: {rows[-1][names.TEST_LOSS]:.4f} after {rows[-1][names.TRAIN_SECONDS]:.1f} s")
+    return rows
+
+
+KEPT = (names.IMAGES_SEEN, names.IMAGES_USED, names.TEST_LOSS, names.TRAIN_SECONDS, names.NFE_FORWARD)
+FORMATS = {
+    "last loss": "{:.4f}",
+    "images seen": "{:,.0f}",
+    "images used": "{:,.0f}",
+    "seconds": "{:.1f}",
+    "seconds to the goal": "{:.1f}",
+    "images to the goal": "{:,.0f}",
+    **{f"at {images:,}": "{:.4f}" for images in TARGETS},
+}
+
+
+def summary(curves: pd.DataFrame, goal: float | None) -> pd.DataFrame:
+    rows = []
+    for label, points in curves.groupby("trial", sort=False):
+        last = points.iloc[-1]
+        row = {"trial": label}
+        for images in TARGETS:
+            at = points[points[names.IMAGES_SEEN] == images]
+            row[f"at {images:,}"] = at[names.TEST_LOSS].iloc[0] if len(at) else float("nan")
+        row |= {
+            "last loss": last[names.TEST_LOSS],
+            "images seen": last[names.IMAGES_SEEN],
+            "images used": last[names.IMAGES_USED],
+            "seconds": last[names.TRAIN_SECONDS],
+        }
+        if goal is not None and len(reached := points[points[names.TEST_LOSS] <= goal]):
+            row["seconds to the goal"] = reached[names.TRAIN_SECONDS].iloc[0]
+            row["images to the goal"] = reached[names.IMAGES_SEEN].iloc[0]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def plot(figure: Figure, curves: pd.DataFrame, goal: float | None) -> None:
+    left, right = figure.subplots(1, 2, sharey=True)
+    quickest = curves[curves["trial"].str.startswith("ae")].groupby("trial")[names.TRAIN_SECONDS].max().idxmin()
+    for label, points in curves.groupby("trial", sort=False):
+        if str(label).endswith("again"):
+            continue
+        ours = str(label).startswith("gfe")
+        colour = "#009E73" if ours else "#D55E00" if label == quickest else "#B8B8B8"
+        text = str(label) if ours or label == quickest else None
+        for axes, column in ((left, names.IMAGES_SEEN), (right, names.TRAIN_SECONDS)):
+            axes.plot(
+                points[column],
+                points[names.TEST_LOSS],
+                "-",
+                linewidth=1.6 if text else 0.8,
+                color=colour,
+                label=text,
+                zorder=2 if text else 1,
+            )
+    left.plot([], [], color="#B8B8B8", linewidth=0.8, label="ae, other settings")
+    for axes in (left, right):
+        if goal is not None:
+            axes.axhline(goal, color="black", linestyle=":", linewidth=1)
+        axes.set_xscale("log")
+    left.set_ylim(top=0.2)
+    left.set_xlabel("training images seen")
+    right.set_xlabel("seconds of training, one thread")
+    left.set_ylabel("test loss (nats per pixel)")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
