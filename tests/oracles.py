@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.base import Result
+from gfe_study.solvers.spectral import SpectralAMD
 
 LossAndGradient = Callable[[list[float]], tuple[float, list[float]]]
 
@@ -117,3 +118,58 @@ def euler_adjoint(problem: Problem, alphas: list[float], steps: list[float], lat
             hessian = torch.autograd.functional.hessian(functools.partial(sample_loss, sample=sample), node[sample])
             costate = costate - h * alpha * hessian @ costate
     return total
+
+
+def spectral(settings: SpectralAMD, evaluate: LossAndGradient, start: list[float]) -> Path:
+    """AMD with the Barzilai–Borwein trial step and the non-monotone test, for one sample."""
+
+    def dot(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    z, t, s, m = list(start), 0.0, min(settings.s_initial, settings.tau), 0
+    loss, g = evaluate(z)
+    losses, times, points, bests, nfe = [loss], [t], [z], [loss], 1
+
+    def ended(result: Result) -> Path:
+        best = min(range(len(losses)), key=losses.__getitem__)
+        return Path(points[best], losses[: best + 1], times[: best + 1], best, nfe, len(losses), result)
+
+    while nfe < settings.max_nfe:
+        candidate = [zi - s * gi for zi, gi in zip(z, g, strict=True)]
+        new_loss, new_g = evaluate(candidate)
+        nfe += 1
+        if not new_loss < max(losses[-settings.memory :]) - settings.sigma * s * dot(g, g):
+            m += 1
+            s = min(s * settings.beta, settings.tau - t)
+            if m > settings.max_backtracks:
+                return ended(Result.NO_DESCENT)
+            continue
+        moved = [a - b for a, b in zip(candidate, z, strict=True)]
+        turned = [a - b for a, b in zip(new_g, g, strict=True)]
+        curvature = abs(dot(moved, turned))
+        secant = dot(moved, moved) / curvature if curvature else settings.s_max
+        z, g, loss, t, m = candidate, new_g, new_loss, t + s, 0
+        losses.append(loss)
+        times.append(t)
+        points.append(z)
+        bests.append(min(bests[-1], loss))
+        s = min(min(max(secant, settings.s_min), settings.s_max), settings.tau - t)
+        if t >= settings.tau:
+            return ended(Result.REACHED_TAU)
+        window = settings.window
+        if len(bests) > window and bests[-1 - window] - bests[-1] < settings.min_slope * window:
+            return ended(Result.SLOPE)
+    return ended(Result.MAX_NFE)
+
+
+def two_loop(grad: Tensor, moves: list[Tensor], turns: list[Tensor], scale: Tensor) -> Tensor:
+    """Nocedal's two-loop recursion: the inverse BFGS matrix of pairs, oldest first, times a gradient."""
+    pairs = [(s, y, 1 / (s @ y)) for s, y in zip(moves, turns, strict=True) if s.any()]
+    result, weights = grad.clone(), []
+    for s, y, rho in reversed(pairs):
+        weights.append(rho * (s @ result))
+        result = result - weights[-1] * y
+    result = scale * result
+    for (s, y, rho), weight in zip(pairs, reversed(weights), strict=True):
+        result = result + (weight - rho * (y @ result)) * s
+    return result

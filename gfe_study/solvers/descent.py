@@ -143,6 +143,13 @@ class Chosen:
         return new if self.index is None else old.index_copy(0, self.index, new)
 
 
+def ring(loss: Tensor, size: int) -> Tensor:
+    """The losses at a sample's last `size` accepted points, under the number of the step modulo `size`: (K, size)."""
+    past = torch.full((len(loss), size), torch.inf, dtype=loss.dtype, device=loss.device)
+    past[:, 0] = loss
+    return past
+
+
 def rows_of(active: Active, objective: Objective) -> Tensor | None:
     """The rows to evaluate: None while the whole batch is active."""
     return None if len(active.row) == len(objective.target_BD) else active.row

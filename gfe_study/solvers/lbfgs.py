@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, Chosen, DescentSolver, Ended, first_fields, rows_of
+from gfe_study.solvers.descent import Active, Chosen, DescentSolver, Ended, first_fields, ring, rows_of
 from gfe_study.solvers.objective import Objective
 
 
@@ -75,7 +75,7 @@ class LBFGS(DescentSolver[_Candidate]):
             moves=start_BL.new_zeros(count, self.pairs, latent),
             turns=start_BL.new_zeros(count, self.pairs, latent),
             scale=full_like_batch(start_BL, self.s_initial),
-            past_loss=torch.full((count, self.window), torch.inf, dtype=loss.dtype, device=loss.device),
+            past_loss=ring(loss, self.window),
         )
 
     def _round(self, objective: Objective, active: _Candidate) -> Ended:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, rows_of
+from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, ring, rows_of
 from gfe_study.solvers.objective import Objective
 
 
@@ -84,7 +84,7 @@ class NesterovAMD(DescentSolver[_Candidate]):
             momentum=torch.zeros_like(loss),
             trial_step=full_like_batch(start_BL, self.s_initial),
             backtracks=torch.zeros_like(first["row"]),
-            past_loss=torch.full((len(loss), self.window), torch.inf, dtype=loss.dtype, device=loss.device),
+            past_loss=ring(loss, self.window),
         )
 
     def _round(self, objective: Objective, active: _Candidate) -> Ended:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, rows_of
+from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, ring, rows_of
 from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import EULER
 
@@ -91,7 +91,7 @@ class SpectralAMD(DescentSolver[_Candidate]):
             step=full_like_batch(start_BL, min(self.s_initial, self.tau)),
             backtracks=torch.zeros_like(first["row"]),
             past_loss=loss[:, None].repeat(1, self.memory),
-            past_best=torch.full((len(loss), self.window), torch.inf, dtype=loss.dtype, device=loss.device),
+            past_best=ring(loss, self.window),
             best_loss=loss,
             best_latent=first["latent"],
             best_time=first["time"],
