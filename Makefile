@@ -15,7 +15,7 @@ run_flags = $(if $(CPUS),--cpus-per-trial $(CPUS)) $(if $(GPUS),--gpus-per-trial
 	$(if $(ADDRESS),--address $(ADDRESS))
 storage_flag = $(if $(STORAGE),--storage $(STORAGE))
 
-.PHONY: help install space sweep resume plan spaces status report ui doctor test test-slow lint clean
+.PHONY: help install space sweep resume plan spaces status report ui doctor bench test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make report SPACE=amd    curves and tables of a study"
 	@echo "make ui                  the MLflow UI on http://127.0.0.1:5000"
 	@echo "make doctor              check versions, devices, data and the store"
+	@echo "make bench               solvers, gradients and training measured; PART=encoding, DATASET=digits"
 	@echo "make test                the tests; make test-slow the long ones; make lint ruff and mypy"
 
 install: $(READY)
@@ -65,6 +66,9 @@ doctor: $(READY)
 ui: $(READY)
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --workers 1 \
 		--backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db) --host 127.0.0.1 --port 5000
+
+bench: $(READY)
+	@$(VENV)/bin/python -m benchmarks $(PART) --data $(or $(DATASET),mnist)
 
 test: $(READY)
 	@$(VENV)/bin/pytest -m "not slow"

@@ -41,7 +41,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gfe nesterov": {"solver": RK4, "flow": "nesterov"},
     "gfe amd adam": {"optim": "adam"},
     "gfe amd two updates": {"optim": {"updates_per_batch": 2}},
-    "ae": {"method": "ae"},
+    "gfe adjoint": {"solver": {"name": "euler", "tau": 20, "slices": 4}, "gradient": "adjoint"},
+    "gfe best": {"solver": {"name": "lbfgs", "max_nfe": 6, "train_max_nfe": 5, "resume_max_nfe": 3}, "start": "mean"},
+    "gfe schedule": {"optim": {"updates_per_batch": [[0, 3], [32, 1]], "lr_half_images": 40}, "start": "previous"},
+    "ae": {"method": "ae", "start": "encoder"},
     "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
 }
 
@@ -246,6 +249,34 @@ def test_evaluations_of_the_decoder_are_counted_per_image(updates: int, digits: 
     assert (point[names.NFE_FORWARD], point[names.NFE_BACKWARD], point[names.ENCODE_NFE]) == (updates, updates, 0)
 
 
+def test_images_are_seen_once_and_used_once_an_update(digits: Splits) -> None:
+    schedule = [[0, 4], [20, 3], [48, 1]]
+    points, _ = run(train(tiny({"optim": {"updates_per_batch": schedule, "batch_size": 16}}), digits))
+    # Batches of 16, 4 | 16, 14 | 16, 16, 8, cut at the points 20, 50 and 90; a batch has the updates of its start.
+    assert [point[names.IMAGES_SEEN] for point in points] == [20, 50, 90]
+    assert [point[names.OPTIMISER_STEPS] for point in points] == [8, 8 + 6, 8 + 6 + 3]
+    assert [point[names.IMAGES_USED] for point in points] == [80, 80 + 90, 80 + 90 + 40]
+
+
+def test_the_learning_rate_halves_at_its_images_whatever_the_budget(digits: Splits) -> None:
+    rates = {}
+    for budget in (48, 90):
+        trial = tiny({"optim": {"lr": 0.01, "lr_half_images": 32}, "budget": {"images": budget}})
+        rates[budget] = [step.state.learner.optimiser.param_groups[0]["lr"] for step in train(trial, digits)]
+    assert rates[90][: len(rates[48]) - 1] == rates[48][:-1]
+    assert rates[90][0] == 0.01
+    assert trial.optim.lr_at(32) == pytest.approx(0.005)
+    assert trial.optim.lr_at(96) == pytest.approx(0.0025)
+
+
+def test_a_batch_is_solved_on_from_where_it_was_with_its_own_cap(digits: Splits) -> None:
+    solver = {"name": "lbfgs", "max_nfe": 30, "train_max_nfe": 7, "resume_max_nfe": 3, "min_slope": 0}
+    (*_, point), _ = run(train(tiny({"solver": solver, "optim": {"updates_per_batch": 3}}), digits))
+    # 7, then twice 3, and one pass for the weights of each of the three updates.
+    assert point[names.NFE_FORWARD] == pytest.approx(7 + 3 + 3 + 3, abs=0.05)
+    assert point[names.ENCODE_NFE] > 2 * 15
+
+
 def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digits: Splits) -> None:
     points, ae = run(train(tiny({"method": "ae"}), digits))
     gfe = tiny().method.create(tiny(), 64, torch.device("cpu"))
@@ -287,7 +318,7 @@ def test_a_trial_that_diverges_ends_with_a_marked_point(batches: int, variant: T
     learner = step.state.learner
     with torch.no_grad():
         next(learner.decoder.parameters())[0, 0] = math.nan
-    poisoned, optimiser = weights(learner), copy.deepcopy(learner.optimiser.state_dict())
+    poisoned, optimiser = weights(learner), copy.deepcopy(learner.optimiser.state_dict()["state"])
     rest = list(progress)
 
     (last,) = rest
@@ -300,7 +331,7 @@ def test_a_trial_that_diverges_ends_with_a_marked_point(batches: int, variant: T
     assert all(
         torch.equal(torch.nan_to_num(now), torch.nan_to_num(poisoned[name])) for name, now in weights(learner).items()
     )
-    torch.testing.assert_close(learner.optimiser.state_dict(), optimiser, rtol=0, atol=0)
+    torch.testing.assert_close(learner.optimiser.state_dict()["state"], optimiser, rtol=0, atol=0)
     assert list(train(variant, digits, copy.deepcopy(last.state.state_dict()))) == []
 
 

@@ -1,0 +1,151 @@
+"""Where flows start. Shapes: B batch, L latent, D pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gfe_study import names
+from gfe_study.checkpoint import read_checkpoint, write_checkpoint
+from gfe_study.config import CHOICES, Trial
+from gfe_study.data.base import Splits
+from gfe_study.methods.base import Learner
+from gfe_study.training import train
+
+TINY: dict[str, Any] = {
+    "preset": "paper",
+    "solver": {"name": "lbfgs", "max_nfe": 5},
+    "model": {"latent_dim": 4, "hidden": [24]},
+    "eval": {"schedule": [64], "val_images": 20, "test_images": 15},
+    "budget": {"images": 128},
+}
+
+
+def learner(start: Any, digits: Splits, **layers: Any) -> Learner:
+    trial = Trial.build(TINY, {"start": start}, layers)
+    return trial.method.create(trial, digits.pixels, torch.device("cpu"))
+
+
+def batch(digits: Splits, first: int, count: int = 8) -> tuple[Tensor, Tensor]:
+    index = torch.arange(first, first + count)
+    return digits.train.images(index.numpy()), index
+
+
+def test_zero_is_zero_whatever_was_learnt(digits: Splits) -> None:
+    gfe = learner("zero", digits)
+    images, index = batch(digits, 0)
+    gfe.update(images, index, 1)
+    assert torch.equal(gfe.start(images, index), torch.zeros(8, 4))
+    assert torch.equal(gfe.start(images), torch.zeros(8, 4))
+    assert not gfe.start.state_dict()
+
+
+def test_mean_is_the_weighted_mean_of_the_latents_so_far(digits: Splits) -> None:
+    gfe = learner({"name": "mean", "decay": 0.9}, digits)
+    images, index = batch(digits, 0)
+    assert torch.equal(gfe.start(images), torch.zeros(8, 4))
+    first = gfe.update(images, index, 1).latent_BL.mean(0)
+    torch.testing.assert_close(gfe.start(images), first.expand(8, -1))
+    second = gfe.update(*batch(digits, 8), 1).latent_BL.mean(0)
+    kept = 0.9**8
+    expected = (kept * first + second) / (kept + 1)
+    torch.testing.assert_close(gfe.start(images), expected.expand(8, -1))
+
+
+def test_previous_is_where_the_same_image_ended(digits: Splits) -> None:
+    gfe = learner("previous", digits)
+    (images, index), (others, elsewhere) = batch(digits, 0), batch(digits, 500)
+    ended = gfe.update(images, index, 1).latent_BL
+    assert torch.equal(gfe.start(images, index), ended)
+    assert torch.equal(gfe.start(others, elsewhere), torch.zeros(8, 4))
+    gfe.update(others, elsewhere, 1)
+    assert torch.equal(gfe.start(images, index), ended)
+    assert torch.equal(gfe.start(images.flip(0), index.flip(0)), ended.flip(0))
+    assert torch.equal(gfe.start(images), torch.zeros(8, 4))
+
+
+def test_the_encoder_start_descends_its_own_reconstruction_and_leaves_the_decoder_alone(digits: Splits) -> None:
+    gfe, zero = learner("encoder", digits), learner("zero", digits)
+    images, index = batch(digits, 0)
+    encoder = gfe.start.encoder
+    assert torch.equal(gfe.start(images), encoder(images).detach())
+    latent = encoder(images)
+    loss = gfe.loss(gfe.decoder(latent), images).sum()
+    expected = torch.autograd.grad(loss, list(encoder.parameters()))
+    solver, flow = gfe.trial.solver, gfe.trial.flow
+    from_there = solver.solve(flow, objective_of(gfe, images), gfe.start(images))
+    gfe.update(images, index, 1)
+    torch.testing.assert_close([weight.grad for weight in encoder.parameters()], list(expected))
+    for weight in zero.decoder.parameters():
+        weight.grad = None
+    zero.loss(zero.decoder(from_there.latent_BL), images).sum().backward()
+    decoder_gradients = [[weight.grad for weight in one.decoder.parameters()] for one in (gfe, zero)]
+    torch.testing.assert_close(*decoder_gradients)
+
+
+def objective_of(one: Learner, images: Tensor) -> Any:
+    from gfe_study.solvers.objective import Objective
+
+    return Objective(one.decoder, one.loss, images)
+
+
+def test_an_autoencoders_own_encoder_starts_its_mixed_encoding(digits: Splits) -> None:
+    ae = learner("encoder", digits, method="ae")
+    images, index = batch(digits, 0)
+    assert ae.start.encoder is ae.networks["encoder"]
+    before = [weight.clone() for weight in ae.start.encoder.parameters()]
+    ae.update(images, index, 1)
+    assert any(not torch.equal(a, b) for a, b in zip(before, ae.start.encoder.parameters(), strict=True))
+    mixed, plain = ae.encode(images, names.MIXED), ae.encode(images)
+    assert (mixed.loss_B <= plain.loss_B + 1e-6).all()
+    assert (mixed.loss_B < plain.loss_B - 1e-3).any()
+
+
+@pytest.mark.parametrize("start", CHOICES["start"])
+@pytest.mark.parametrize("method", CHOICES["method"])
+def test_a_start_survives_an_interruption(start: str, method: str, digits: Splits, tmp_path: Path) -> None:
+    # More images than one epoch has, so that latents come back.
+    trial = Trial.build(
+        TINY,
+        {
+            "start": start,
+            "method": method,
+            "budget": {"images": 2500},
+            "optim": {"lr": 1e-3, "batch_size": 100},
+            "eval": {"schedule": [64]},
+        },
+    )
+    whole = list(train(trial, digits))
+    for number, step in enumerate(train(trial, digits)):
+        if number == 17:
+            write_checkpoint(tmp_path / "c.pt", step.state.state_dict())
+            break
+    rest = list(train(trial, digits, read_checkpoint(tmp_path / "c.pt")))
+    ended, resumed = whole[-1].state.learner.networks.state_dict(), rest[-1].state.learner.networks.state_dict()
+    assert ended.keys() == resumed.keys()
+    assert all(torch.equal(ended[name], resumed[name]) for name in ended)
+    assert whole[-1].metrics is not None
+    assert rest[-1].metrics is not None
+    assert whole[-1].metrics[names.TEST_LOSS] == rest[-1].metrics[names.TEST_LOSS]
+
+
+def test_a_better_start_gives_a_better_encoding(digits: Splits) -> None:
+    ends = {}
+    for start in ("zero", "previous"):
+        trial = Trial.build(
+            TINY,
+            {
+                "start": start,
+                "solver": {"max_nfe": 3},
+                "budget": {"images": 1197 * 4},
+                "eval": {"schedule": [1197 * 3]},
+            },
+        )
+        ends[start] = list(train(trial, digits))[-1].metrics
+    assert ends["zero"] is not None
+    assert ends["previous"] is not None
+    assert ends["previous"][names.TRAIN_LOSS] < 0.98 * ends["zero"][names.TRAIN_LOSS]
