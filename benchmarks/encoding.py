@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import statistics
 import time
 from collections.abc import Iterator
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from benchmarks.common import COLOURS, LOSS, RECIPES, Bench
 from gfe_study.config.trial import choice_class
@@ -20,7 +22,7 @@ from gfe_study.solvers.objective import Objective
 FLOW = GradientFlow(alpha="constant")
 PAPER = {"beta": 0.75, "s_initial": 1.0, "s_max": 10.0, "kappa": 1.1, "tau": 1e4, "min_slope": 1e-5, "window": 5}
 BATCH = 250
-FEW, MANY = 64, 1000
+FEW, MANY, REPEATS = 64, 1000, 5
 
 
 def budgets(name: str) -> Iterator[Solver]:
@@ -30,11 +32,9 @@ def budgets(name: str) -> Iterator[Solver]:
         yield from (kind(**PAPER, max_nfe=nfe) for nfe in (25, 50, 100, 200, 400, 800))
         yield kind(**PAPER)
     elif name in ("euler", "rk4"):
-        # As far as the stiffest sample lets a grid of that many slices go.
-        yield from (
-            kind(tau=8.0 * slices if name == "euler" else 10.0 * slices, slices=slices, base=1.0)
-            for slices in (13, 25, 50, 100, 200)
-        )
+        # Uniform steps of AMD's own longest: about as long as the stiffest samples bear.
+        counts = (13, 25, 50, 100, 200, 400, 1001) if name == "euler" else (13, 25, 50, 100, 250)
+        yield from (kind(tau=10.0 * (slices - 1), slices=slices, base=1.0) for slices in counts)
     elif name == "dopri5":
         yield from (kind(tau=1e4, max_nfe=nfe) for nfe in (50, 100, 200, 400))
     elif name == "gauss_newton":
@@ -46,7 +46,14 @@ def budgets(name: str) -> Iterator[Solver]:
 
 
 def measure(bench: Bench, decoder: Decoder, solver: Solver, count: int) -> dict[str, float | str]:
-    images = bench.images(count)
+    rows = [measure_once(bench.images(count), decoder, solver)]
+    while len(rows) < REPEATS and rows[0]["seconds"] < 1:
+        rows.append(measure_once(bench.images(count), decoder, solver))
+    return {**rows[0], "solver": solver.name, "seconds": statistics.median(row["seconds"] for row in rows)}
+
+
+def measure_once(images: Tensor, decoder: Decoder, solver: Solver) -> dict[str, float]:
+    count = len(images)
     loss = forward = backward = unfinished = 0.0
     started = time.perf_counter()
     for target in images.split(BATCH):
@@ -59,7 +66,6 @@ def measure(bench: Bench, decoder: Decoder, solver: Solver, count: int) -> dict[
         unfinished += (solution.result_B == Result.MAX_NFE).sum().item()
     taken = time.perf_counter() - started
     return {
-        "solver": solver.name,
         "loss": loss / count,
         "evaluations": forward / count,
         "pullbacks": backward / count,
@@ -98,10 +104,10 @@ def until_reference(bench: Bench, decoder: Decoder) -> Iterator[dict[str, float 
 
 FORMATS = {
     "lowest loss": "{:.4f}",
-    "with evaluations": "{:.0f}",
-    "evaluations to amd's loss": "{:.0f}",
-    "seconds to it": "{:.3f}",
-    "fewer evaluations": "{:.0f}×",
+    "with nfe": "{:.0f}",
+    "nfe to amd's loss": "{:.0f}",
+    "s to it": "{:.3f}",
+    "fewer nfe": "{:.0f}×",
     "faster": "{:.0f}×",
 }
 
@@ -117,15 +123,15 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, curve in curves.groupby("solver"):
         best = curve.sort_values("loss").iloc[0]
-        row = {"solver": name, "lowest loss": best["loss"], "with evaluations": best["evaluations"]}
+        row = {"solver": name, "lowest loss": best["loss"], "with nfe": best["evaluations"]}
         if len(reached := curve[curve["loss"] <= reference["loss"]]):
             first = reached.sort_values("evaluations").iloc[0]
-            row["evaluations to amd's loss"] = first["evaluations"]
-            row["seconds to it"] = first["seconds"]
-            row["fewer evaluations"] = reference["evaluations"] / first["evaluations"]
+            row["nfe to amd's loss"] = first["evaluations"]
+            row["s to it"] = first["seconds"]
+            row["fewer nfe"] = reference["evaluations"] / first["evaluations"]
             row["faster"] = reference["seconds"] / first["seconds"]
         rows.append(row)
-    return pd.DataFrame(rows).sort_values("evaluations to amd's loss", na_position="last")
+    return pd.DataFrame(rows).sort_values("nfe to amd's loss", na_position="last")
 
 
 def plot(figure: Figure, curves: pd.DataFrame) -> None:
@@ -135,7 +141,7 @@ def plot(figure: Figure, curves: pd.DataFrame) -> None:
         (by_seconds, "seconds", "seconds for 64 images, one thread"),
     ):
         for name, curve in curves.groupby("solver"):
-            ordered = curve.sort_values(column)
+            ordered = curve.sort_values("evaluations")
             axes.plot(
                 ordered[column],
                 ordered["loss"],
@@ -148,7 +154,7 @@ def plot(figure: Figure, curves: pd.DataFrame) -> None:
         axes.axhline(stop_of_amd(curves)["loss"], color="#D55E00", linestyle=":", linewidth=1, label="where amd stops")
         axes.set_xscale("log")
         axes.set_xlabel(text)
-    by_evaluations.set_ylim(0.98 * curves["loss"].min(), 0.25)
+    by_evaluations.set_ylim(0.98 * curves["loss"].min(), 0.31)
     by_evaluations.set_ylabel("test loss (nats per pixel)")
     handles, labels = by_evaluations.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=8)

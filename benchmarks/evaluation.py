@@ -47,13 +47,15 @@ def run(bench: Bench) -> None:
         rows.append(
             {
                 "batch": batch,
-                "products, ms": 1e3 * floor,
-                "evaluation, ms": 1e3 * fused,
-                "÷ products": fused / floor,
-                "autograd ÷ products": by_autograd / floor,
-                "with its graph ÷ products": with_graph / floor,
+                "floor, ms": 1e3 * floor,
+                "ours, ms": 1e3 * fused,
+                "÷ floor": fused / floor,
+                "autograd ÷ floor": by_autograd / floor,
+                "with its graph ÷ floor": with_graph / floor,
             }
         )
-    numbers = {"products, ms": "{:.2f}", "evaluation, ms": "{:.2f}", "÷ products": "{:.2f}"}
-    numbers |= {"autograd ÷ products": "{:.2f}", "with its graph ÷ products": "{:.2f}"}
-    bench.keep("evaluation", "One loss and its latent gradient, against the bare products", pd.DataFrame(rows), numbers)
+    numbers = {"floor, ms": "{:.2f}", "ours, ms": "{:.2f}", "÷ floor": "{:.2f}"}
+    numbers |= {"autograd ÷ floor": "{:.2f}", "with its graph ÷ floor": "{:.2f}"}
+    bench.keep(
+        "evaluation", "One loss and its latent gradient; floor: its bare matrix products", pd.DataFrame(rows), numbers
+    )

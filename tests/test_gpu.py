@@ -1,0 +1,85 @@
+"""The same results on a GPU as on the CPU. Skipped, with a word, where there is no CUDA device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from problems import Problem, image_problem
+from torch import Tensor
+
+from gfe_study import names
+from gfe_study.config import CHOICES, Trial
+from gfe_study.config.trial import choice_class
+from gfe_study.data.base import Splits
+from gfe_study.solvers.base import Solution, Solver
+from gfe_study.solvers.fields import GradientFlow
+from gfe_study.training import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: GPU results are not compared here"),
+]
+
+FEW: dict[str, dict[str, Any]] = {
+    "amd": {"s_max": 100, "max_nfe": 25},
+    "amd_nesterov": {"s_max": 100, "max_nfe": 25},
+    "amd_spectral": {"s_initial": 10, "max_nfe": 15},
+    "dopri5": {"tau": 10},
+    "euler": {"tau": 10, "slices": 12},
+    "gauss_newton": {"max_nfe": 20},
+    "lbfgs": {"max_nfe": 12},
+    "rk4": {"tau": 10, "slices": 8},
+}
+
+
+def on(device: str, problem: Problem) -> Problem:
+    return dataclasses.replace(
+        problem, decoder=copy.deepcopy(problem.decoder).to(device), target_BD=problem.target_BD.to(device)
+    )
+
+
+def solve(problem: Problem, solver: Solver) -> Solution:
+    flow = GradientFlow(alpha="constant")
+    return solver.solve(flow, problem.objective(), problem.start(), keep_path=True)
+
+
+@pytest.mark.parametrize("name", CHOICES["solver"])
+def test_a_solver_gives_the_same_on_both(name: str) -> None:
+    solver = choice_class("solver", name)(**FEW.get(name, {}))
+    problem = image_problem(batch=32)
+    here, there = (solve(on(device, problem), solver) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there.latent_BL.cpu(), here.latent_BL, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(there.loss_B.cpu(), here.loss_B, rtol=1e-8, atol=1e-10)
+    assert torch.equal(there.nfe_forward_B.cpu(), here.nfe_forward_B)
+    assert torch.equal(there.result_B.cpu(), here.result_B)
+
+
+@pytest.mark.parametrize("name", CHOICES["gradient"])
+@pytest.mark.parametrize("solver", ["euler", "rk4", "amd", "amd_spectral", "dopri5"])
+def test_a_gradient_is_the_same_on_both(name: str, solver: str) -> None:
+    gradients: list[list[Tensor]] = []
+    for device in ("cpu", "cuda"):
+        problem = on(device, image_problem(batch=8))
+        solution = solve(problem, choice_class("solver", solver)(**FEW[solver]))
+        choice_class("gradient", name)().backward(problem.decoder, problem.loss, problem.target_BD, solution)
+        gradients.append([w.grad.cpu() for w in problem.decoder.parameters() if w.grad is not None])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", CHOICES["start"])
+@pytest.mark.parametrize("method", CHOICES["method"])
+def test_training_gives_the_same_on_both_to_the_precision_of_float32(method: str, start: str, digits: Splits) -> None:
+    trial = Trial.build(
+        {"method": method, "start": start, "model": {"hidden": [48]}, "solver": {"name": "lbfgs", "max_nfe": 8}},
+        {"budget": {"images": 320}, "eval": {"val_images": 40, "test_images": 40}},
+    )
+    losses = []
+    for device in ("cpu", "cuda"):
+        *_, last = train(trial, digits, device=device)
+        assert last.metrics is not None
+        losses.append(last.metrics[names.VAL_LOSS])
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
