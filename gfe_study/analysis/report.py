@@ -48,7 +48,8 @@ def summary(trials: pd.DataFrame) -> pd.DataFrame:
     """One row per trial, best validation loss first: what differs between trials, and the final metrics."""
     params = [column for column in trials if str(column).startswith("params.") and trials[column].nunique() > 1]
     losses = [names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS]
-    wanted = [*losses, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS, names.DIVERGED]
+    counts = [names.IMAGES_SEEN, names.IMAGES_USED]
+    wanted = [*losses, *counts, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS, names.DIVERGED]
     metrics = [name for name in wanted if name in trials]
     table = trials[["status", *metrics, *params, names.SEED, names.FINGERPRINT]].copy()
     for column in params:
@@ -69,6 +70,11 @@ def _page(study: str, asked: str, trials: pd.DataFrame, table: pd.DataFrame, fig
         f"test {best[names.TEST_LOSS]:.4f} nats per pixel, "
         f"{best[names.TEST_LOSS] - floor:.4f} above the entropy floor {floor:.4f} of {dataset}'s test images."
     )
+    if names.IMAGES_USED in best:
+        verdict += (
+            f" It saw {best[names.IMAGES_SEEN]:,.0f} training images, counted once, or {best[names.IMAGES_USED]:,.0f} "
+            "counted once per weight update that they took part in."
+        )
     caution = "One seed: no interval, and no claim beyond these runs." if seeds == 1 else f"{seeds} seeds."
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(study)}</title><style>{STYLE}</style></head><body>
@@ -77,6 +83,10 @@ def _page(study: str, asked: str, trials: pd.DataFrame, table: pd.DataFrame, fig
 <p>{escape(verdict)} <span class="note">{caution} Trials: {escape(states)}.</span></p>
 <img alt="Test loss over training images seen" src="data:image/png;base64,{picture}">
 <h2>Trials</h2>
-{table.to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")}
+{table.to_html(index=False, float_format=_number, na_rep="")}
 </body></html>
 """
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) and abs(value) >= 10 else f"{value:.4g}"
