@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, ring, rows_of
+from gfe_study.solvers.descent import Active, Chosen, DescentSolver, Ended, first_fields, ring, rows_of
 from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import EULER
 
@@ -100,48 +100,47 @@ class SpectralAMD(DescentSolver[_Candidate]):
 
     def _round(self, objective: Objective, active: _Candidate) -> Ended:
         step = active.step
-        moved = active.grad * -step[:, None]
-        candidate = active.latent + moved
+        candidate = torch.addcmul(active.latent, step[:, None], active.grad, value=-1)
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
         bound = active.past_loss.amax(1)
         if self.sigma:
-            bound = torch.addcmul(bound, step, active.grad.square().sum(-1), value=-self.sigma)
+            bound = torch.addcmul(bound, step, active.grad.square().sum(1), value=-self.sigma)
         accepted = loss < bound
-        everyone = bool(accepted.all())
-        if everyone:
-            grad = pullback(None)
-        else:
-            grad = active.grad
-            if len(index := accepted.nonzero().flatten()):
-                grad = grad.index_copy(0, index, pullback(index))
-
-        curvature = (moved * (grad - active.grad)).sum(-1).abs_()
-        # 0/0 where nothing moved; a vanishing curvature asks for the longest step.
-        secant = (moved.square().sum(-1) / curvature).nan_to_num_(self.s_max).clamp_(self.s_min, self.s_max)
-        num_steps = active.num_steps + accepted
-        time = active.time + step
-        improved = loss < active.best_loss
-        if everyone:
-            active.latent, active.loss, active.time, active.step = candidate, loss, time, secant
-        else:
-            improved = improved & accepted
-            active.latent = torch.where(accepted[:, None], candidate, active.latent)
-            active.loss = torch.where(accepted, loss, active.loss)
-            active.time = torch.where(accepted, time, active.time)
-            active.step = torch.where(accepted, secant, step * self.beta)
+        slope = torch.full_like(loss, torch.inf)
         active.backtracks = (active.backtracks + 1).masked_fill_(accepted, 0)
-        active.grad, active.num_steps = grad, num_steps
-        active.past_loss.scatter_(1, (num_steps % self.memory)[:, None], active.loss[:, None])
-        active.best_latent = torch.where(improved[:, None], candidate, active.best_latent)
-        active.best_loss = torch.where(improved, loss, active.best_loss)
-        active.best_time = torch.where(improved, time, active.best_time)
-        active.best_steps = torch.where(improved, num_steps, active.best_steps)
-        column = (num_steps % self.window)[:, None]
-        slope = (active.past_best.gather(1, column)[:, 0] - active.best_loss).masked_fill_(~accepted, torch.inf)
-        active.past_best.scatter_(1, column, active.best_loss[:, None])
+        active.step = step * self.beta
+        if chosen := Chosen(accepted):
+            grad = pullback(chosen.index)
+            secant = self._secant(chosen.take(step), chosen.take(active.grad), grad)
+            active.step = chosen.put(active.step, secant)
+            active.grad = chosen.put(active.grad, grad)
+            active.latent = chosen.put(active.latent, chosen.take(candidate))
+            active.loss = chosen.put(active.loss, chosen.take(loss))
+            active.time = active.time + step * accepted
+            active.num_steps = active.num_steps + accepted
+            slope = self._note(active).masked_fill_(~accepted, torch.inf)
         active.step = torch.minimum(active.step, self.tau - active.time)
         return [
             (Result.SLOPE, slope < self.min_slope * self.window),
             (Result.REACHED_TAU, active.time >= self.tau),
             (Result.NO_DESCENT, active.backtracks > self.max_backtracks),
         ]
+
+    def _secant(self, step_K: Tensor, old_KL: Tensor, new_KL: Tensor) -> Tensor:
+        """⟨Δz, Δz⟩ / |⟨Δz, Δg⟩| where Δz = −s g: s ⟨g, g⟩ / |⟨g, Δg⟩|, clipped; no curvature asks for `s_max`."""
+        curvature = (old_KL * (new_KL - old_KL)).sum(1).abs_()
+        secant = step_K * old_KL.square().sum(1) / curvature
+        return secant.nan_to_num_(self.s_max).clamp_(self.s_min, self.s_max)
+
+    def _note(self, active: _Candidate) -> Tensor:
+        """Write down the last accepted points, and return by how much the best fell over the window."""
+        improved = active.loss < active.best_loss
+        active.best_latent = torch.where(improved[:, None], active.latent, active.best_latent)
+        active.best_loss = torch.where(improved, active.loss, active.best_loss)
+        active.best_time = torch.where(improved, active.time, active.best_time)
+        active.best_steps = torch.where(improved, active.num_steps, active.best_steps)
+        active.past_loss.scatter_(1, (active.num_steps % self.memory)[:, None], active.loss[:, None])
+        column = (active.num_steps % self.window)[:, None]
+        slope = active.past_best.gather(1, column)[:, 0] - active.best_loss
+        active.past_best.scatter_(1, column, active.best_loss[:, None])
+        return slope
