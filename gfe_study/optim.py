@@ -3,14 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from gfe_study.config import Section
-
-Count = Annotated[int, Field(gt=0)]
 
 
 class Optimiser(Section, ABC):
@@ -25,19 +23,27 @@ class Optimiser(Section, ABC):
     """Images seen at which the learning rate is half of `lr`: lr / (1 + images seen / this); None: constant."""
     batch_size: int = Field(16, gt=0)
     """Training images per batch."""
-    updates_per_batch: Count | tuple[tuple[Annotated[int, Field(ge=0)], Count], ...] = 1
+    updates_per_batch: int | tuple[tuple[int, int], ...] = 1
     """Weight updates on each batch, its latents solved on from where they were; its images count as seen once.
 
     A number, or a schedule of pairs [images seen, updates]: each number of updates holds from those images on.
     """
 
-    @field_validator("updates_per_batch")
+    @field_validator("updates_per_batch", mode="before")
     @classmethod
-    def _schedule_is_in_order(cls, value: int | tuple[tuple[int, int], ...]) -> int | tuple[tuple[int, int], ...]:
-        if not isinstance(value, int):
-            starts = [images for images, _ in value]
-            if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
-                raise ValueError("a number, or pairs [images seen, updates] from 0 images on, in increasing order")
+    def _schedule_makes_sense(cls, value: Any) -> Any:
+        pairs = [(0, value)] if isinstance(value, int) else value
+        try:
+            starts, updates = zip(*pairs, strict=True)
+            whole = all(type(number) is int for number in (*starts, *updates))
+            sensible = whole and starts[0] == 0 and min(updates) > 0 and all(a < b for a, b in pairwise(starts))
+        except (TypeError, ValueError):
+            sensible = False
+        if not sensible:
+            raise ValueError(
+                "Input should be a whole number above 0, or pairs [images seen, updates] from 0 images on in "
+                "increasing order"
+            )
         return value
 
     def lr_at(self, images_seen: int) -> float:

@@ -23,7 +23,7 @@ from gfe_study.methods.base import Diverged, Learner, derive_seed
 Metrics = dict[str, float]
 
 ENCODE_BATCH = 250
-"""Images encoded at once in an evaluation; a matter of memory and speed, never of results."""
+"""Images encoded at once in an evaluation: a matter of memory and speed, and of results through rounding only."""
 
 
 class Progress(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -28,7 +29,7 @@ from gfe_study.solvers.base import Solution, Solver
 from gfe_study.solvers.dopri5 import Dopri5
 from gfe_study.solvers.fields import Flow, GradientFlow, NesterovFlow, alpha_at
 from gfe_study.solvers.fixed_grid import RK4, Euler, FixedGrid
-from gfe_study.solvers.runge_kutta import Path
+from gfe_study.solvers.runge_kutta import Path, Time
 from gfe_study.solvers.spectral import SpectralAMD
 
 FLOWS: list[Flow] = [GradientFlow(), GradientFlow(alpha="constant"), NesterovFlow(), NesterovFlow(alpha="exponential")]
@@ -213,7 +214,24 @@ def test_path_ends_where_the_solution_is() -> None:
         torch.testing.assert_close(path.time_NB[-1], solution.time_B)
         assert torch.equal(path.flow.latent(path.state_NBS[0]), problem.start())
         assert (path.time_NB.diff(dim=0) >= 0).all()
-        assert torch.equal((path.time_NB.diff(dim=0) > 0).sum(0), solution.num_steps_B)
+        assert torch.equal((path.length_NB > 0).sum(0), solution.num_steps_B)
+        torch.testing.assert_close(path.length_NB.sum(0), solution.time_B)
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_the_steps_of_a_path_lead_from_node_to_node_in_float32_too(case: Case) -> None:
+    double = image_problem(batch=6, gain=3)
+    problem = Problem(copy.deepcopy(double.decoder).float(), double.loss, double.target_BD.float())
+    solution = solve(problem, case)
+    path = solution.path
+    assert path is not None
+    for n in range(len(path)):
+
+        def rate(t: Time, state: Tensor) -> Tensor:
+            return path.flow.derivative(problem.objective(), t, path.tau, state)
+
+        reached = path.scheme.step(rate, path.time_NB[n], path.length_NB[n], path.state_NBS[n])
+        torch.testing.assert_close(reached.detach(), path.state_NBS[n + 1], rtol=2e-6, atol=2e-6)
 
 
 def passes(gradient: Gradient, problem: Problem, solution: Solution) -> int:
@@ -285,7 +303,8 @@ def test_adjoint_keeps_at_most_twice_what_approx_keeps_whatever_the_slices() -> 
         for gradient in (Approximate(), Adjoint(), Unrolled()):
             total = saved_bytes(lambda g=gradient, s=solution: differentiate(problem, g, s))
             assert solution.path is not None
-            states = solution.path.state_NBS.nbytes if gradient.needs_path else 0
+            kept_path = solution.path.state_NBS.nbytes + solution.path.length_NB.nbytes
+            states = kept_path if gradient.needs_path else 0
             kept[gradient.name, slices] = total - weights - states
     assert kept["adjoint", 9] == kept["adjoint", 3] <= 2 * kept["approx", 3]
     assert kept["unrolled", 9] > 2 * kept["unrolled", 3]
@@ -320,5 +339,5 @@ def test_gradients_add_up() -> None:
 
 
 def test_a_path_knows_its_length() -> None:
-    path = Path(CONSTANT, Euler().scheme, 1.0, torch.zeros(4, 2), torch.zeros(4, 2, 3))
+    path = Path(CONSTANT, Euler().scheme, 1.0, torch.zeros(4, 2), torch.zeros(3, 2), torch.zeros(4, 2, 3))
     assert len(path) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -546,3 +547,20 @@ def test_a_step_cut_by_tau_is_tried_once() -> None:
     solution = solve(AMD(s_initial=100, s_max=100, tau=0.2, beta=0.5, min_slope=0), scalar_problem([1.0], weight=4))
     assert solution.result_B.tolist() == [Result.REACHED_TAU]
     assert solution.nfe_forward_B.item() == 5  # the start, 0.2 and 0.195 in vain, 0.098, the rest
+
+
+@pytest.mark.parametrize("solver", [AMD(tau=1e-50), AMD(beta=0.05, max_nfe=3000, min_slope=0)], ids=str)
+def test_amd_ends_where_single_precision_underflows(solver: AMD) -> None:
+    double = scalar_problem([0.0, 1.0])
+    problem = Problem(copy.deepcopy(double.decoder).float(), double.loss, double.target_BD.float())
+    solution = solve(solver, problem)
+    assert Result.MAX_NFE not in solution.result_B
+    assert (solution.nfe_forward_B < 200).all()
+
+
+@pytest.mark.parametrize("max_nfe", [6, 8, 20, 50])
+def test_gauss_newton_keeps_to_its_cap(max_nfe: int) -> None:
+    problem = image_problem(gain=3)
+    solution = solve(GaussNewton(max_nfe=max_nfe, min_slope=0), problem)
+    assert (solution.nfe_forward_B <= max_nfe).all()
+    assert (solution.num_steps_B > 0).all()

@@ -109,6 +109,8 @@ def test_an_autoencoders_own_encoder_starts_its_mixed_encoding(digits: Splits) -
 @pytest.mark.parametrize("method", CHOICES["method"])
 def test_a_start_survives_an_interruption(start: str, method: str, digits: Splits, tmp_path: Path) -> None:
     # More images than one epoch has, so that latents come back.
+    if (method, start) == ("ae", "previous"):
+        pytest.skip("refused: an autoencoder solves for no latent of a training image")
     trial = Trial.build(
         TINY,
         {

@@ -21,7 +21,8 @@ from gfe_study import names, training
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, Trial
 from gfe_study.data.base import Split, Splits
-from gfe_study.methods.base import Learner
+from gfe_study.gradients.approx import Approximate
+from gfe_study.methods.base import Diverged, Learner
 from gfe_study.training import Metrics, Progress, evaluate, train, training_order
 
 METRICS = {value for name, value in vars(names).items() if name.isupper()}
@@ -339,3 +340,27 @@ def test_a_trial_that_diverges_on_its_last_update_is_marked(digits: Splits) -> N
     points, _ = run(train(tiny({"optim": {"lr": 1e30}}), digits))
     assert points[-1][names.DIVERGED] == 1
     assert all(math.isfinite(value) for point in points for value in point.values())
+
+
+def test_a_start_that_is_not_finite_ends_the_trial_and_not_the_programme(digits: Splits) -> None:
+    points, _ = run(train(tiny({"start": "encoder", "optim": {"lr": 1e12}}), digits))
+    assert points[-1][names.DIVERGED] == 1
+
+
+def test_weights_never_step_along_a_gradient_that_is_not_finite(
+    digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = tiny()
+    learner = trial.method.create(trial, 64, torch.device("cpu"))
+    before = weights(learner)
+    backward = Approximate.backward
+
+    def overflowing(self: Approximate, decoder: Any, *rest: Any) -> Any:
+        done = backward(self, decoder, *rest)
+        next(decoder.parameters()).grad[0, 0] = math.inf
+        return done
+
+    monkeypatch.setattr(Approximate, "backward", overflowing)
+    with pytest.raises(Diverged):
+        learner.update(digits.train.images(slice(0, 4)), torch.arange(4), 1)
+    assert same(weights(learner), before)

@@ -37,7 +37,7 @@ class Section(BaseModel):
                 if key not in cls.model_fields:
                     near = suggestion(str(key), list(cls.model_fields))
                     raise PydanticCustomError("unknown_key", "{near}", {"key": str(key), "near": near})
-                if isinstance(value, bool) and cls.model_fields[key].annotation in (int, float):
+                if isinstance(value, bool) and re.search(r"\b(int|float)\b", str(cls.model_fields[key].annotation)):
                     raise PydanticCustomError(
                         "not_a_number",
                         "{key}: given {value}; allowed: a number",
@@ -67,6 +67,8 @@ def _complaints(error: ValidationError) -> Iterator[str]:
         kind, message = detail["type"], detail["msg"]
         if kind == "unknown_key":
             yield f"{'.'.join([*path, context['key']])}: unknown key; {message}"
+        elif kind == "not_a_number":
+            yield f"{'.'.join([*path, context['key']])}: given {context['value']}; allowed: a number"
         elif kind == "choice":
             yield f"{'.'.join(path)}: given {context['given']!r}; {message}"
         elif kind == "missing":

@@ -26,9 +26,10 @@ class Adjoint(Gradient):
 
     `discrete` differentiates every step as the solver took it: exact for the numbers the solver gave, whatever its
     order and grid, as autograd through the whole solve is. `continuous` integrates the equations above by Heun's
-    rule on the nodes: what the papers do, of order 2 in the slices. Both keep one slice's graph at a time, and
-    take every weight and the costate out of one vector–Jacobian product; neither builds a Hessian or a Jacobian.
-    A step length that the solver chose by looking at the loss is held fixed.
+    rule on the nodes: what the papers do, of order 2 in the slices where the nodes themselves are. Both keep one
+    slice's graph at a time, and take every weight and the costate out of one vector–Jacobian product; neither builds
+    a Hessian or a Jacobian. A step length that the solver chose by looking at the loss is held fixed. Where a batch
+    has several updates, its flow goes on from the last z*, and this is the gradient of the flow from there.
 
     Per Euler slice: one evaluation, one backward pass, and one through both; with the forward solve's two, the
     papers' five decoder passes per slice.
@@ -53,7 +54,7 @@ class Adjoint(Gradient):
             *gradients, costate_BS = torch.autograd.grad(loss_B.sum(), [*weights, state_BS])
             add_gradients(weights, gradients)
             for n in reversed(range(len(path))):
-                moving_B = path.time_NB[n + 1] > path.time_NB[n]
+                moving_B = path.length_NB[n] > 0
                 rows = slice(None) if bool(moving_B.all()) else moving_B.nonzero().flatten()
                 slice_ = _Slice(decoder, loss, target_BD[rows], path, n, rows)
                 back = slice_.discrete if self.form == "discrete" else slice_.continuous
@@ -75,6 +76,7 @@ class _Slice:
         self.objective = PathObjective(decoder, loss, target_KD, into if all_trained else None)
         self.path = path
         self.t0_K, self.t1_K = path.time_NB[n][rows], path.time_NB[n + 1][rows]
+        self.length_K = path.length_NB[n][rows]
         self.state0_KS, self.state1_KS = path.state_NBS[n][rows], path.state_NBS[n + 1][rows]
 
     def rate(self, t: Time, state_KS: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ class _Slice:
         """The costate before the step, and the evaluations spent; adds to the weights' gradients."""
         with torch.enable_grad():
             state_KS = self.state0_KS.detach().requires_grad_()
-            reached_KS = self.path.scheme.step(self.rate, self.t0_K, self.t1_K, state_KS)
+            reached_KS = self.path.scheme.step(self.rate, self.t0_K, self.length_K, state_KS)
         *gradients, costate_KS = torch.autograd.grad(
             reached_KS, [*self.weights, state_KS], costate_KS, allow_unused=True
         )
@@ -93,7 +95,7 @@ class _Slice:
 
     def continuous(self, costate_KS: Tensor) -> tuple[Tensor, int]:
         """The same by Heun's rule on da/dt = −(∂f/∂s)ᵀ a, backwards."""
-        half_K1 = (self.t1_K - self.t0_K)[:, None] / 2
+        half_K1 = self.length_K[:, None] / 2
         late_KS = self._pull(self.t1_K, self.state1_KS, costate_KS, half_K1)
         early_KS = self._pull(self.t0_K, self.state0_KS, costate_KS + 2 * late_KS, half_K1)
         return costate_KS + late_KS + early_KS, self.objective.evaluations

@@ -57,10 +57,11 @@ class Gradient(Section, ABC):
 
     def check_trial(self, trial: Trial) -> None:
         """Raise `ValueError` if this gradient cannot serve the trial's other choices."""
-        if self.needs_path and trial.solver.scheme is None:
+        reason = trial.solver.not_differentiable()
+        if self.needs_path and reason is not None:
             raise ValueError(
-                f"gradient.name: given {self.name!r} with solver.name={trial.solver.name}, which follows no flow whose "
-                "steps could be differentiated; at a minimum approx is exact; allowed: approx"
+                f"gradient.name: given {self.name!r} with solver.name={trial.solver.name}, which {reason}; "
+                "at a minimum approx is exact; allowed: approx"
             )
 
 

@@ -37,7 +37,7 @@ class Unrolled(Gradient):
         with torch.enable_grad():
             state_BS = path.state_NBS[0]
             for n in range(len(path)):
-                state_BS = path.scheme.step(rate, path.time_NB[n], path.time_NB[n + 1], state_BS)
+                state_BS = path.scheme.step(rate, path.time_NB[n], path.length_NB[n], state_BS)
             loss_B = loss(decoder(path.flow.latent(state_BS)), target_BD)
             if bool(loss_B.isfinite().all()):
                 loss_B.sum().backward()

@@ -53,6 +53,11 @@ class Autoencoder(Method):
     learner = AutoencoderLearner
 
     def check_trial(self, trial: Trial) -> None:
+        if trial.start.name == "previous":
+            raise ValueError(
+                "start.name: given 'previous' with method=ae, which solves for no latent of a training image; "
+                "allowed: encoder, mean, zero"
+            )
         if trial.gradient.name != "approx":
             raise ValueError(
                 f"gradient.name: given {trial.gradient.name!r} with method=ae, whose latents come from an encoder and "

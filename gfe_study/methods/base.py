@@ -101,8 +101,11 @@ class Learner(ABC):
     def encode_by_flow(self, target_BD: Tensor) -> Encoding:
         """Latents by following the trial's flow with its solver from its start."""
         objective = Objective(self.decoder, self.loss, target_BD)
-        solution = self.trial.solver.solve(self.trial.flow, objective, self.start(target_BD))
-        return Encoding(solution.latent_BL, solution.loss_B, solution.nfe_forward_B, solution.nfe_backward_B)
+        start_BL = self.start(target_BD)
+        lost_B = ~start_BL.isfinite().all(-1)
+        solution = self.trial.solver.solve(self.trial.flow, objective, start_BL.masked_fill(lost_B[:, None], 0.0))
+        loss_B = solution.loss_B.masked_fill(lost_B, torch.nan)
+        return Encoding(solution.latent_BL, loss_B, solution.nfe_forward_B, solution.nfe_backward_B)
 
     @torch.no_grad()
     def decode(self, latent_BL: Tensor) -> Tensor:

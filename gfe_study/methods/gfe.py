@@ -18,6 +18,8 @@ class GFELearner(Learner):
         trial = self.trial
         forward_B = backward_B = torch.zeros(len(target_BD), device=target_BD.device)
         latent_BL = self.start(target_BD, index_B)
+        if not bool(latent_BL.isfinite().all()):
+            raise Diverged
         for number in range(updates):
             solver = trial.solver.for_training(resumed=number > 0)
             objective = Objective(self.decoder, self.loss, target_BD)
@@ -30,6 +32,10 @@ class GFELearner(Learner):
             if not bool(done.loss_B.isfinite().all()):
                 raise Diverged
             self.start.backward(objective)
+            # The sum of a tensor that holds NaN or an infinity is one or the other.
+            sums = [weight.grad.sum() for weight in self.networks.parameters() if weight.grad is not None]
+            if not bool(torch.stack(sums).isfinite().all()):
+                raise Diverged
             self.optimiser.step()
             forward_B = forward_B + solution.nfe_forward_B + done.nfe_forward_B
             backward_B = backward_B + solution.nfe_backward_B + done.nfe_backward_B

@@ -115,6 +115,7 @@ class AMD(DescentSolver[_Candidate]):
         grown = (used * self.kappa).clamp_(self.s_initial, self.s_max)
 
         active.time = advance(time, active.time)
+        active.length = advance(active.step, active.length)
         active.latent = advance(candidate, active.latent)
         active.grad = grad
         active.loss = advance(loss, active.loss)
@@ -122,15 +123,18 @@ class AMD(DescentSolver[_Candidate]):
         active.fraction = advance(1.0, active.fraction * self.beta)
         active.trial_step = advance(grown, active.trial_step)
         left = self.tau - active.time
+        least = self.beta ** (self.max_backtracks + 0.5)
         if not everyone:
             # Every step that τ cuts is the same candidate: it is not tried twice.
-            while bool((same := ~accepted & (active.trial_step * active.fraction >= left)).any()):
-                active.fraction = torch.where(same, active.fraction * self.beta, active.fraction)
+            cut = ~accepted & (active.trial_step * active.fraction >= left) & (active.fraction > least)
+            while bool(cut.any()):
+                active.fraction = torch.where(cut, active.fraction * self.beta, active.fraction)
+                cut = cut & (active.trial_step * active.fraction >= left) & (active.fraction > least)
         active.step = torch.minimum(active.trial_step * active.fraction, left)
         return [
             (Result.SLOPE, slope < self.min_slope),
             (Result.REACHED_TAU, active.time >= self.tau),
-            (Result.NO_DESCENT, active.fraction < self.beta ** (self.max_backtracks + 0.5)),
+            (Result.NO_DESCENT, active.fraction <= least),
         ]
 
     def _slope(self, active: _Candidate, loss: Tensor) -> Tensor:

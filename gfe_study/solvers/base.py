@@ -75,7 +75,8 @@ StepObserver = Callable[[dict[str, Tensor]], None]
 class Solver(Section, ABC):
     """Follows a flow from z₀ for each sample of a batch. Settings are fields; `solve` is the algorithm.
 
-    No result of a sample depends on the other samples of its batch, beyond rounding.
+    No result of a sample depends on the other samples of its batch, but for the rounding of matrix products, whose
+    order depends on their shapes; where a loss is flat or has several minima, many steps may amplify that.
     """
 
     name: str
@@ -103,6 +104,10 @@ class Solver(Section, ABC):
         Raises:
             ValueError: a start is not finite; the message names the samples.
         """
+
+    def not_differentiable(self) -> str | None:
+        """Why a derivative through its steps makes no sense; None if it does."""
+        return None if self.scheme is not None else "follows no flow whose steps could be differentiated"
 
     def for_training(self, *, resumed: bool) -> Self:
         """The solver as it is used on a training batch; `resumed`: on from where it ended before a weight update."""

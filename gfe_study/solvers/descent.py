@@ -37,6 +37,8 @@ class Active:
     """Sum of the accepted steps: flow time."""
     num_steps: Tensor
     """Accepted steps."""
+    length: Tensor
+    """Length of the last accepted step along the flow; of no meaning to a solver that follows none."""
 
     def keep(self, kept: Tensor) -> Self:
         return type(self)(*(getattr(self, field.name)[kept] for field in fields(self)))
@@ -86,7 +88,7 @@ class DescentSolver(Solver, Generic[A]):
 
     def for_training(self, *, resumed: bool) -> Self:
         cap = self.resume_max_nfe if resumed and self.resume_max_nfe is not None else self.train_max_nfe
-        return self if cap is None else self.model_copy(update={"max_nfe": cap})
+        return self if cap is None else self.model_copy(update={"max_nfe": min(cap, self.max_nfe)})
 
     @torch.no_grad()
     def solve(
@@ -166,6 +168,7 @@ def first_fields(objective: Objective, start_BL: Tensor) -> dict[str, Tensor]:
         "loss": loss,
         "time": torch.zeros_like(start_BL[:, 0]),
         "num_steps": torch.zeros_like(row),
+        "length": torch.zeros_like(loss),
     }
 
 
@@ -207,26 +210,32 @@ class _Walked:
     def __init__(self, start_BL: Tensor) -> None:
         self.latents = [start_BL.clone()]
         self.times = [torch.zeros_like(start_BL[:, 0])]
+        self.lengths = [torch.zeros_like(start_BL[:, 0])]
 
     def add(self, active: Active) -> None:
         while len(self.times) <= int(active.num_steps.max()):
             self.latents.append(torch.empty_like(self.latents[0]))
             self.times.append(torch.empty_like(self.times[0]))
+            self.lengths.append(torch.zeros_like(self.times[0]))
         for step in active.num_steps.unique().tolist():
             here = active.num_steps == step
             self.latents[step][active.row[here]] = active.latent[here]
             self.times[step][active.row[here]] = active.time[here]
+            self.lengths[step][active.row[here]] = active.length[here]
 
     def path(self, solver: Solver, flow: Flow, solution: Solution) -> Path | None:
         if solver.scheme is None:
             return None
         count = int(solution.num_steps_B.max()) + 1 if len(solution.num_steps_B) else 1
         state_NBS, time_NB = torch.stack(self.latents[:count]), torch.stack(self.times[:count])
-        over_NB = torch.arange(count, device=time_NB.device)[:, None] >= solution.num_steps_B
+        number_N1 = torch.arange(count, device=time_NB.device)[:, None]
+        over_NB = number_N1 >= solution.num_steps_B
+        length_NB = torch.stack(self.lengths[:count]).masked_fill(number_N1 > solution.num_steps_B, 0.0)
         return Path(
             flow,
             solver.scheme,
             getattr(solver, "tau", math.inf),
             torch.where(over_NB, solution.time_B, time_NB),
+            length_NB[1:],
             torch.where(over_NB[..., None], solution.latent_BL, state_NBS),
         )

@@ -137,4 +137,6 @@ def _path(solver: Dopri5, flow: Flow, walks: list[_Walk]) -> Path:
         [torch.cat(walk.states + walk.states[-1:] * (count - len(walk.states))) for walk in walks], dim=1
     )
     times = [walk.times + walk.times[-1:] * (count - len(walk.times)) for walk in walks]
-    return Path(flow, solver.scheme, solver.tau, state_NBS.new_tensor(times).t(), state_NBS)
+    time_NB = torch.tensor(times, dtype=torch.float64, device=state_NBS.device).t()
+    length_NB = time_NB.diff(dim=0).to(state_NBS.dtype)
+    return Path(flow, solver.scheme, solver.tau, time_NB.to(state_NBS.dtype), length_NB, state_NBS)

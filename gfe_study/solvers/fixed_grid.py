@@ -5,6 +5,7 @@ Shapes: B batch, L latent, S solver state, N nodes.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Literal
 
@@ -27,7 +28,8 @@ def logarithmic_grid(tau: float, slices: int, base: float = 4.0) -> list[float]:
     if base == 1:
         times = [tau * i / (slices - 1) for i in range(slices)]
     else:
-        times = [tau * (base ** (i / (slices - 1)) - 1) / (base - 1) for i in range(slices)]
+        rate = math.log(base)
+        times = [tau * math.expm1(rate * i / (slices - 1)) / math.expm1(rate) for i in range(slices)]
     return [0.0, *times[1:-1], tau]
 
 
@@ -48,7 +50,7 @@ class FixedGrid(Solver):
         def rate(t: Time, state: Tensor) -> Tensor:
             return flow.derivative(objective, t, self.tau, state)
 
-        return self.scheme.step(rate, t0, t1, state_BS)
+        return self.scheme.step(rate, t0, t1 - t0, state_BS)
 
     @torch.no_grad()
     def solve(
@@ -87,7 +89,8 @@ class FixedGrid(Solver):
         assert self.scheme is not None
         state_NBS = torch.stack(states)
         time_N = torch.tensor(times, dtype=state_NBS.dtype, device=state_NBS.device)
-        return Path(flow, self.scheme, self.tau, time_N[:, None].expand(-1, state_NBS.shape[1]), state_NBS)
+        time_NB = time_N[:, None].expand(-1, state_NBS.shape[1])
+        return Path(flow, self.scheme, self.tau, time_NB, time_NB.diff(dim=0), state_NBS)
 
 
 class Euler(FixedGrid):

@@ -6,7 +6,7 @@ Shapes: B batch, K samples still active, L latent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,9 @@ from torch import Tensor
 from gfe_study.solvers.base import Result
 from gfe_study.solvers.descent import Active, DescentSolver, Ended
 from gfe_study.solvers.objective import Objective
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
 
 
 @dataclass
@@ -50,6 +53,17 @@ class GaussNewton(DescentSolver[_Candidate]):
 
     refused = "it minimises the loss and follows no flow"
 
+    def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
+        least = 2 * (1 + trial.model.latent_dim)
+        for name in ("max_nfe", "train_max_nfe", "resume_max_nfe"):
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise ValueError(
+                    f"solver.{name}: given {given} with solver.name=gauss_newton, whose first step takes {least} "
+                    f"evaluations of {trial.model.latent_dim} latents; allowed: {least} or more"
+                )
+
     def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
         loss, grad, normal = objective.normal_equations(start_BL)
         row = torch.arange(len(start_BL), device=start_BL.device)
@@ -60,13 +74,13 @@ class GaussNewton(DescentSolver[_Candidate]):
             loss=loss,
             time=torch.zeros_like(loss),
             num_steps=torch.zeros_like(row),
+            length=torch.zeros_like(loss),
             normal=normal,
             damping=torch.full_like(loss, self.damping),
             growth=torch.full_like(loss, 2.0),
         )
 
     def _round(self, objective: Objective, active: _Candidate) -> Ended:
-        spent = objective.nfe_forward_B[active.row] + 1 + active.latent.shape[1] > self.max_nfe
         scale = active.normal.diagonal(dim1=1, dim2=2).mean(1)
         # A decoder that ignores its latent has no curvature at all; the step is then zero, and refused.
         shift = active.damping * scale + torch.finfo(scale.dtype).tiny
@@ -78,7 +92,7 @@ class GaussNewton(DescentSolver[_Candidate]):
             active.latent + step, None if len(active.row) == len(objective.target_BD) else active.row
         )
         fall = active.loss - loss
-        accepted = (fall > 0) & ~spent
+        accepted = fall > 0
         ratio = fall / promised
         shrink = (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3, max=2.0)
         active.damping = active.damping * torch.where(accepted, shrink, active.growth)
@@ -92,5 +106,5 @@ class GaussNewton(DescentSolver[_Candidate]):
         return [
             (Result.SLOPE, accepted & (fall < self.min_slope)),
             (Result.NO_DESCENT, active.damping > self.max_damping),
-            (Result.MAX_NFE, spent),
+            (Result.MAX_NFE, objective.nfe_forward_B[active.row] + 1 + active.latent.shape[1] > self.max_nfe),
         ]

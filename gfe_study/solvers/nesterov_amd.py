@@ -88,7 +88,7 @@ class NesterovAMD(DescentSolver[_Candidate]):
         )
 
     def _round(self, objective: Objective, active: _Candidate) -> Ended:
-        testing, step = active.testing, active.trial_step * self.beta**active.backtracks
+        testing, step = active.testing, active.trial_step * self.beta ** active.backtracks.to(active.trial_step.dtype)
         point = active.origin - (step * testing)[:, None] * active.grad
         loss, pullback = objective.evaluate(point, rows_of(active, objective))
         bound = active.origin_loss - self.sigma * step * active.grad.square().sum(1)

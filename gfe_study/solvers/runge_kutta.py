@@ -36,13 +36,12 @@ class Scheme:
     weights: tuple[float, ...]
     """b_i."""
 
-    def step(self, rate: Rate, t0: Time, t1: Time, state_BS: Tensor) -> Tensor:
-        """The state at t1, from the state at t0. One rate per stage."""
-        length = t1 - t0
+    def step(self, rate: Rate, t0: Time, length: Time, state_BS: Tensor) -> Tensor:
+        """The state at t0 + length, from the state at t0. One rate per stage."""
         h = length[:, None] if isinstance(length, Tensor) else length
         slopes: list[Tensor] = []
         for c, row in zip(self.times, self.stages, strict=True):
-            t = t0 if c == 0 else t1 if c == 1 else t0 + c * length
+            t = t0 if c == 0 else t0 + c * length
             slopes.append(rate(t, _moved(state_BS, h, row, slopes)))
         return _moved(state_BS, h, self.weights, slopes)
 
@@ -86,6 +85,8 @@ class Path:
 
     Attributes:
         time_NB: flow time of each node.
+        length_NB: length of each step, one row less. Not the difference of two times: the sum of many long steps
+            has rounded away what a short one was.
         state_NBS: solver state of each node.
     """
 
@@ -93,6 +94,7 @@ class Path:
     scheme: Scheme
     tau: float
     time_NB: Tensor
+    length_NB: Tensor
     state_NBS: Tensor
 
     def __len__(self) -> int:

@@ -75,6 +75,14 @@ class SpectralAMD(DescentSolver[_Candidate]):
 
     scheme = EULER
 
+    def not_differentiable(self) -> str | None:
+        if self.memory == 1:
+            return None
+        return (
+            "accepts steps that raise the loss, far longer than the flow bears, so that a derivative through them "
+            "explodes (solver.memory=1 does not)"
+        )
+
     @model_validator(mode="after")
     def _steps_are_ordered(self) -> Self:
         if not self.s_min <= self.s_initial <= self.s_max:
@@ -117,6 +125,7 @@ class SpectralAMD(DescentSolver[_Candidate]):
             active.latent = chosen.put(active.latent, chosen.take(candidate))
             active.loss = chosen.put(active.loss, chosen.take(loss))
             active.time = active.time + step * accepted
+            active.length = chosen.put(active.length, chosen.take(step))
             active.num_steps = active.num_steps + accepted
             slope = self._note(active).masked_fill_(~accepted, torch.inf)
         active.step = torch.minimum(active.step, self.tau - active.time)

@@ -49,8 +49,16 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> t
     except KeyError as error:
         raise CheckpointError(f"{path}: holds no {error}; allowed: the {names.BEST_CHECKPOINT} of a trial") from error
     learner = trial.method.create(trial, height * width, device)
+    own, saved = learner.networks.state_dict(), dict(content["networks"])
+    for key in [key for key in saved if key.startswith("start.") and key not in own]:
+        del saved[key]  # of another start than the one asked for now
+    for key in [key for key in own if key.startswith("start.") and key not in saved]:
+        shared = saved.get(key.removeprefix("start."))  # an autoencoder's own encoder
+        if shared is None:
+            raise InputError(f"{path}: holds no start.name={trial.start.name}; allowed: the trial's own, or zero")
+        saved[key] = shared
     try:
-        learner.networks.load_state_dict(content["networks"])
+        learner.networks.load_state_dict(saved)
     except RuntimeError as error:
         raise InputError(f"{path}: its networks do not fit; leave model.* and method as they are") from error
     return learner, (height, width)
