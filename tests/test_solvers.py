@@ -502,22 +502,36 @@ def reference_rate(problem: Problem, flow: Any, tau: float) -> Callable[[Tensor,
     return rate
 
 
-@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+FINE = [(RK4(tau=8, slices=101), "rk4"), (RK4(tau=8, slices=101), "dopri5"), (Euler(tau=8, slices=101), "euler")]
+CONTROLLED = (Dopri5(tau=8, rtol=1e-9, atol=1e-10), "rk4")
+
+
+@pytest.mark.parametrize(("solver", "method"), [*FINE, CONTROLLED])
 @pytest.mark.parametrize("flow", [GradientFlow(), CONSTANT, NesterovFlow(), NesterovFlow(alpha="exponential")], ids=str)
-def test_rk4_agrees_with_torchdiffeq(flow: Any, method: str) -> None:
-    problem, solver = image_problem(), RK4(tau=8, slices=101)
+def test_flow_solvers_agree_with_torchdiffeq(flow: Any, solver: Any, method: str) -> None:
+    problem = image_problem()
     solution = solve(solver, problem, flow)
-    grid = torch.tensor(logarithmic_grid(solver.tau, solver.slices, solver.base), dtype=torch.float64)
-    times = grid if method == "rk4" else grid[[0, -1]]
+    grid = torch.tensor(logarithmic_grid(8, 201 if solver is CONTROLLED[0] else 101), dtype=torch.float64)
     reached = odeint(
         reference_rate(problem, flow, solver.tau),
         flow.lift(problem.start()),
-        times,
+        grid[[0, -1]] if method == "dopri5" else grid,
         method=method,
         rtol=1e-9,
         atol=1e-9,
     )
     torch.testing.assert_close(solution.latent_BL, reached[-1, :, :2], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AMD, SpectralAMD])
+def test_amd_of_one_step_length_is_torchdiffeqs_euler(kind: Any) -> None:
+    problem, step = image_problem(), 1 / 16
+    lengths = {"s_initial": step, "s_max": step, "min_slope": 0, "tau": 4}
+    solution = solve(kind(**lengths, **({"s_min": step} if kind is SpectralAMD else {})), problem)
+    times = torch.arange(65, dtype=torch.float64) * step
+    reached = odeint(reference_rate(problem, CONSTANT, 4), problem.start(), times, method="euler")
+    assert solution.result_B.tolist() == [Result.REACHED_TAU] * 4
+    torch.testing.assert_close(solution.latent_BL, reached[-1], rtol=0, atol=1e-10)
 
 
 @given(st.floats(1e-3, 1e6), st.integers(2, 200))
