@@ -254,7 +254,7 @@ ALONE = [
     AMD(s_max=300, max_nfe=60, tau=200, min_slope=1e-5),
     RK4(tau=20, slices=12),
     Euler(tau=20, slices=12),
-    Dopri5(tau=20, max_nfe=90),
+    Dopri5(tau=6, max_nfe=40),
     SpectralAMD(s_initial=10, min_slope=1e-5, tau=3e3, max_nfe=25),
     NesterovAMD(s_max=300, max_nfe=60, min_slope=1e-5),
     LBFGS(max_nfe=14, min_slope=1e-4),
