@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gfe_study.data.base import Splits
 from gfe_study.methods.base import Learner
 from gfe_study.training import train
 
+METHODS_AND_STARTS = sorted(set(itertools.product(CHOICES["method"], CHOICES["start"])) - {("ae", "previous")})
 TINY: dict[str, Any] = {
     "preset": "paper",
     "solver": {"name": "lbfgs", "max_nfe": 5},
@@ -105,12 +107,9 @@ def test_an_autoencoders_own_encoder_starts_its_mixed_encoding(digits: Splits) -
     assert (mixed.loss_B < plain.loss_B - 1e-3).any()
 
 
-@pytest.mark.parametrize("start", CHOICES["start"])
-@pytest.mark.parametrize("method", CHOICES["method"])
+@pytest.mark.parametrize(("method", "start"), METHODS_AND_STARTS)
 def test_a_start_survives_an_interruption(start: str, method: str, digits: Splits, tmp_path: Path) -> None:
     # More images than one epoch has, so that latents come back.
-    if (method, start) == ("ae", "previous"):
-        pytest.skip("refused: an autoencoder solves for no latent of a training image")
     trial = Trial.build(
         TINY,
         {

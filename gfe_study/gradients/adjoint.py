@@ -42,9 +42,7 @@ class Adjoint(Gradient):
     needs_path = True
 
     def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Differentiated:
-        path = solution.path
-        if path is None:
-            raise ValueError("gradient.adjoint needs the solver's path; solve with keep_path=True")
+        path = self.path_of(solution)
         passes_B = torch.zeros_like(solution.nfe_forward_B)
         weights = weights_of(decoder)
         with torch.enable_grad():

@@ -17,6 +17,7 @@ from gfe_study.config import Section
 from gfe_study.losses import Loss
 from gfe_study.models.base import Decoder
 from gfe_study.solvers.base import Solution
+from gfe_study.solvers.runge_kutta import Path
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -54,6 +55,12 @@ class Gradient(Section, ABC):
         Raises:
             ValueError: the gradient needs the path and the solution has none.
         """
+
+    def path_of(self, solution: Solution) -> Path:
+        """The path of a solution. Raises `ValueError` if it was not kept."""
+        if solution.path is None:
+            raise ValueError(f"gradient.{self.name} needs the solver's path; solve with keep_path=True")
+        return solution.path
 
     def check_trial(self, trial: Trial) -> None:
         """Raise `ValueError` if this gradient cannot serve the trial's other choices."""

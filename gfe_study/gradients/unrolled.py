@@ -26,9 +26,7 @@ class Unrolled(Gradient):
     needs_path = True
 
     def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Differentiated:
-        path = solution.path
-        if path is None:
-            raise ValueError("gradient.unrolled needs the solver's path; solve with keep_path=True")
+        path = self.path_of(solution)
         objective = PathObjective(decoder, loss, target_BD)
 
         def rate(t: Time, state_BS: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, rows_of
+from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, ring, rows_of
 from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import EULER
 
@@ -78,13 +78,13 @@ class AMD(DescentSolver[_Candidate]):
         return self
 
     def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
-        steps = full_like_batch(start_BL, self.s_initial)
+        first, steps = first_fields(objective, start_BL), full_like_batch(start_BL, self.s_initial)
         return _Candidate(
-            **first_fields(objective, start_BL),
+            **first,
             trial_step=steps,
             fraction=torch.ones_like(steps),
             step=steps.clamp(max=self.tau),
-            past_loss=torch.full((len(steps), self.window), torch.inf, dtype=steps.dtype, device=steps.device),
+            past_loss=ring(first["loss"], self.window),
         )
 
     def _round(self, objective: Objective, active: _Candidate) -> Ended:

@@ -17,7 +17,7 @@ from torch import Tensor
 from gfe_study.solvers.base import Result, Solution, Solver, StepObserver, check_start
 from gfe_study.solvers.fields import Flow, GradientFlow
 from gfe_study.solvers.objective import Objective
-from gfe_study.solvers.runge_kutta import Path
+from gfe_study.solvers.runge_kutta import Path, Scheme
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -102,7 +102,7 @@ class DescentSolver(Solver, Generic[A]):
         self._check_flow(flow)
         check_start(start_BL)
         solution = _blank(objective, start_BL)
-        walked = _Walked(start_BL) if keep_path else None
+        walked = _Walked(start_BL, self.scheme) if keep_path and self.scheme is not None else None
         active = self._first(objective, start_BL)
         finite = active.loss.isfinite() & active.grad.isfinite().all(-1)
         active = _retire(active, [(Result.NONFINITE, ~finite)], solution)
@@ -158,13 +158,18 @@ def rows_of(active: Active, objective: Objective) -> Tensor | None:
 
 
 def first_fields(objective: Objective, start_BL: Tensor) -> dict[str, Tensor]:
-    """The fields of `Active` for the whole batch at its start."""
+    """The fields of `Active` for the whole batch at its start, by one evaluation and one pullback."""
     loss, pullback = objective.evaluate(start_BL)
+    return fields_at(start_BL, loss, pullback(None))
+
+
+def fields_at(start_BL: Tensor, loss: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """The fields of `Active` for the whole batch at its start, where loss and gradient are known."""
     row = torch.arange(len(start_BL), device=start_BL.device)
     return {
         "row": row,
         "latent": start_BL.clone(),
-        "grad": pullback(None),
+        "grad": grad,
         "loss": loss,
         "time": torch.zeros_like(start_BL[:, 0]),
         "num_steps": torch.zeros_like(row),
@@ -207,7 +212,8 @@ def _retire(active: A, ended: Ended, solution: Solution) -> A:
 class _Walked:
     """The accepted points, written down round by round under the number of their step."""
 
-    def __init__(self, start_BL: Tensor) -> None:
+    def __init__(self, start_BL: Tensor, scheme: Scheme) -> None:
+        self.scheme = scheme
         self.latents = [start_BL.clone()]
         self.times = [torch.zeros_like(start_BL[:, 0])]
         self.lengths = [torch.zeros_like(start_BL[:, 0])]
@@ -223,9 +229,7 @@ class _Walked:
             self.times[step][active.row[here]] = active.time[here]
             self.lengths[step][active.row[here]] = active.length[here]
 
-    def path(self, solver: Solver, flow: Flow, solution: Solution) -> Path | None:
-        if solver.scheme is None:
-            return None
+    def path(self, solver: Solver, flow: Flow, solution: Solution) -> Path:
         count = int(solution.num_steps_B.max()) + 1 if len(solution.num_steps_B) else 1
         state_NBS, time_NB = torch.stack(self.latents[:count]), torch.stack(self.times[:count])
         number_N1 = torch.arange(count, device=time_NB.device)[:, None]
@@ -233,7 +237,7 @@ class _Walked:
         length_NB = torch.stack(self.lengths[:count]).masked_fill(number_N1 > solution.num_steps_B, 0.0)
         return Path(
             flow,
-            solver.scheme,
+            self.scheme,
             getattr(solver, "tau", math.inf),
             torch.where(over_NB, solution.time_B, time_NB),
             length_NB[1:],

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gfe_study.solvers.base import Result
-from gfe_study.solvers.descent import Active, DescentSolver, Ended
+from gfe_study.solvers.descent import Active, DescentSolver, Ended, fields_at, rows_of
 from gfe_study.solvers.objective import Objective
 
 if TYPE_CHECKING:
@@ -66,15 +66,8 @@ class GaussNewton(DescentSolver[_Candidate]):
 
     def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
         loss, grad, normal = objective.normal_equations(start_BL)
-        row = torch.arange(len(start_BL), device=start_BL.device)
         return _Candidate(
-            row=row,
-            latent=start_BL.clone(),
-            grad=grad,
-            loss=loss,
-            time=torch.zeros_like(loss),
-            num_steps=torch.zeros_like(row),
-            length=torch.zeros_like(loss),
+            **fields_at(start_BL, loss, grad),
             normal=normal,
             damping=torch.full_like(loss, self.damping),
             growth=torch.full_like(loss, 2.0),
@@ -88,9 +81,7 @@ class GaussNewton(DescentSolver[_Candidate]):
         factor, failed = torch.linalg.cholesky_ex(damped)
         step = -torch.cholesky_solve(active.grad[..., None], factor)[..., 0].masked_fill((failed > 0)[:, None], 0.0)
         promised = (step * (shift[:, None] * step - active.grad)).sum(1) / 2
-        loss, grad, normal = objective.normal_equations(
-            active.latent + step, None if len(active.row) == len(objective.target_BD) else active.row
-        )
+        loss, grad, normal = objective.normal_equations(active.latent + step, rows_of(active, objective))
         fall = active.loss - loss
         accepted = fall > 0
         ratio = fall / promised
