@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_yaml, space_files
@@ -32,13 +31,17 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A dotted key of the configuration, like solver.s_max=100."),
 ]
-Storage = Annotated[str, typer.Option(help="Folder for journals, checkpoints and reports.")]
+Storage = Annotated[str, typer.Option(help="Folder, or fsspec URL, for journals and checkpoints.")]
 StudyLabel = Annotated[str | None, typer.Option("--study", help="Name of the study; the space's if not given.")]
 Trials = Annotated[int | None, typer.Option(help="Configurations to try, instead of the space's number.")]
 Seeds = Annotated[int | None, typer.Option(help="Seeds of every configuration, instead of the space's number.")]
-CpusPerTrial = Annotated[float, typer.Option(help="CPUs, and threads, of each trial.")]
-GpusPerTrial = Annotated[float, typer.Option(help="GPUs of each trial; a fraction shares one.")]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else a Ray is started here.")]
+CpusPerTrial = Annotated[float | None, typer.Option(help="CPUs, and threads, of each trial.")]
+GpusPerTrial = Annotated[float | None, typer.Option(help="GPUs of each trial; a fraction shares one.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster, auto or HOST:PORT; else a Ray is started here.")
+]
+Quota = Annotated[float | None, typer.Option("--quota-gb", help="Stop when the study's folder takes more than this.")]
+NoReuse = Annotated[bool, typer.Option("--no-reuse", help="Run finished trials again, of this study and of others.")]
 
 
 def main() -> None:
@@ -118,35 +121,27 @@ def plan(
     sets: Sets = None,
     trials: Trials = None,
     seeds: Seeds = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
     storage: Storage = "results",
+    probe: Annotated[bool, typer.Option(help="Time a few seconds of training to tell how long it takes.")] = True,
+    no_reuse: NoReuse = False,
     json_: Json = False,
 ) -> None:
-    """Print the trials that a sweep would run, and start nothing. Example: gfe-study plan amd --trials 20"""
+    """Print the trials that a sweep would run, and what it would take. Example: gfe-study plan amd --trials 20"""
+    from gfe_study.console import plan_lines, plan_table
+    from gfe_study.study.driver import Options
     from gfe_study.study.forecast import forecast
 
     declared = _load(space, sets, trials, seeds)
-    expected = forecast(declared, _label(study, space), storage)
+    options = Options(storage, cpus_per_trial, gpus_per_trial, reuse=not no_reuse)
+    expected = forecast(declared, _label(study, space), options, probe=probe)
     if json_:
         _print_json(expected.as_dict())
         return
-    table = Table(box=None, pad_edge=False)
-    for header in ("#", "state", *declared.nuisance, "seed", "fingerprint"):
-        table.add_column(header, justify="left" if header in ("state", "fingerprint") else "right")
-    from gfe_study.console import duration, number
-
-    for job, state in expected.trials:
-        values = [number(job.params[key]) for key in declared.nuisance]
-        table.add_row(str(job.number), state, *values, str(job.seed), job.fingerprint)
     output = Console() if sys.stdout.isatty() else Console(width=200)
-    output.print(table)
-    if expected.later:
-        print(f"and {expected.later} more, suggested by {declared.sampler} from the results of these")
-    if expected.orphaned:
-        print(f"{expected.orphaned} earlier trials belong to another version of this study: kept, and left out")
-    print(f"{expected.total} trials, {expected.done} done; {expected.images:,} training images to go")
-    seconds = expected.seconds
-    print(f"time: {f'about {duration(seconds)}' if seconds is not None else 'not known before a trial has finished'}")
-    print(f"disk: about {expected.megabytes:.0f} MB")
+    output.print(plan_table(declared, expected))
+    print("\n".join(plan_lines(declared, expected)))
 
 
 @app.command()
@@ -156,17 +151,19 @@ def sweep(
     sets: Sets = None,
     trials: Trials = None,
     seeds: Seeds = None,
-    cpus_per_trial: CpusPerTrial = 1.0,
-    gpus_per_trial: GpusPerTrial = 0.0,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
     address: Address = None,
     storage: Storage = "results",
+    quota_gb: Quota = None,
+    no_reuse: NoReuse = False,
     json_: Json = False,
 ) -> None:
     """Run, extend or continue a study. Example: gfe-study sweep amd --set data.name=mnist --trials 20"""
-    from gfe_study.study.sweep import Options
+    from gfe_study.study.driver import Options
 
     declared = _load(space, sets, trials, seeds)
-    options = Options(storage, cpus_per_trial, gpus_per_trial, address)
+    options = Options(storage, cpus_per_trial, gpus_per_trial, address, quota_gb, reuse=not no_reuse)
     _run(declared, _label(study, space), options, json_)
 
 
@@ -177,10 +174,11 @@ def resume(
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of each trial, if not as before.")] = None,
     address: Address = None,
     storage: Storage = "results",
+    quota_gb: Quota = None,
     json_: Json = False,
 ) -> None:
     """Continue an interrupted study with what it recorded. Example: gfe-study resume amd"""
-    from gfe_study.study.sweep import Options
+    from gfe_study.study.driver import Options
 
     journal = _journal(label, storage)
     assert journal.study is not None
@@ -188,38 +186,35 @@ def resume(
     declared = Study.build(recorded["study"], **recorded["source"])
     given = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
     changed = {key: value for key, value in given.items() if value is not None}
-    options = Options(**{**recorded["options"], "storage": storage, **changed})
+    options = Options(**{**recorded["options"], **changed, "storage": storage, "quota_gb": quota_gb})
     _run(declared, label, options, json_)
 
 
 def _journal(label: str, storage: str) -> Any:
-    from gfe_study.study.journal import JOURNAL_FILE, Journal
+    from gfe_study.study.journal import Journal
+    from gfe_study.study.storage import remote_folder, studies_of, study_folder
 
-    journal = Journal.read(Path(storage) / label)
+    journal = Journal.read(study_folder(storage, label), remote_folder(storage, label))
     if journal.study is None:
-        there = sorted(path.parent.name for path in Path(storage).glob(f"*/{JOURNAL_FILE}"))
+        there = studies_of(storage)
         allowed = f"allowed: {', '.join(there)}" if there else "there is none yet; start one with gfe-study sweep"
         raise InputError(f"study {label!r} is unknown in {storage}; {allowed}")
     return journal
 
 
 def _run(study: Study, label: str, options: Any, json_: bool) -> None:
-    from gfe_study.console import StudyView, closing, ranked
+    from gfe_study.console import StudyView, closing, summary
     from gfe_study.study.sweep import run_sweep
 
     shown = console()
     with StudyView(shown) as view:
         outcome = run_sweep(study, label, options, view)
     if json_:
-        best = [
-            {"fingerprint": job.fingerprint, "params": job.params, "value": value}
-            for job, value in ranked(outcome.plan)
-        ]
-        states = [outcome.plan.state(job) for job in outcome.plan.jobs.values()]
-        counts = {state: states.count(state) for state in sorted(set(states))}
-        _print_json({"study": label, "trials": counts, "best": best[:1], "problems": outcome.damaged})
+        _print_json({"study": label, **summary(outcome)})
     else:
         closing(outcome, label, shown)
+    if outcome.stopped:
+        sys.exit(SOME_FAILED)
     if outcome.interrupted:
         sys.exit(INTERRUPTED)
     sys.exit(SOME_FAILED if outcome.failed or outcome.damaged or not outcome.delivered else DONE)
@@ -232,13 +227,11 @@ def status(
     json_: Json = False,
 ) -> None:
     """Trials by state, the best so far, failures with reasons. Example: gfe-study status amd"""
-    from gfe_study.study.journal import JOURNAL_FILE, Journal
     from gfe_study.study.status import state_of
+    from gfe_study.study.storage import studies_of
 
-    if label is not None:
-        _journal(label, storage)
-    labels = [label] if label is not None else sorted(p.parent.name for p in Path(storage).glob(f"*/{JOURNAL_FILE}"))
-    states = {name: state_of(Journal.read(Path(storage) / name)) for name in labels}
+    labels = [label] if label is not None else studies_of(storage)
+    states = {name: state_of(_journal(name, storage)) for name in labels}
     if json_:
         _print_json(states)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -12,11 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from gfe_study import names
+from gfe_study.analysis.diagnostics import Diagnostic
+from gfe_study.analysis.stats import pareto
+from gfe_study.analysis.verdict import Verdict, diagnostics, judge
 from gfe_study.config import Study
+from gfe_study.config.study import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits, entropy_floor
+from gfe_study.study.driver import Snapshot, describe
+from gfe_study.study.forecast import Forecast
+from gfe_study.study.frames import complete, curves_frame, objectives, ranges_of, trials_frame
+from gfe_study.study.images import example
+from gfe_study.study.journal import STOPPED
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.recorder import settings
-from gfe_study.study.sweep import Outcome, Snapshot
+from gfe_study.study.sweep import Outcome
 
 SECONDS_BETWEEN_LINES = 10.0
 BEST_SHOWN = 5
@@ -58,18 +68,18 @@ class StudyView:
 
     def planned(self, plan: Plan, splits: Splits) -> None:
         study, done = plan.study, len(plan.finished())
-        trial = next(iter(plan.jobs.values())).trial if plan.jobs else plan.job(0, _some_point(study), 0).trial
+        trial = example(study, study.arms[0].name)
         self.console.print(f"[bold]{study.question}[/bold]", highlight=False)
         self._say(
             f"{trial.data.name}: {len(splits.train):,} training, {len(splits.val):,} validation, "
             f"{len(splits.test):,} test images; entropy floor {entropy_floor(splits.test):.4f} nats per pixel"
         )
-        seeds = f" × {study.seeds} seeds" if study.seeds > 1 else ""
         state = f"; {done} done already" if done else ""
         unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
         state += f", {len(unfinished)} to be continued" if unfinished else ""
-        budget = f"of {trial.budget.images:,} images, preset {trial.preset}"
-        self._say(f"{study.trials} trials{seeds} {budget}{state}")
+        self._say(f"{shape(study)}{state}")
+        for hole in study.holes:
+            self._say(f"left out: {hole.name}: {hole.reason}")
         if plan.orphaned:
             self._say(
                 f"{len(plan.orphaned)} earlier trials belong to another version of this study: kept, and left out"
@@ -112,9 +122,28 @@ class StudyView:
         self.console.print(text, highlight=False, markup=markup, soft_wrap=True)
 
 
-def _some_point(study: Study) -> dict[str, Any]:
-    starts = study.start_points()
-    return starts[0] if starts else {key: drawn.values[0] for key, drawn in study.nuisance.items()}
+def shape(study: Study) -> str:
+    """`4 arms × 12 trials × 3 seeds of 5,760 images, preset paper`."""
+    counts = [study.configurations(arm) for arm in study.arms]
+    parts = [f"{len(counts)} arms"] if study.scientific is not None else []
+    if study.nuisance or not parts:
+        parts.append(f"{counts[0]} trials" if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)} trials")
+    if study.seeds > 1:
+        parts.append(f"{study.seeds} seeds")
+    trial = example(study, study.arms[0].name)
+    budget = trial.budget
+    limits = [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
+    limits += [f"{budget.seconds:g} seconds of training"] if budget.seconds is not None else []
+    if budget.images < IMAGES_WITHOUT_LIMIT:
+        limits.append(f"{budget.images:,} images")
+    text = f"{' × '.join(parts)} of {' or '.join(limits)}, preset {trial.preset}"
+    if study.stops_early:
+        text += ", early stopping by successive halving"
+    if study.then is not None:
+        images = study.then.budget.images
+        more = f" of {images:,} images" if images is not None else ""
+        text += f"; then the best {study.then.best} of each × {study.then.seeds} seeds{more}"
+    return text
 
 
 def ranked(plan: Plan) -> list[tuple[Job, float]]:
@@ -123,19 +152,86 @@ def ranked(plan: Plan) -> list[tuple[Job, float]]:
     return sorted(valued, key=lambda pair: pair[1], reverse=plan.study.metric.mode == "max")
 
 
+def plan_table(study: Study, expected: Forecast) -> Table:
+    """The trials of a plan, one a row."""
+    arms = study.scientific is not None
+    table = Table(box=None, pad_edge=False)
+    for header in (*(["arm"] if arms else []), "#", "state", *study.nuisance, "seed", "fingerprint"):
+        table.add_column(header, justify="left" if header in ("arm", "state", "fingerprint") else "right", no_wrap=True)
+    for job, state in expected.trials:
+        values = [number(job.params[key]) if key in job.params else "" for key in study.nuisance]
+        first = [job.arm + (" (replicate)" if job.stage else "")] if arms else []
+        table.add_row(*first, str(job.number), state, *values, str(job.seed), job.fingerprint)
+    return table
+
+
+def plan_lines(study: Study, expected: Forecast) -> list[str]:
+    """What a plan comes to: trials, holes, images, time, disk and memory."""
+    lines = [f"left out: {hole.name}: {hole.reason}" for hole in expected.holes]
+    if expected.later:
+        chooser = f"suggested by {study.sampler}" if study.then is None else "chosen by the search and for `then`"
+        lines.append(f"and {expected.later} more, {chooser} from the results of these")
+    if expected.orphaned:
+        lines.append(f"{expected.orphaned} earlier trials belong to another version of this study: kept, and left out")
+    taken = f", {expected.taken_over} finished in other studies" if expected.taken_over else ""
+    lines.append(f"{expected.total} trials, {expected.done} done{taken}; {expected.images:,} training images to go")
+    if expected.seconds is None:
+        lines.append("time: not known before a trial has finished (or without --no-probe)")
+    else:
+        told = f", told from {expected.told_from}" if expected.seconds else ""
+        lines.append(
+            f"time: about {duration(expected.seconds)} ({expected.seconds / 3600:.2f} hours) with {expected.slots} "
+            f"trials at a time{told}"
+        )
+    lines.append(f"disk: about {expected.megabytes:.0f} MB")
+    if expected.memory_megabytes is not None:
+        lines.append(f"memory: about {expected.memory_megabytes / 1000:.1f} GB")
+    return lines
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """A sweep's end as plain data."""
+    plan = outcome.plan
+    best = [
+        {"fingerprint": job.fingerprint, "arm": job.arm, "params": job.params, "value": value}
+        for job, value in ranked(plan)[:1]
+    ]
+    verdict = verdict_of(plan)
+    return {
+        "trials": dict(sorted(Counter(plan.state(job) for job in plan.jobs.values()).items())),
+        "best": best,
+        "verdict": verdict.as_dict() if verdict is not None else None,
+        "pareto": [{"fingerprint": job.fingerprint, "values": values} for job, *values in front(plan)],
+        "notes": [vars(sign) for sign in signs(plan)],
+        "holes": [vars(hole) for hole in plan.study.holes],
+        "failures": {job.fingerprint: plan.journal.outcomes[job.fingerprint].reason for job in plan.failed()},
+        "taken_over": outcome.taken_over,
+        "problems": [*outcome.damaged, *([outcome.stopped] if outcome.stopped else [])],
+        "slots": outcome.slots,
+        "seconds": outcome.seconds,
+    }
+
+
 def best_table(plan: Plan) -> Table:
     """The best trials of a study: final metrics, and the values of what was searched."""
-    rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in ranked(plan)[:BEST_SHOWN]]
+    chosen = ranked(plan)
+    stage = max((job.stage for job, _ in chosen), default=0)  # of unequal budgets, the last stage's
+    rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in chosen if job.stage == stage][:BEST_SHOWN]
     wanted = (plan.study.metric.name, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.NFE_FORWARD)
     metrics = [name for name in dict.fromkeys(wanted) if any(name in point for _, point in rows)]
     table = Table(title="Best trials (losses in nats per pixel)", title_justify="left", box=None, pad_edge=False)
-    for header in ("#", *metrics):
+    arms = plan.study.scientific is not None
+    if arms:
+        table.add_column("arm", no_wrap=True)
+    for header in ("#", "seed", *metrics) if plan.study.seeds_of(stage) > 1 else ("#", *metrics):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("settings")
     table.add_column("fingerprint", no_wrap=True)
     for job, point in rows:
         shown = [_metric(name, point.get(name)) for name in metrics]
-        table.add_row(str(job.number), *shown, settings(job), job.fingerprint)
+        first = [*([job.arm] if arms else []), str(job.number)]
+        seed = [str(job.seed)] if plan.study.seeds_of(stage) > 1 else []
+        table.add_row(*first, *seed, *shown, settings(job), job.fingerprint)
     return table
 
 
@@ -145,25 +241,142 @@ def _metric(name: str, value: float | None) -> str:
     return f"{value:.4f}" if name.endswith("_loss") else f"{value:.1f}"
 
 
+def verdict_of(plan: Plan) -> Verdict | None:
+    """The comparison of a study's arms at its last stage that has results; None if it compares nothing."""
+    study = plan.study
+    if study.scientific is None:
+        return None
+    for stage in reversed(study.stages()):
+        trials = complete(trials_frame(plan, stage), study.seeds_of(stage))
+        if len(trials):
+            break
+    budget = example(study, study.arms[0].name).budget
+    equal = names.NFE_FORWARD if budget.nfe else names.TRAIN_SECONDS if budget.seconds else names.IMAGES_SEEN
+    return judge(
+        trials,
+        curves_frame(plan),
+        {arm.name: arm.reference for arm in study.arms},
+        metric=study.compare.metric,
+        select=study.metric.name,
+        mode=study.metric.mode,
+        margin=study.compare.margin,
+        confidence=study.compare.confidence,
+        equal=equal,
+    )
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Arms against their references: means, paired differences with their intervals, costs, and the verdict."""
+    percent = f"{100 * verdict.confidence:g} %"
+    title = (
+        f"Verdict: {verdict.metric} (nats per pixel), {percent} intervals of differences paired by seed (Student's t)"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for header in ("arm", "seeds", "mean", f"difference [{percent}]", "p", "p Holm", "seconds ×", "nfe ×"):
+        table.add_column(header, justify="left" if header == "arm" else "right", no_wrap=True)
+    table.add_column("verdict")
+    for row in verdict.rows:
+        found = row.paired
+        difference = ""
+        if found is not None:
+            between = f" [{found.low:+.5f}, {found.high:+.5f}]" if found.low is not None else ""
+            difference = f"{found.difference:+.5f}{between}"
+        table.add_row(
+            row.arm,
+            str(len(row.seeds)),
+            f"{row.value.mean:.5f}",
+            difference,
+            f"{found.p_value:.2g}" if found is not None and found.p_value is not None else "",
+            f"{row.p_holm:.2g}" if row.p_holm is not None else "",
+            f"{row.seconds_ratio:.2f}" if row.seconds_ratio is not None else "",
+            f"{row.nfe_ratio:.2f}" if row.nfe_ratio is not None else "",
+            row.text,
+        )
+    return table
+
+
+def signs(plan: Plan) -> list[Diagnostic]:
+    """Signs that the study was a bad one, from its first stage."""
+    study = plan.study
+    if len(plan.finished()) + len(plan.failed()) < plan.total and plan.unasked():
+        return []
+    ranges = {arm.name: ranges_of(plan, arm.name) for arm in study.arms}
+    return diagnostics(trials_frame(plan, 0), ranges, study.metric.mode)
+
+
+def front_table(plan: Plan) -> Table | None:
+    """The Pareto front of a search with two objectives; None for other studies."""
+    against = plan.study.metric.against
+    if against is None:
+        return None
+    table = Table(title=f"Pareto front: {plan.study.metric.name} against {against}", title_justify="left", box=None)
+    for header in ("arm", "#", plan.study.metric.name, against):
+        table.add_column(header, justify="left" if header == "arm" else "right", no_wrap=True)
+    table.add_column("settings")
+    for job, first, second in front(plan):
+        table.add_row(job.arm, str(job.number), f"{first:.4f}", number(second), settings(job))
+    return table
+
+
+def front(plan: Plan) -> list[tuple[Job, float, float]]:
+    """The configurations of each arm that no other of it beats in both objectives."""
+    found = []
+    for arm in plan.study.arms:
+        valued = objectives(plan, arm.name)
+        sign = 1 if plan.study.metric.mode == "min" else -1
+        found += [valued[place] for place in pareto([(sign * first, second) for _, first, second in valued])]
+    return found
+
+
 def closing(outcome: Outcome, label: str, console: Console) -> None:
-    """The end of a sweep: best trials, what went wrong, and what to type next."""
+    """The end of a sweep: verdict, best trials, what went wrong, and what to type next."""
     plan = outcome.plan
     if plan.finished():
-        console.print(best_table(plan))
+        verdict, pareto_front = verdict_of(plan), front_table(plan)
+        if verdict is not None:
+            console.print(verdict_table(verdict))
+            for text in verdict.warnings:
+                console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+        else:
+            console.print(best_table(plan))
+        if pareto_front is not None:
+            console.print(pareto_front)
+    for sign in signs(plan):
+        where = f"arm {sign.arm!r}: " if sign.arm else ""
+        console.print(f"note: {where}{sign.text}", highlight=False, markup=False, soft_wrap=True)
+    for line in _last_lines(outcome, label):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _last_lines(outcome: Outcome, label: str) -> list[str]:
+    plan = outcome.plan
     done, failed = len(plan.finished()), outcome.failed
     diverged = sum(math.isinf(value) for _, value in ranked(plan))
-    told = f" ({diverged} of them diverged)" if diverged else ""
-    lines = [f"{done} of {plan.total} trials finished{told}, {len(failed)} failed"]
+    early = sum(plan.state(job) == STOPPED for job in plan.finished())
+    told = [f"{diverged} of them diverged"] if diverged else []
+    told += [f"{early} of them stopped early"] if early else []
+    more = f" ({', '.join(told)})" if told else ""
+    lines = [f"{done} of {plan.total} trials finished{more}, {len(failed)} failed"]
+    lines += [f"  failed: {describe(job)}: {plan.journal.outcomes[job.fingerprint].reason}" for job in failed]
+    for study, count in outcome.taken_over.items():
+        lines.append(f"{count} of them were taken over from study {study}: the same configuration, seed, data and code")
     if outcome.damaged:
         lines.append(f"{len(outcome.damaged)} damaged checkpoints, named above; their trials went on from earlier ones")
+    if outcome.stopped:
+        lines.append(f"stopped: {outcome.stopped}")
     if not outcome.delivered:
         lines.append(f"the tracking store has not got everything yet; `make resume SPACE={label}` delivers it")
+    if outcome.slots and outcome.seconds.get("trials"):
+        seconds = outcome.seconds
+        lines.append(
+            f"time: {duration(seconds['total'])}, of which {seconds['start_up']:.0f} s start-up; trials took "
+            f"{duration(seconds['trials'])} on {outcome.slots} slots; tracking {seconds['tracking']:.1f} s"
+        )
     to_do = "continue where it stopped" if outcome.interrupted or failed else "nothing is left to do"
-    lines += [
+    return [
+        *lines,
         "next:",
         "  make ui                    the MLflow UI, http://127.0.0.1:5000",
         f"  make resume SPACE={label:<9}{to_do}",
         f"  make report SPACE={label:<9}curves and tables of this study",
     ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -38,6 +40,7 @@ for _name, _value in {
 
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: E402
 from mlflow.utils.mlflow_tags import (  # noqa: E402
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NAME,
@@ -48,6 +51,7 @@ PARENT = f"tags.{names.ROLE} = '{names.ROLE_STUDY}'"
 CHILDREN = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"
 FINISHED, FAILED, KILLED, RUNNING = "FINISHED", "FAILED", "KILLED", "RUNNING"
 METRICS_PER_CALL = 900
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pydantic", "pandas", "scikit-learn")
 
 
 class TrackingError(InputError):
@@ -166,6 +170,7 @@ class Tracker:
         with _explained(self.uri):
             self.experiment_id = self._experiment()
             self._runs = {run.data.tags.get(names.FINGERPRINT, ""): run for run in self._search(CHILDREN)}
+        self._status = {fingerprint: run.info.status for fingerprint, run in self._runs.items()}
         self._open: dict[str, float] = {}
         self.parent_id: str | None = None
 
@@ -223,47 +228,46 @@ class Tracker:
 
     def is_closed(self, fingerprint: str) -> bool:
         """Whether a trial's run is there and finished, as of the last look."""
-        run = self._runs.get(fingerprint)
-        return run is not None and run.info.status == FINISHED and fingerprint not in self._open
+        return self._status.get(fingerprint) == FINISHED and fingerprint not in self._open
 
     def is_running(self, fingerprint: str) -> bool:
         """Whether a trial's run is marked running, by this process or by one that was killed."""
-        run = self._runs.get(fingerprint)
-        return fingerprint in self._open or (run is not None and run.info.status == RUNNING)
+        return fingerprint in self._open or self._status.get(fingerprint) == RUNNING
 
-    def open_trial(self, spec: RunSpec) -> None:
-        """Find or make a trial's run, and mark it running. Does nothing if this process has it open."""
+    def open_trial(self, spec: RunSpec, points: list[dict[str, float]] | None = None) -> None:
+        """Find or make a trial's run, mark it running, and log those points that it does not hold yet."""
+        points = points or []
         if spec.fingerprint in self._open:
+            self.deliver(spec.fingerprint, points)
             return
         with _explained(self.uri):
             run = self._runs.get(spec.fingerprint)
+            tags = {**spec.tags, names.FINGERPRINT: spec.fingerprint, names.ROLE: names.ROLE_TRIAL}
+            last = -1.0
             if run is None:
                 # All tags at once, so that a run that exists can always be found again by its fingerprint.
-                tags = {
-                    **spec.tags,
-                    names.FINGERPRINT: spec.fingerprint,
-                    names.ROLE: names.ROLE_TRIAL,
-                    MLFLOW_RUN_NAME: spec.name,
-                    MLFLOW_PARENT_RUN_ID: self.parent_id or "",
-                }
-                run = self.client.create_run(self.experiment_id, tags=tags)
-            elif run.info.status != RUNNING:
-                self.client.update_run(run.info.run_id, status=RUNNING)
+                given = {**tags, MLFLOW_RUN_NAME: spec.name, MLFLOW_PARENT_RUN_ID: self.parent_id or ""}
+                run = self.client.create_run(self.experiment_id, tags=given)
+            else:
+                last = self._last_step(run.info.run_id)
+                if self._status[spec.fingerprint] != RUNNING:
+                    self.client.update_run(run.info.run_id, status=RUNNING)
             run_id = run.info.run_id
-            self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in spec.params.items()])
+            self._status[spec.fingerprint] = RUNNING
+            self._runs[spec.fingerprint] = run
+            self._open[spec.fingerprint] = last
+            self._log(run_id, points, spec.params if last < 0 else {}, last)
+            self._open[spec.fingerprint] = max([last, *(point[names.IMAGES_SEEN] for point in points)])
             for name, text in spec.texts.items():
                 self.client.log_text(run_id, text, name)
-            self._open[spec.fingerprint] = self._last_step(run_id)
-            self._runs[spec.fingerprint] = run
 
     def deliver(self, fingerprint: str, points: list[dict[str, float]]) -> None:
         """Log those points of an open trial that the store does not hold yet."""
         last = self._open[fingerprint]
-        new = [point for point in points if point[names.IMAGES_SEEN] > last]
-        if new:
+        if points and points[-1][names.IMAGES_SEEN] > last:
             with _explained(self.uri):
-                self._log(self._runs[fingerprint].info.run_id, new)
-            self._open[fingerprint] = new[-1][names.IMAGES_SEEN]
+                self._log(self._runs[fingerprint].info.run_id, points, {}, last)
+            self._open[fingerprint] = points[-1][names.IMAGES_SEEN]
 
     def close_trial(self, fingerprint: str, status: str, tags: dict[str, str], files: list[Path]) -> None:
         """End an open trial's run. It can be opened again."""
@@ -274,12 +278,38 @@ class Tracker:
             for file in files:
                 self.client.log_artifact(run.info.run_id, str(file))
             self.client.set_terminated(run.info.run_id, status)
-            self._runs[fingerprint] = self.client.get_run(run.info.run_id)
+            self._status[fingerprint] = status
+            run.data.tags.update(worth_it)
         self._open.pop(fingerprint, None)
+
+    def add_files(self, fingerprint: str, files: list[Path]) -> None:
+        """Log files to a trial's run that it does not hold yet."""
+        with _explained(self.uri):
+            run_id = self._runs[fingerprint].info.run_id
+            there = {entry.path for entry in self.client.list_artifacts(run_id)} if files else set()
+            for file in files:
+                if file.name not in there:
+                    self.client.log_artifact(run_id, str(file))
+
+    def drop_file(self, fingerprint: str, name: str) -> None:
+        """Remove a file from a trial's run, where the store can do that."""
+        with _explained(self.uri):
+            run = self._runs[fingerprint]
+            if name in {entry.path for entry in self.client.list_artifacts(run.info.run_id)}:
+                with contextlib.suppress(NotImplementedError):
+                    get_artifact_repository(run.info.artifact_uri).delete_artifacts(name)
+
+    def supersede(self, fingerprint: str) -> None:
+        """Set a trial's run aside: the trial is to be run again, and logged to another."""
+        run = self._runs.pop(fingerprint, None)
+        self._status.pop(fingerprint, None)
+        if run is not None:
+            with _explained(self.uri):
+                self.client.set_tag(run.info.run_id, names.ROLE, names.ROLE_SUPERSEDED)
 
     def orphans(self) -> list[str]:
         """Fingerprints of runs that are marked running."""
-        return [fingerprint for fingerprint, run in self._runs.items() if run.info.status == RUNNING]
+        return [fingerprint for fingerprint, status in self._status.items() if status == RUNNING]
 
     def close_orphan(self, fingerprint: str) -> None:
         """Mark a run that nobody is writing to as killed."""
@@ -290,13 +320,23 @@ class Tracker:
         history = self.client.get_metric_history(run_id, names.IMAGES_SEEN)
         return max((float(entry.step) for entry in history), default=-1.0)
 
-    def _log(self, run_id: str, points: list[dict[str, float]]) -> None:
+    def _log(self, run_id: str, points: list[dict[str, float]], params: dict[str, Any], last: float) -> None:
         now = int(time.time() * 1000)
         metrics = [
-            Metric(name, value, now, int(point[names.IMAGES_SEEN])) for point in points for name, value in point.items()
+            Metric(name, value, now, int(point[names.IMAGES_SEEN]))
+            for point in points
+            if point[names.IMAGES_SEEN] > last
+            for name, value in point.items()
         ]
-        for start in range(0, len(metrics), METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+        given = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, max(len(metrics), bool(given)), METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL], params=given)
+            given = []
+
+
+def package_versions() -> str:
+    """Versions of the packages that decide numbers, and of Python: `python 3.12.1, torch 2.9.0, …`."""
+    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 def provenance(folder: Path) -> dict[str, str]:

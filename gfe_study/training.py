@@ -49,6 +49,7 @@ class TrainingState:
     nfe_forward: float = 0.0
     nfe_backward: float = 0.0
     train_seconds: float = 0.0
+    eval_seconds: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
 
@@ -61,9 +62,17 @@ class TrainingState:
         "nfe_forward",
         "nfe_backward",
         "train_seconds",
+        "eval_seconds",
         "loss_sum",
         "loss_count",
     )
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget is spent, or the trial has diverged."""
+        budget = self.learner.trial.budget
+        diverged = bool(self.points and self.points[-1][names.DIVERGED])
+        return diverged or budget.spent(self.images_seen, self.nfe_forward + self.nfe_backward, self.train_seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimiser, random number generators, counters and the points reached so far."""
@@ -88,9 +97,10 @@ def train(
     """Train one trial, from the start or from a `TrainingState.state_dict()`.
 
     Yields after every batch; `metrics` is filled at the points of `eval.schedule` and at the end of the
-    budget, and evaluation images never influence training. A batch that would pass a point is cut there, so
-    that every trial is evaluated at exactly the same numbers of images seen. A loss that is not finite ends
-    the trial, before the optimiser steps, with a last point whose `diverged` is 1.
+    budget, whichever of its limits is reached first, and evaluation images never influence training. A batch
+    that would pass a point is cut there, so that every trial is evaluated at exactly the same numbers of images
+    seen. A loss that is not finite ends the trial, before the optimiser steps, with a last point whose
+    `diverged` is 1.
 
     torch's global generators are seeded from the trial's seed (or restored from `state`).
     """
@@ -101,20 +111,18 @@ def train(
     if state is not None:
         progress.load_state_dict(state)
     points = trial.eval.points(trial.budget.images)
-    while progress.images_seen < trial.budget.images:
-        if progress.points and progress.points[-1][names.DIVERGED]:
-            return
+    while not progress.over:
         following = points[bisect_right(points, progress.images_seen)]
         count = min(trial.optim.batch_size, following - progress.images_seen)
         index = training_order(trial.seed, len(splits.train), progress.images_seen, count)
         metrics: Metrics | None = None
         try:
-            _train_batch(progress, splits.train, index)
+            train_batch(progress, splits.train, index)
         except Diverged:
             progress.images_seen += count
             metrics = _last_point(progress)
         else:
-            if progress.images_seen == following:
+            if progress.images_seen == following or progress.over:
                 metrics = _evaluate_all(progress, splits)
         if metrics is not None:
             progress.points.append(metrics)
@@ -137,7 +145,8 @@ def training_order(seed: int, size: int, start: int, count: int) -> np.ndarray[A
     return order
 
 
-def _train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, Any]) -> None:
+def train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, Any]) -> None:
+    """Train on the images at `index`, and count what it took. Raises `Diverged`."""
     target_BD = split.images(index, progress.device)
     index_B = torch.from_numpy(index).to(progress.device)
     optim = progress.learner.trial.optim
@@ -183,11 +192,13 @@ def evaluate(
 def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
     """The metrics of one point. Clears the running mean of the training loss."""
     learner, options = progress.learner, progress.learner.trial.eval
+    started = time.perf_counter()
     val = evaluate(learner, splits.val, options.val_images, progress.device)
     test = evaluate(learner, splits.test, options.test_images, progress.device)
     metrics = {
         names.IMAGES_SEEN: float(progress.images_seen),
         names.IMAGES_USED: float(progress.images_used),
+        names.UNIQUE_IMAGES: float(min(progress.images_seen, len(splits.train))),
         names.OPTIMISER_STEPS: float(progress.optimiser_steps),
         names.TRAIN_LOSS: progress.loss_sum / progress.loss_count,
         names.VAL_LOSS: val.loss,
@@ -204,6 +215,8 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
             mixed = evaluate(learner, splits.test, options.test_images, progress.device, encoding)
             metrics[f"{encoding}_{names.TEST_LOSS}"] = mixed.loss
     progress.loss_sum, progress.loss_count = 0.0, 0
+    progress.eval_seconds += time.perf_counter() - started
+    metrics[names.EVAL_SECONDS] = progress.eval_seconds
     if math.isfinite(val.loss):
         progress.best_val_loss = min(progress.best_val_loss, val.loss)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

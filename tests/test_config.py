@@ -438,7 +438,7 @@ def test_a_preset_starts_the_search_at_its_values() -> None:
     [
         ({"trials": 0}, ["trials", "given 0", "greater than 0"]),
         ({"seeds": "two"}, ["seeds", "given 'two'", "integer"]),
-        ({"sampler": "grid"}, ["sampler", "given 'grid'", "'tpe' or 'random'"]),
+        ({"sampler": "bayes"}, ["sampler", "given 'bayes'", "'tpe', 'random' or 'grid'"]),
         ({"metric": {"name": "test_loss"}}, ["metric.name", "given 'test_loss'", "val_loss"]),
         ({"trails": 3}, ["trails: unknown key", "did you mean 'trials'"]),
         ({"question": None}, ["question", "given None", "string"]),

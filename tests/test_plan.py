@@ -33,13 +33,12 @@ def run_all(study: Study, journal: Journal) -> Plan:
     for job in plan.missing():
         finish(journal, job, loss(job))
     while plan.unasked():
+        assert suggester.ready()
         number = plan.next_number()
         params = suggester.ask(number)
         assert params is not None
-        jobs = plan.add(number, params)
-        for job in jobs:
+        for job in plan.add(number, params):
             finish(journal, job, loss(job))
-        suggester.tell(number, [loss(job) for job in jobs])
     return plan
 
 

@@ -54,12 +54,12 @@ def test_a_store_that_lost_everything_is_filled_again_from_the_journal(tmp_path:
         plan, job = planned(journal)
         recorder = Recorder(plan, opened(first), {}, print)
         recorder.started(job)
-        recorder.reached(job, [point(32)], "cpu")
-        recorder.reached(job, [point(32), point(64)], "cpu")
+        recorder.reached(job, [point(32)])
+        recorder.reached(job, [point(32), point(64)])
         recorder.finished(job)
         assert recorder.close(interrupted=False)
         tracker = opened(second)
-        Recorder(plan, tracker, {}, print)
+        assert Recorder(plan, tracker, {}, print).close(interrupted=False)
     assert stored(second, tracker) == {job.fingerprint: ("FINISHED", [32, 64])}
 
 
@@ -70,12 +70,13 @@ def test_a_failure_is_a_tag_and_a_second_try_the_same_run(tmp_path: Path) -> Non
         tracker = opened(uri)
         recorder = Recorder(plan, tracker, {}, print)
         recorder.started(job)
-        recorder.reached(job, [point(32)], "cpu")
+        recorder.reached(job, [point(32)])
         recorder.failed(job, "MemoryError: no more")
+        recorder.flush()
         (run,) = tracker.client.search_runs([tracker.experiment_id], f"tags.{names.FAILURE} = 'MemoryError: no more'")
         assert run.info.status == "FAILED"
         recorder.started(job)
-        recorder.reached(job, [point(32), point(64)], "cpu")
+        recorder.reached(job, [point(32), point(64)])
         recorder.finished(job)
         assert recorder.close(interrupted=False)
     assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64])}
@@ -111,7 +112,6 @@ def server(folder: Path, port: int) -> Iterator[None]:
 def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gfe_study.study.recorder.SECONDS_BETWEEN_ATTEMPTS", 0.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -124,13 +124,17 @@ def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
             tracker = opened(uri)
             recorder = Recorder(plan, tracker, {}, problems.append)
             recorder.started(job)
-            recorder.reached(job, [point(32)], "cpu")
-        recorder.reached(job, [point(64)], "cpu")
-        recorder.reached(job, [point(128)], "cpu")
+            recorder.reached(job, [point(32)])
+            recorder.flush()
+        recorder.reached(job, [point(64)])
+        recorder.flush()
+        recorder.reached(job, [point(128)])
+        recorder.flush()
         assert len(problems) == 1
         assert "kept in the journal" in problems[0]
         with server(tmp_path, port):
-            recorder.reached(job, [point(256)], "cpu")
+            recorder.reached(job, [point(256)])
+            recorder.flush()
             recorder.finished(job)
             assert recorder.close(interrupted=False)
             assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64, 128, 256])}

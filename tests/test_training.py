@@ -26,7 +26,7 @@ from gfe_study.methods.base import Diverged, Learner
 from gfe_study.training import Metrics, Progress, evaluate, train, training_order
 
 METRICS = {value for name, value in vars(names).items() if name.isupper()}
-SECONDS = {names.TRAIN_SECONDS, names.ENCODE_SECONDS}
+SECONDS = {names.TRAIN_SECONDS, names.ENCODE_SECONDS, names.EVAL_SECONDS}
 
 TINY: dict[str, Any] = {
     "preset": "paper",
@@ -87,7 +87,7 @@ def test_every_method_learns_and_reports(method: str, digits: Splits) -> None:
     assert [point[names.IMAGES_SEEN] for point in points] == [16, 300, 640]
     for loss in (names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS):
         assert points[0][loss] > 1.1 * points[-1][loss]
-    expected = {*SECONDS, names.IMAGES_SEEN, names.IMAGES_USED, names.OPTIMISER_STEPS}
+    expected = {*SECONDS, names.IMAGES_SEEN, names.IMAGES_USED, names.UNIQUE_IMAGES, names.OPTIMISER_STEPS}
     expected |= {names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS}
     expected |= {names.ENCODE_NFE, names.NFE_FORWARD, names.NFE_BACKWARD, names.DIVERGED}
     expected |= {f"{encoding}_{names.TEST_LOSS}" for encoding in learner.encodings}

@@ -7,9 +7,11 @@ question. Every complaint is an `InputError`: one line that says where, which ke
 allowed. Nothing else of this project is imported here.
 """
 
-from gfe_study.config.base import InputError, Section, suggestion
+from gfe_study.config.base import ImpossiblePair, InputError, Section, suggestion
+from gfe_study.config.design import Arm, Hole
 from gfe_study.config.files import parse_assignments, read_yaml
-from gfe_study.config.study import Range, Study, find_space, space_files
+from gfe_study.config.ranges import Range
+from gfe_study.config.study import Study, find_space, space_files
 from gfe_study.config.trial import (
     CHOICES,
     PRESETS,
@@ -25,8 +27,11 @@ __all__ = [
     "CHOICES",
     "PRESETS",
     "TRAINING_VERSION",
+    "Arm",
     "Budget",
     "Evaluation",
+    "Hole",
+    "ImpossiblePair",
     "InputError",
     "Range",
     "Section",

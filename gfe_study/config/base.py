@@ -15,6 +15,10 @@ class InputError(ValueError):
     """What the user gave cannot be used. `str()` is one line: where, key, what was given, what is allowed."""
 
 
+class ImpossiblePair(InputError):
+    """Every key and value is allowed, but not together: a hole in a design, not a slip of the pen."""
+
+
 def suggestion(given: str, allowed: list[str]) -> str:
     """The end of an error line: a near miss if there is one, and everything that is allowed."""
     near = difflib.get_close_matches(given, allowed, n=1)
@@ -57,13 +61,17 @@ class explained:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, ValidationError):
-            raise InputError(f"{self.where}: {'; also '.join(_complaints(error))}") from error
+            together = all(detail["type"] == "value_error" and not detail["loc"] for detail in error.errors())
+            kind = ImpossiblePair if together else InputError
+            raise kind(f"{self.where}: {'; also '.join(_complaints(error))}") from error
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:
     for detail in error.errors()[:3]:
         context = detail.get("ctx", {})
         path = [str(part) for part in detail["loc"]]
+        if path[:1] == ["nuisance"] and path[2:3] == ["0"]:
+            del path[2]  # a single range need not be written as a list
         kind, message = detail["type"], detail["msg"]
         if kind == "unknown_key":
             yield f"{'.'.join([*path, context['key']])}: unknown key; {message}"

@@ -4,64 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PrivateAttr, model_validator
 
-from gfe_study.config.base import InputError, Section, explained, suggestion
+from gfe_study.config.base import ImpossiblePair, InputError, Section, explained, suggestion
+from gfe_study.config.design import Arm, Hole, Scientific
 from gfe_study.config.files import read_yaml
+from gfe_study.config.ranges import Range, Ranges, holds
 from gfe_study.config.trial import PRESETS, Trial, flatten, merge, named, unflatten
 
-RangeKind = Literal["uniform", "loguniform", "int", "logint", "choice"]
-_FORMS = "{uniform: [low, high]}, {loguniform: [low, high]}, {int: …}, {logint: …} or {choice: [a, b, …]}"
-
-
-def _refused(given: Any, allowed: str) -> PydanticCustomError:
-    return PydanticCustomError("choice", "allowed: {allowed}", {"given": given, "allowed": allowed})
-
-
-class Range(Section):
-    """What one parameter is drawn from. In YAML, `{loguniform: [1, 1e4]}`; integer bounds are inclusive."""
-
-    kind: RangeKind
-    values: tuple[Any, ...]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_yaml(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in get_args(RangeKind):
-            raise _refused(given, _FORMS)
-        ((kind, values),) = given.items()
-        if not isinstance(values, list | tuple):
-            raise _refused(given, _FORMS)
-        if kind == "choice":
-            if not values:
-                raise _refused(given, "a choice of at least one value")
-            return {"kind": kind, "values": tuple(values)}
-        number = (int,) if kind in ("int", "logint") else (int, float)
-        if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, number) for v in values):
-            raise _refused(given, "two whole numbers, low and high" if number == (int,) else "two numbers")
-        low, high = values
-        if kind.startswith("log") and low <= 0:
-            raise _refused(given, "a logarithmic range above 0")
-        if not low < high:
-            raise _refused(given, "low below high")
-        return {"kind": kind, "values": (low, high)}
-
-    @model_serializer
-    def _to_yaml(self) -> dict[str, Any]:
-        return {self.kind: list(self.values)}
-
-    def contains(self, value: Any) -> bool:
-        """Whether a value can be drawn from this range."""
-        if self.kind == "choice":
-            return value in self.values
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        inside = self.values[0] <= value <= self.values[1]
-        return bool(inside and (self.kind in ("uniform", "loguniform") or value == int(value)))
+ARM = "arm"
+"""Conditions may name the arm: `when: {arm: ae}`."""
 
 
 class Metric(Section):
@@ -69,48 +25,146 @@ class Metric(Section):
 
     name: Literal["val_loss", "train_loss"] = "val_loss"
     mode: Literal["min", "max"] = "min"
+    against: Literal["train_seconds", "encode_seconds", "nfe_forward", "encode_nfe"] | None = None
+    """A second objective, minimised: the search then looks for the Pareto front of both."""
 
 
 class StudyBudget(Section):
-    """What every trial may spend."""
+    """What every trial may spend; the first limit that is reached ends it."""
 
     images: Annotated[int, Field(gt=0)] | None = None
+    """Training images seen."""
+    nfe: Annotated[int, Field(gt=0)] | None = None
+    """Decoder evaluations and pullbacks spent in training."""
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds spent in training updates."""
+
+    def layer(self) -> dict[str, Any]:
+        """The configuration of a trial that this sets."""
+        given = {key: value for key, value in self.model_dump().items() if value is not None}
+        if given and "images" not in given:
+            given["images"] = IMAGES_WITHOUT_LIMIT
+        return {"budget": given} if given else {}
+
+
+IMAGES_WITHOUT_LIMIT = 10_000_000
+"""Images a trial may see whose budget is told in decoder evaluations or seconds alone."""
+
+
+WHOLE_GRID = 1_000_000
+"""Trials of a grid that does not say how many: all."""
+
+
+class Asha(Section):
+    """Asynchronous successive halving (Li et al., arXiv:1810.05934) on images seen.
+
+    At `grace_images`, and at every `reduction`-fold of it, a trial goes on only if it is among the best
+    1/`reduction` of those that have come as far.
+    """
+
+    grace_images: int = Field(480, gt=0)
+    reduction: int = Field(3, ge=2)
+
+
+class Compare(Section):
+    """How the arms of a study are compared: paired by seed."""
+
+    metric: Literal["test_loss", "val_loss", "train_loss", "mixed_test_loss"] = "test_loss"
+    reference: str | None = None
+    """The arm, or the level of `factor`, that others are compared with; the first if not given."""
+    factor: str | None = None
+    """Of a factorial, the factor along which arms are compared; the first if not given."""
+    margin: float | None = Field(None, gt=0)
+    """Differences below this, in units of the metric, count as none; without it no verdict is `equivalent`."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class Then(Section):
+    """A second stage: the winners of the first, replicated."""
+
+    best: int = Field(1, gt=0)
+    """Configurations of every arm that go on, by the mean of the metric over their seeds."""
+    seeds: int = Field(1, gt=0)
+    budget: StudyBudget = StudyBudget()
+    fixed: dict[str, Any] = {}
+    """Nested configuration laid over the winners'."""
+
+
+class Resources(Section):
+    """What every trial is granted; a fraction of a GPU shares one."""
+
+    cpu: float = Field(1.0, gt=0)
+    gpu: float = Field(0.0, ge=0)
 
 
 class Study(Section):
     """A study as declared in `search_spaces/*.yaml`.
 
-    `Study.load` checks, before anything starts, that both ends of every range and every choice give a valid
-    trial.
+    `Study.load` checks, before anything starts, that in every arm both ends of every range and every choice give
+    a valid trial.
     """
 
     question: str
     """One line: what the study answers."""
     fixed: dict[str, Any] = {}
     """Nested trial configuration, the same for all trials."""
-    nuisance: dict[str, Range] = {}
-    """Dotted keys and what they are drawn from."""
+    scientific: Scientific | None = None
+    """What is compared; without it the study is one search."""
+    nuisance: dict[str, Ranges] = {}
+    """Dotted keys and what they are drawn from; searched anew inside every arm."""
     start_from: tuple[str | dict[str, Any], ...] = ()
     """Tried first: names of presets, whose values of the searched keys are taken, or mappings of dotted keys."""
     budget: StudyBudget = StudyBudget()
     trials: int = Field(1, gt=0)
-    """Configurations tried; with `seeds`, each is run that many times."""
+    """Configurations tried in every arm; with `seeds`, each is run that many times."""
     seeds: int = Field(1, gt=0)
     """Runs of every configuration, with seeds 0, 1, …; the search is told their mean."""
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
     sampler_seed: int = Field(0, ge=0)
+    parallel: int | None = Field(None, gt=0)
+    """Configurations of an arm that the search may have under way: what it suggests next depends on the results of
+    all but the last so many before it, in whatever order trials end. None: one more than fit at once, 3 at least."""
+    scheduler: Literal["asha", "none"] | None = None
+    """Early stopping. None: `asha` where a study explores (one arm, one seed, a search), `none` elsewhere."""
+    asha: Asha = Asha()
     metric: Metric = Metric()
+    compare: Compare = Compare()
+    then: Then | None = None
+    resources: Resources = Resources()
+    keep: int = Field(3, gt=0)
+    """Decoders kept: those of the best so many trials of every arm."""
+    hang_seconds: float = Field(900.0, gt=0)
+    """A trial from which nothing is heard for so long is ended as failed."""
 
     _source: str = PrivateAttr("study")
     _source_sha256: str = PrivateAttr("")
+    _arms: list[Arm] = PrivateAttr(default_factory=list)
+    _holes: list[Hole] = PrivateAttr(default_factory=list)
+    _flat: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_grid_is_tried_whole(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("sampler") == "grid" and "trials" not in given:
+            return {**given, "trials": WHOLE_GRID}
+        return given
 
     @model_validator(mode="after")
-    def _nothing_is_given_twice(self) -> Self:
+    def _makes_sense(self) -> Self:
         for key in self.nuisance:
             if key in flatten(self.fixed):
                 raise ValueError(f"{key} is given both under fixed and under nuisance")
+            if key.startswith("data."):
+                raise ValueError(f"{key} cannot be searched: losses on different data are not comparable")
         if "seed" in {*self.fixed, *self.nuisance}:
             raise ValueError("seed is given; allowed: seeds, the number of runs of every configuration")
+        if self.scheduler == "asha" and not self.explores:
+            raise ValueError(
+                "scheduler: given 'asha'; allowed: none, where arms or seeds are compared: "
+                "stopping the slow starters biases the comparison"
+            )
+        if self.metric.against and self.then is not None:
+            raise ValueError("then: given with metric.against; allowed: one objective, by which winners are chosen")
         return self
 
     @classmethod
@@ -137,20 +191,27 @@ class Study(Section):
         with explained(source):
             study = cls.model_validate(declared)
         if changes:
-            changed = flatten({key: named(key, value) for key, value in changes.items()})
-            searched = {key: drawn for key, drawn in study.nuisance.items() if key not in changed}
-            starts = tuple(
-                start if isinstance(start, str) else {key: start[key] for key in start if key not in changed}
-                for start in study.start_from
-            )
-            fixed = merge(study.fixed, changes)
-            study = study.model_copy(update={"fixed": fixed, "nuisance": searched, "start_from": starts})
+            study = study._changed(changes)
         given = {key: value for key, value in options.items() if value is not None}
         with explained(source):
             study = cls.model_validate({**study.model_dump(), **given})
         study._source, study._source_sha256 = source, source_sha256
+        study._lay_out()
         study._check()
         return study
+
+    def _changed(self, changes: Mapping[str, Any]) -> Self:
+        changed = flatten({key: named(key, value) for key, value in changes.items()})
+        searched = {key: drawn for key, drawn in self.nuisance.items() if key not in changed}
+        starts = tuple(
+            start if isinstance(start, str) else {key: start[key] for key in start if key not in changed}
+            for start in self.start_from
+        )
+        budget = self.budget
+        if own := {key: value for key, value in changes.get("budget", {}).items() if key in StudyBudget.model_fields}:
+            budget = StudyBudget.model_validate({**budget.model_dump(), **own})
+        fixed = merge(self.fixed, changes)
+        return self.model_copy(update={"fixed": fixed, "nuisance": searched, "start_from": starts, "budget": budget})
 
     @property
     def source(self) -> str:
@@ -162,46 +223,183 @@ class Study(Section):
         """Hash of the file the study was read from; empty if it was not read from one."""
         return self._source_sha256
 
-    def trial(self, params: Mapping[str, Any], seed: int) -> Trial:
-        """The trial at a point of the space. Raises `InputError`."""
-        budget = {"budget": {"images": self.budget.images}} if self.budget.images is not None else {}
-        layers = (budget, self.fixed, unflatten(params), {"seed": seed})
-        return Trial.build(*layers, where=self._source)
+    @property
+    def explores(self) -> bool:
+        """Whether the study is a search: nothing is compared, and every configuration has one seed."""
+        return bool(self.nuisance) and self.scientific is None and self.seeds == 1 and not self.metric.against
 
-    def start_points(self) -> list[dict[str, Any]]:
-        """Values of the searched keys that are tried first. Raises `InputError` if one is out of its range."""
-        points = []
+    @property
+    def stops_early(self) -> bool:
+        """Whether trials of the first stage may be stopped by successive halving."""
+        return self.scheduler == "asha" or (self.scheduler is None and self.explores)
+
+    @property
+    def arms(self) -> list[Arm]:
+        """What is compared; one nameless arm in a study that compares nothing."""
+        return self._arms
+
+    @property
+    def holes(self) -> list[Hole]:
+        """Cells of the design that are left out or cannot exist, with the reason."""
+        return self._holes
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name. Raises `KeyError`."""
+        found = {arm.name: arm for arm in self._arms}
+        return found[name]
+
+    def stages(self) -> range:
+        """0 is the search or the comparison itself, 1 what `then` adds."""
+        return range(1 if self.then is None else 2)
+
+    def seeds_of(self, stage: int) -> int:
+        """Runs of every configuration of a stage."""
+        return self.seeds if stage == 0 or self.then is None else self.then.seeds
+
+    def configurations(self, arm: Arm | str, stage: int = 0) -> int:
+        """Configurations of an arm in a stage, at most."""
+        wanted = self.trials if self.nuisance else 1
+        if self.sampler == "grid":
+            wanted = min(wanted, len(self.grid(arm)))
+        return min(self.then.best, wanted) if stage and self.then is not None else wanted
+
+    def grid(self, arm: Arm | str) -> list[dict[str, Any]]:
+        """Every point of an arm's grid, the last key varying fastest."""
+        points: list[dict[str, Any]] = [{}]
+        for key in self.nuisance:
+            points = [
+                {**point, key: value} if drawn_from else point
+                for point in points
+                for drawn_from in [self.range_of(key, arm, point)]
+                for value in (drawn_from.grid() if drawn_from else [None])
+            ]
+        return points
+
+    def trial(self, params: Mapping[str, Any], seed: int, arm: Arm | str = "", stage: int = 0) -> Trial:
+        """The trial of an arm at a point of its space. Raises `InputError`."""
+        return Trial.build(*self._layers(arm, stage), unflatten(params), {"seed": seed}, where=self._where(arm))
+
+    def _layers(self, arm: Arm | str, stage: int = 0) -> list[Mapping[str, Any]]:
+        arm = self.arm(arm) if isinstance(arm, str) else arm
+        layers: list[Mapping[str, Any]] = [self.budget.layer(), self.fixed, arm.changes]
+        if stage and self.then is not None:
+            layers += [self.then.budget.layer(), self.then.fixed]
+        return layers
+
+    def _where(self, arm: Arm | str) -> str:
+        name = arm if isinstance(arm, str) else arm.name
+        return f"{self._source}: arm {name!r}" if name else self._source
+
+    def range_of(self, key: str, arm: Arm | str, drawn: Mapping[str, Any]) -> Range | None:
+        """What a key is drawn from in an arm, given what was drawn before it; None where it does not apply."""
+        arm = self.arm(arm) if isinstance(arm, str) else arm
+        if arm.name not in self._flat:
+            trial = Trial.build(*self._layers(arm), where=self._where(arm))
+            self._flat[arm.name] = {**flatten(trial.dump()), ARM: arm.name, **dict(arm.levels)}
+        flat = {**self._flat[arm.name], **drawn}
+        return next((drawn_from for drawn_from in self.nuisance[key] if holds(drawn_from.when, flat)), None)
+
+    def fits(self, params: Mapping[str, Any], arm: Arm | str) -> bool:
+        """Whether a point has a value of every key that applies in an arm, each within its range, and no other."""
+        drawn: dict[str, Any] = {}
+        for key in self.nuisance:
+            drawn_from = self.range_of(key, arm, drawn)
+            if drawn_from is None:
+                continue
+            if key not in params or not drawn_from.contains(params[key]):
+                return False
+            drawn[key] = params[key]
+        return drawn == dict(params)
+
+    def completed(self, given: Mapping[str, Any], arm: Arm | str) -> dict[str, Any]:
+        """A point of an arm's space: the values given, where they apply; else the arm's own, else the first allowed."""
+        arm = self.arm(arm) if isinstance(arm, str) else arm
+        params: dict[str, Any] = {}
+        for key in self.nuisance:
+            drawn_from = self.range_of(key, arm, params)
+            if drawn_from is None:
+                continue
+            own = self._flat[arm.name].get(key)
+            params[key] = given.get(key, own if drawn_from.contains(own) else drawn_from.values[0])
+        return params
+
+    def start_points(self, arm: Arm | str | None = None) -> list[dict[str, Any]]:
+        """Values of the searched keys that an arm tries first. Raises `InputError` if one is out of its range."""
+        chosen = self._arms[0] if arm is None else self.arm(arm) if isinstance(arm, str) else arm
+        points: list[dict[str, Any]] = []
         for start in self.start_from if self.nuisance else ():
             if isinstance(start, str):
                 if start not in PRESETS:
                     near = suggestion(start, list(PRESETS))
                     raise InputError(f"{self._source}: start_from: given {start!r}; {near}")
-                flat = flatten(Trial.build({**self.fixed, "preset": start}, where=self._source).dump())
-                point = {key: flat[key] for key in self.nuisance if key in flat}
+                own = ({k: v for k, v in layer.items() if k != "preset"} for layer in self._layers(chosen))
+                given = flatten(Trial.build(*own, {"preset": start}, where=self._source).dump())
             else:
-                point = dict(start)
-            self._check_point(start, point)
+                given = dict(start)
+                if unknown := sorted(set(given) - set(self.nuisance)):
+                    raise InputError(f"{self._source}: start_from: {start}: {', '.join(unknown)} not searched")
+            point = self.completed(given, chosen)
+            if not isinstance(start, str) and (missing := sorted(set(point) - set(given))) and not self.scientific:
+                raise InputError(f"{self._source}: start_from: {start}: {', '.join(missing)} not given")
+            self._check_point(point, chosen)
             points.append(point)
         return points
 
-    def _check_point(self, start: Any, point: Mapping[str, Any]) -> None:
-        if set(point) != set(self.nuisance):
-            missing = ", ".join(sorted(set(self.nuisance) ^ set(point)))
-            raise InputError(f"{self._source}: start_from: {start}: {missing} not given, or not searched")
+    def _check_point(self, point: Mapping[str, Any], arm: Arm) -> None:
+        drawn: dict[str, Any] = {}
         for key, value in point.items():
-            if not self.nuisance[key].contains(value):
-                drawn = self.nuisance[key].model_dump()
-                raise InputError(f"{self._source}: start_from: {key}: given {value!r}; allowed: {drawn}")
+            drawn_from = self.range_of(key, arm, drawn)
+            if drawn_from is not None and not drawn_from.contains(value):
+                allowed = drawn_from.model_dump()
+                raise InputError(f"{self._source}: start_from: {key}: given {value!r}; allowed: {allowed}")
+            drawn[key] = value
+
+    def _lay_out(self) -> None:
+        if self.scientific is None:
+            if self.compare.reference or self.compare.factor:
+                raise InputError(f"{self._source}: compare: a reference is given; allowed: with scientific only")
+            self._arms = [Arm("", {})]
+            return
+        flat = flatten(Trial.build(self.budget.layer(), self.fixed, where=self._source).dump())
+        try:
+            cells, self._holes = self.scientific.cells(flat, self.compare.factor, self.compare.reference)
+        except InputError as error:
+            raise InputError(f"{self._source}: {error}") from error
+        same: dict[str, str] = {}
+        for arm in cells:
+            try:
+                content = str(sorted(flatten(Trial.build(*self._layers(arm), where=self._where(arm)).dump()).items()))
+            except ImpossiblePair as error:
+                reason = str(error).removeprefix(f"{self._where(arm)}: ")
+                self._holes.append(Hole(arm.name, reason))
+                continue
+            content = content.replace("('preset', ", "('', ")
+            if content in same:
+                raise InputError(
+                    f"{self._source}: scientific: {arm.name!r} is the same configuration as {same[content]!r}; "
+                    "allowed: arms that differ"
+                )
+            same[content] = arm.name
+            self._arms.append(arm)
+        if not self._arms:
+            raise InputError(f"{self._source}: scientific: no arm can exist: {self._holes[0].reason}")
+        there = {arm.name for arm in self._arms}
+        self._arms = [arm if arm.reference in there else replace(arm, reference=None) for arm in self._arms]
 
     def _check(self) -> None:
         # Both ends of every range, so that no draw can fail an hour into the study.
-        middle = {key: drawn.values[0] for key, drawn in self.nuisance.items()}
-        if self.start_from and self.nuisance:
-            middle = self.start_points()[0]
-        self.trial(middle, seed=0)
-        for key, drawn in self.nuisance.items():
-            for value in drawn.values:
-                self.trial({**middle, key: value}, seed=0)
+        for arm in self._arms:
+            starts = self.start_points(arm)
+            middle = starts[0] if starts else self.completed({}, arm)
+            for stage in self.stages():
+                self.trial(middle, 0, arm, stage)
+            for key in self.nuisance:
+                for drawn in self.nuisance[key]:
+                    for value in drawn.values:
+                        point = self.completed({**middle, key: value}, arm)
+                        if point.get(key) == value and (there := self.range_of(key, arm, point)) == drawn:
+                            assert there is not None
+                            self.trial(point, 0, arm)
 
 
 def space_folders() -> list[Path]:

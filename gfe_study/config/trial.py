@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from gfe_study.config.base import InputError, Section, explained, suggestion
 
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 """Raised by hand whenever a change to training code changes a trial's numbers; part of every fingerprint."""
 
 CHOICES: dict[str, dict[str, str]] = {
@@ -111,6 +111,18 @@ class Budget(Section):
 
     images: int = Field(5760, gt=0)
     """Training images seen, repetitions counted."""
+    nfe: Annotated[int, Field(gt=0)] | None = None
+    """Decoder evaluations and pullbacks in training; the batch that reaches it is the last."""
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds in training updates; the batch that reaches it is the last."""
+
+    def spent(self, images: float, nfe: float, seconds: float) -> bool:
+        """Whether one of the limits is reached."""
+        return (
+            images >= self.images
+            or (self.nfe is not None and nfe >= self.nfe)
+            or (self.seconds is not None and seconds >= self.seconds)
+        )
 
 
 class Evaluation(Section):
@@ -212,7 +224,9 @@ class Trial(Section):
 
     def _identity(self) -> dict[str, Any]:
         # A preset is only where values came from: the same values reached by another way are the same trial.
-        return {key: value for key, value in self.dump().items() if key != "preset"}
+        # A setting that is not given is left out, so that settings to come do not make old trials other ones.
+        identity = {key: value for key, value in self.dump().items() if key != "preset"}
+        return {key: value for key, value in flatten(identity).items() if value is not None}
 
 
 def _digest(content: Any) -> str:

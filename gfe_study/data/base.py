@@ -8,18 +8,21 @@ Shapes: N images, D pixels.
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gfe_study.config import InputError, Section
 
+DATA_DIR_VARIABLE = "GFE_DATA_DIR"
 SPLIT_SEED = 20241201
 """Seeds every split: the splits of a dataset are the same for all trials of all studies."""
 
@@ -47,7 +50,9 @@ class Split:
 
     def images(self, index: slice | np.ndarray[Any, Any], device: torch.device | None = None) -> Tensor:
         """The chosen images, (N, D), float32 in [0, 1]."""
-        return torch.from_numpy(self.pixels_ND[index]).to(device, torch.float32).div_(self.levels)
+        # Of Ray's object store come read-only arrays, which torch does not like to share.
+        pixels_ND = np.require(self.pixels_ND[index], requirements="W")
+        return torch.from_numpy(pixels_ND).to(device, torch.float32).div_(self.levels)
 
     def take(self, index: slice | np.ndarray[Any, Any]) -> Split:
         """The split that holds the chosen images only."""
@@ -99,19 +104,55 @@ def hold_out(split: Split, count: int, purpose: str) -> tuple[Split, Split]:
     return split.take(order[: len(split) - count]), split.take(order[len(split) - count :])
 
 
+def nested_subset(split: Split, count: int, seed: int) -> Split:
+    """The first `count` images of an order in which every beginning holds the classes in their proportions.
+
+    Orders of one seed are the same for every `count`: a smaller subset is contained in every larger one.
+    """
+    place_N = np.empty(len(split))
+    generator = np.random.default_rng([SPLIT_SEED, seed])
+    for label in np.unique(split.labels_N):
+        members = np.flatnonzero(split.labels_N == label)
+        # Each class spread evenly over [0, 1), from an offset of its own.
+        place_N[generator.permutation(members)] = (np.arange(len(members)) + generator.random()) / len(members)
+    return split.take(np.argsort(place_N, kind="stable")[:count])
+
+
 class Dataset(Section, ABC):
     """A dataset by name; its settings are fields."""
 
     name: str
+    train_images: int | None = Field(None, gt=0)
+    """Different training images there are: a stratified subset, contained in every larger one; None for all."""
+    subset_seed: int = Field(0, ge=0)
+    """Which subset."""
 
     @abstractmethod
+    def read(self, folders: list[Path], *, download: bool) -> Splits:
+        """The whole splits, from the first of `folders` that holds the files; see `load`."""
+
     def load(self, folders: list[Path] | None = None, *, download: bool = False) -> Splits:
-        """The splits, from the first of `folders` that holds the files.
+        """The splits, their training part cut to `train_images`.
 
         Args:
             folders: where to look; None stands for `data_folders()`.
             download: fetch what is in none of them, under a lock.
 
         Raises:
-            DataError: the files are nowhere, cannot be fetched, or are damaged.
+            DataError: the files are nowhere, cannot be fetched, or are damaged, or hold too few images.
         """
+        splits = self.read(data_folders() if folders is None else folders, download=download)
+        if self.train_images is None:
+            return splits
+        if self.train_images > len(splits.train):
+            raise DataError(
+                f"data.train_images: given {self.train_images}; allowed: at most {len(splits.train)}, "
+                f"the training images of {self.name}"
+            )
+        return replace(splits, train=nested_subset(splits.train, self.train_images, self.subset_seed))
+
+
+def data_folders() -> list[Path]:
+    """Where image files are looked for, first to last."""
+    given = os.environ.get(DATA_DIR_VARIABLE)
+    return [*([Path(given).expanduser().resolve()] if given else []), Path("data").resolve()]

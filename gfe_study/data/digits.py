@@ -13,7 +13,7 @@ class Digits(Dataset):
 
     name: Literal["digits"] = "digits"
 
-    def load(self, folders: list[Path] | None = None, *, download: bool = False) -> Splits:
+    def read(self, folders: list[Path], *, download: bool) -> Splits:
         from sklearn.datasets import load_digits
 
         bundle = load_digits()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,18 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from filelock import FileLock
 
-from gfe_study.data.base import DataError, Dataset, Split, Splits, hold_out
+from gfe_study.data.base import DATA_DIR_VARIABLE, DataError, Dataset, Split, Splits, hold_out
 
 if TYPE_CHECKING:
     import torchvision
-
-DATA_DIR_VARIABLE = "GFE_DATA_DIR"
-
-
-def data_folders() -> list[Path]:
-    """Where image files are looked for, first to last."""
-    given = os.environ.get(DATA_DIR_VARIABLE)
-    return [*([Path(given).expanduser().resolve()] if given else []), Path("data").resolve()]
 
 
 class MNIST(Dataset):
@@ -38,8 +29,7 @@ class MNIST(Dataset):
     train_labels: ClassVar[tuple[int, ...]] = tuple(range(10))
     test_labels: ClassVar[tuple[int, ...]] = tuple(range(10))
 
-    def load(self, folders: list[Path] | None = None, *, download: bool = False) -> Splits:
-        folders = data_folders() if folders is None else folders
+    def read(self, folders: list[Path], *, download: bool) -> Splits:
         for folder in folders:
             if self._is_in(folder):
                 return self._splits(folder)
@@ -76,7 +66,7 @@ class MNIST(Dataset):
 
     def _splits(self, folder: Path) -> Splits:
         try:
-            train, test = (self._read(folder, train=part) for part in (True, False))
+            train, test = (self._read_split(folder, train=part) for part in (True, False))
         except Exception as error:  # torchvision and numpy say it in many ways
             raise DataError(
                 f"data.name: {self.name}: {folder / self.torchvision_name / 'raw'} is damaged ({error}); "
@@ -86,7 +76,7 @@ class MNIST(Dataset):
         train, val = hold_out(train, min(5000, len(train) // 6), f"{self.name}/val")
         return Splits(train, val, test, height=28, width=28)
 
-    def _read(self, folder: Path, *, train: bool) -> Split:
+    def _read_split(self, folder: Path, *, train: bool) -> Split:
         raw = self._dataset_class()(str(folder), train=train)
         labels = raw.targets.numpy().astype(np.int64)
         if len(raw.data) != len(labels):

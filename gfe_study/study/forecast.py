@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +10,30 @@ from typing import Any
 import torch
 
 from gfe_study import names
-from gfe_study.config import Study
-from gfe_study.data.mnist import data_folders
+from gfe_study.config import Hole, Study
+from gfe_study.config.study import Asha
+from gfe_study.data.base import data_folders
+from gfe_study.study.driver import Options
+from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Job, Plan
+from gfe_study.study.probe import Estimate, probe_all, spent
+from gfe_study.study.reuse import finished_elsewhere
 from gfe_study.study.searcher import STARTUP_TRIALS, Suggester
-from gfe_study.study.sweep import load_data, study_folder
+from gfe_study.study.storage import is_url, remote_folder, study_folder
 
 BYTES_PER_WEIGHT = 4
-COPIES_OF_THE_WEIGHTS = 2
-"""The best decoder stays in the trial's folder and among the tracking store's artifacts."""
+SMALL_FILES_BYTES = 60e3
+"""A trial's picture, its configuration, and its rows in journal and store."""
+PROBE_SECONDS = 20.0
+"""Training time spent on probes, per slot, and no less than `LEAST_PROBE_SECONDS` on each."""
+LEAST_PROBE_SECONDS = 1.0
+MOST_PROBES_PER_ARM = 4
+SECONDS_BETWEEN_TRIALS = 0.1
+SECONDS_TO_START = 9.0
+"""Ray, its workers and their imports."""
+RAY_BYTES = 1.6e9
+"""Ray's own processes and the driver."""
 
 
 @dataclass(frozen=True)
@@ -27,72 +42,200 @@ class Forecast:
 
     Attributes:
         trials: what is known of the trials: done, to be continued, or certain to be run, with their state.
-        later: trials whose configuration the search will choose from the results of others.
+        holes: cells of the design that are not run, with the reason.
+        later: trials whose configuration a search, or the second stage, will choose from the results of others.
         orphaned: trials of another version of this study.
+        taken_over: trials that other studies have finished.
         images: training images still to be seen.
-        seconds: wall time still to be spent here, from finished trials of this study; None without any.
+        slots: trials at a time, on the resources given.
+        seconds: wall time still to be spent, start-up included; None where it was not asked for or cannot be told.
+        told_from: what the time is told from.
         megabytes: disk that the finished study takes.
+        memory_megabytes: memory while it runs; None like the seconds.
     """
 
     trials: list[tuple[Job, str]]
+    holes: list[Hole]
     later: int
     orphaned: int
     total: int
     done: int
+    taken_over: int
     images: int
+    slots: int
     seconds: float | None
+    told_from: str
     megabytes: float
+    memory_megabytes: float | None
 
     def as_dict(self) -> dict[str, Any]:
         trials = [{**vars(job.asked()), "state": state} for job, state in self.trials]
-        return {**vars(self), "trials": trials}
+        return {**vars(self), "trials": trials, "holes": [vars(hole) for hole in self.holes]}
 
 
-def forecast(study: Study, label: str, storage: str) -> Forecast:
-    """The plan of a sweep. Raises `InputError` as the sweep would; starts and writes nothing."""
-    splits = load_data(study, data_folders(), download=False)
-    journal = Journal.read(study_folder(storage, label))
-    plan = Plan.make(study, splits.sha256, journal)
+def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Forecast:
+    """The plan of a sweep. Raises `InputError` as the sweep would; starts no Ray and writes nothing.
+
+    Args:
+        probe: time a few seconds of training where no trial of this study tells how long one takes.
+    """
+    options = options.granted(study.resources)
+    images = Images.of_study(study, data_folders(), download=False)
+    folder = study_folder(options.storage, label)
+    journal = Journal.read(folder, remote_folder(options.storage, label))
+    plan = Plan.make(study, images.sha256, journal)
     known = {job.fingerprint: plan.state(job) for job in plan.jobs.values()}
     _add_certain(plan)
-    jobs = sorted(plan.jobs.values(), key=lambda job: (job.number, job.seed))
-    trials = [(job, known.get(job.fingerprint, "new")) for job in jobs]
-    done = len(plan.finished())
-    budget = jobs[0].trial.budget.images
-    seen = sum(int(points[-1][names.IMAGES_SEEN]) for job in jobs if (points := journal.points.get(job.fingerprint)))
-    images = plan.total * budget - seen
-    with torch.device("meta"):  # counted without being allocated
-        weights = sum(w.numel() for w in jobs[0].trial.model.decoder(splits.pixels).parameters())
+    place = {arm.name: number for number, arm in enumerate(study.arms)}
+    jobs = sorted(plan.jobs.values(), key=lambda job: (job.stage, place[job.arm], job.number, job.seed))
+    found = finished_elsewhere(folder) if options.reuse and not is_url(options.storage) else {}
+    done = {job.fingerprint for job in plan.finished()}
+    over = done | {job.fingerprint for job in jobs if job.fingerprint in found}
+    trials = [
+        (job, known.get(job.fingerprint, f"in {found[job.fingerprint].study}" if job.fingerprint in over else "new"))
+        for job in jobs
+    ]
+    slots = _slots(options)
+    left = _left(plan, over)
+    estimates, told_from = _estimates(plan, images, left, slots, options, probe=probe)
+    seconds = memory = None
+    if estimates is not None:
+        shares = _share_run(study.asha) if study.stops_early else 1.0
+        lengths = [estimates[kind].seconds * share * (shares if kind[0] == 0 else 1.0) for kind, share in left]
+        seconds = SECONDS_TO_START + _makespan(lengths, slots) if lengths else 0.0
+        memory = (RAY_BYTES + slots * max((e.memory_bytes for e in estimates.values()), default=0.0)) / 1e6
+    budgets = {kind: _budget(plan, kind) for kind, _ in left}
     return Forecast(
         trials=trials,
+        holes=study.holes,
         later=plan.total - len(jobs),
         orphaned=len(plan.orphaned),
         total=plan.total,
-        done=done,
-        images=images,
-        seconds=_seconds(plan, images),
-        megabytes=plan.total * weights * BYTES_PER_WEIGHT * COPIES_OF_THE_WEIGHTS / 1e6,
+        done=len(done),
+        taken_over=len(over) - len(done),
+        images=round(sum((estimates[kind].images if estimates else budgets[kind]) * share for kind, share in left)),
+        slots=slots,
+        seconds=seconds,
+        told_from=told_from,
+        megabytes=_bytes(plan, images, jobs) / 1e6,
+        memory_megabytes=memory,
     )
 
 
+Kind = tuple[int, str]
+"""Stage and arm: trials that are taken to be alike."""
+
+
+def _slots(options: Options) -> int:
+    slots = int((os.cpu_count() or 1) / options.cpus)
+    if options.gpus:
+        slots = min(slots, int(torch.cuda.device_count() / options.gpus))
+    return max(1, slots)
+
+
+def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
+    """Every trial that is still to be run, as its kind and the share of it that is left."""
+    left: list[tuple[Kind, float]] = []
+    for stage in plan.study.stages():
+        for arm in plan.study.arms:
+            there = plan.configurations[stage, arm.name]
+            names_there = {name for configuration in there.values() for name in configuration.fingerprints}
+            for name in names_there - over:
+                points = plan.journal.points.get(name)
+                seen = points[-1][names.IMAGES_SEEN] / plan.jobs[name].trial.budget.images if points else 0.0
+                left.append(((stage, arm.name), 1.0 - seen))
+            unknown = plan.study.configurations(arm, stage) - len(there)
+            left += [((stage, arm.name), 1.0)] * (max(0, unknown) * plan.study.seeds_of(stage))
+    return left
+
+
+def _budget(plan: Plan, kind: Kind) -> int:
+    stage, arm = kind
+    return int(plan.study.trial(plan.study.completed({}, arm), 0, arm, stage).budget.images)
+
+
+def _estimates(
+    plan: Plan, images: Images, left: list[tuple[Kind, float]], slots: int, options: Options, *, probe: bool
+) -> tuple[dict[Kind, Estimate] | None, str]:
+    """What a trial of each kind takes, from finished ones of it, else from probes."""
+    kinds = list(dict.fromkeys(kind for kind, _ in left))
+    past = {kind: estimate for kind in kinds if (estimate := _past(plan, kind)) is not None}
+    unknown = [kind for kind in kinds if kind not in past]
+    if not unknown:
+        return past, "finished trials"
+    if not probe:
+        return None, ""
+    chosen = [(kind, job) for kind in unknown for job in _examples(plan, kind)]
+    seconds = max(LEAST_PROBE_SECONDS, PROBE_SECONDS * slots / len(chosen))
+    timed = probe_all([(job.trial, images.of(job.trial)) for _, job in chosen], slots, options.cpus, seconds)
+    for kind in unknown:
+        of_kind = [estimate for (owner, _), estimate in zip(chosen, timed, strict=True) if owner == kind]
+        past[kind] = Estimate(
+            sum(e.images for e in of_kind) / len(of_kind),
+            sum(e.seconds for e in of_kind) / len(of_kind),
+            max(e.memory_bytes for e in of_kind),
+        )
+    memory = max(estimate.memory_bytes for estimate in timed)
+    past = {kind: e if e.memory_bytes else Estimate(e.images, e.seconds, memory) for kind, e in past.items()}
+    return past, f"{len(chosen)} probes of {seconds:.0f} s"
+
+
+def _past(plan: Plan, kind: Kind) -> Estimate | None:
+    stage, arm = kind
+    fingerprints = [name for c in plan.configurations[stage, arm].values() for name in c.fingerprints]
+    last = [point for name in fingerprints if (point := plan.last(name)) and not point[names.DIVERGED]]
+    if not last:
+        return None
+    images = sum(point[names.IMAGES_SEEN] for point in last) / len(last)
+    return Estimate(images, sum(map(spent, last)) / len(last), 0.0)
+
+
+def _examples(plan: Plan, kind: Kind) -> list[Job]:
+    """Some trials of a kind whose configurations differ, the certain ones first."""
+    stage, arm = kind
+    there = [c for c in plan.configurations[stage, arm].values() if c.fingerprints]
+    if not there and stage:  # a winner of the first stage: which, is not known yet
+        there = list(plan.configurations[0, arm].values())
+    params = [c.params for c in there[:MOST_PROBES_PER_ARM]] or [plan.study.completed({}, arm)]
+    return [plan.job(number, point, 0, arm, stage) for number, point in enumerate(params)]
+
+
+def _makespan(lengths: list[float], slots: int) -> float:
+    """When the last of trials ends that are started in order, each as soon as one of the slots is free."""
+    ends = [0.0] * slots
+    for length in lengths:
+        heapq.heapreplace(ends, ends[0] + length + SECONDS_BETWEEN_TRIALS)
+    return max(ends)
+
+
+def _share_run(asha: Asha) -> float:
+    """Roughly what part of its budget a trial runs under successive halving."""
+    return 1 / asha.reduction + (1 - 1 / asha.reduction) / 2
+
+
+def _bytes(plan: Plan, images: Images, jobs: list[Job]) -> float:
+    if not jobs:
+        return 0.0
+    with torch.device("meta"):  # counted without being allocated
+        weights = [
+            sum(w.numel() for w in job.trial.model.decoder(images.of(job.trial).pixels).parameters())
+            for job in {job.arm: job for job in jobs}.values()
+        ]
+    kept = min(plan.study.keep, plan.study.trials * plan.study.seeds) * len(plan.study.arms)
+    # Kept decoders lie in the trial's folder and among the store's artifacts.
+    return 2 * kept * max(weights) * BYTES_PER_WEIGHT + plan.total * SMALL_FILES_BYTES
+
+
 def _add_certain(plan: Plan) -> None:
-    """Configurations that do not depend on results: starting points, and the first random draws."""
-    suggester = Suggester(plan)
-    while plan.unasked():
-        number = plan.next_number()
-        certain = number < STARTUP_TRIALS or plan.study.sampler == "random"
-        params = suggester.ask(number) if certain else None
-        if params is None:
-            return
-        plan.add(number, params)
-
-
-def _seconds(plan: Plan, images: int) -> float | None:
-    spent = seen = 0.0
-    for job in plan.finished():
-        points = plan.journal.points[job.fingerprint]
-        evaluation = 1 + job.trial.eval.val_images / job.trial.eval.test_images
-        spent += points[-1][names.TRAIN_SECONDS]
-        spent += sum(point.get(names.ENCODE_SECONDS, 0.0) for point in points) * evaluation
-        seen += points[-1][names.IMAGES_SEEN]
-    return spent / seen * images / (os.cpu_count() or 1) if seen else None
+    """Configurations that do not depend on results: starting points, grids, and the first random draws."""
+    for arm in plan.study.arms if plan.study.nuisance else ():
+        suggester = Suggester(plan, arm.name)
+        while plan.unasked(arm.name):
+            number = plan.next_number(arm.name)
+            certain = len(plan.configurations[0, arm.name]) < STARTUP_TRIALS or plan.study.sampler != "tpe"
+            params = suggester.ask(number) if certain else None
+            if params is None:
+                if certain:
+                    plan.exhausted.add(arm.name)
+                break
+            plan.add(number, params, arm.name)

@@ -6,6 +6,7 @@ is brought level with it. One JSON object a line; every line is flushed to the d
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -19,28 +20,53 @@ from filelock import FileLock, Timeout
 
 from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.study.storage import JOURNAL_FILE, Mirror
 
-JOURNAL_FILE = "journal.jsonl"
-FINISHED, FAILED = "finished", "failed"
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+"""Outcomes. `stopped` is early stopping: the trial is over, short of its budget."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial that was planned: configuration number, seed, searched values, and the resolved trial."""
+    """A trial that was planned.
+
+    `number` counts the configurations of its arm, `stage` is 1 for a winner that is replicated.
+    """
 
     number: int
     seed: int
     params: dict[str, Any]
     fingerprint: str
     trial: dict[str, Any]
+    arm: str = ""
+    stage: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: `finished` (diverged or not) or `failed`, with a reason."""
+    """How a trial ended: `finished` (diverged or not), `stopped` or `failed`, with a reason.
+
+    `origin` is the study it was taken over from, if it was not run here; `run` is where and how it ran.
+    """
 
     state: str
     reason: str = ""
+    origin: str = ""
+    run: dict[str, str] = field(default_factory=dict)
+
+
+def _bring(folder: Path, remote: str | None) -> None:
+    """The longer of the journals here and there: both are beginnings of the same one."""
+    if remote is None:
+        return
+    local = folder / JOURNAL_FILE
+    before = local.read_bytes() if local.exists() else b""
+    try:
+        Mirror(folder, remote).fetch(JOURNAL_FILE)
+    except OSError as error:
+        raise InputError(f"{remote}: cannot be read ({error.strerror or error}); choose another --storage") from error
+    if local.exists() and len(before) > local.stat().st_size:
+        local.write_bytes(before)
 
 
 @dataclass
@@ -64,14 +90,19 @@ class Journal:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _descriptor: int | None = None
     _lock: FileLock | None = None
+    _mirror: Mirror | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path, remote: str | None = None) -> Self:
         """The journal of a folder, to look at; empty if there is none yet.
 
+        Args:
+            remote: URL of the study's folder, where its storage is one; the journal is brought here from there.
+
         Raises:
-            InputError: a line that is not the last is damaged; the message names it.
+            InputError: a line that is not the last is damaged; the message names it. Or the URL cannot be used.
         """
+        _bring(folder, remote)
         journal = cls(folder)
         path = folder / JOURNAL_FILE
         if path.exists():
@@ -80,8 +111,8 @@ class Journal:
         return journal
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """The journal of a folder, to write; creates the folder.
+    def open(cls, folder: Path, remote: str | None = None) -> Self:
+        """The journal of a folder, to write; creates the folder. `remote` as in `read`.
 
         Raises:
             InputError: another process has it open, the folder cannot be written, or a line is damaged.
@@ -95,8 +126,9 @@ class Journal:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --storage") from error
         try:
-            journal = cls.read(folder)
+            journal = cls.read(folder, remote)
             journal._lock = lock
+            journal._mirror = Mirror(folder, remote)
             path = folder / JOURNAL_FILE
             journal._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             content = path.read_bytes()
@@ -115,8 +147,19 @@ class Journal:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+            self.push()
         if self._lock is not None:
             self._lock.release()
+
+    @property
+    def remote(self) -> str | None:
+        """URL of the study's folder, where its storage is one and the journal is open for writing."""
+        return self._mirror.remote if self._mirror is not None else None
+
+    def push(self) -> None:
+        """Bring the journal to the study's URL, where its storage is one."""
+        if self._mirror is not None:
+            self._mirror.push(JOURNAL_FILE)
 
     def record_study(self, study: dict[str, Any], source: dict[str, str], options: dict[str, Any]) -> None:
         """A start of the study, with everything `resume` needs; `source` is the space's file and its hash."""
@@ -137,6 +180,14 @@ class Journal:
     def record_outcome(self, fingerprint: str, outcome: Outcome) -> None:
         self._append("outcome", fingerprint=fingerprint, **vars(outcome))
 
+    def record_taken_over(self, fingerprint: str, points: list[dict[str, float]], outcome: Outcome) -> None:
+        """A trial that another study has finished, whole in one line."""
+        self._append("taken over", fingerprint=fingerprint, points=points, outcome=vars(outcome))
+
+    def record_again(self, fingerprint: str) -> None:
+        """A finished trial is to be run once more; its points and outcome no longer count."""
+        self._append("again", fingerprint=fingerprint)
+
     def record_retry(self, fingerprint: str) -> None:
         """A failed trial is about to be tried again."""
         self._append("retry", fingerprint=fingerprint)
@@ -144,8 +195,16 @@ class Journal:
     def _append(self, event: str, **content: Any) -> None:
         assert self._descriptor is not None, "the journal is open for reading only"
         line = json.dumps({"event": event, "time": time.time(), **content}, ensure_ascii=False).encode()
-        os.write(self._descriptor, line + b"\n")
-        os.fsync(self._descriptor)
+        end = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, line + b"\n")
+            if written <= len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, end)
+            path = self.folder / JOURNAL_FILE
+            raise InputError(f"{path}: cannot be written ({error.strerror}); mend that, and resume") from error
         self._take(line)
 
     def _take(self, line: bytes) -> None:
@@ -167,6 +226,13 @@ class Journal:
             case "points":
                 self.points[entry["fingerprint"]].extend(entry["points"])
             case "outcome":
-                self.outcomes[entry["fingerprint"]] = Outcome(entry["state"], entry["reason"])
+                content = {key: entry[key] for key in ("state", "reason", "origin", "run") if key in entry}
+                self.outcomes[entry["fingerprint"]] = Outcome(**content)
+            case "taken over":
+                self.points[entry["fingerprint"]] = entry["points"]
+                self.outcomes[entry["fingerprint"]] = Outcome(**entry["outcome"])
+            case "again":
+                self.points.pop(entry["fingerprint"], None)
+                self.outcomes.pop(entry["fingerprint"], None)
             case "retry":
                 self.outcomes.pop(entry["fingerprint"], None)

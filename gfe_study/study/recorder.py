@@ -1,13 +1,14 @@
 """Brings what happens to trials into the journal first, and from there into the tracking store.
 
-The store may be away for a while: what it has missed is in the journal, and is delivered when it is back.
+The store may be slow, or away for a while: a thread of its own writes to it, so that no trial waits. What it has
+missed is in the journal, and is delivered when it is back.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -16,39 +17,51 @@ from gfe_study import names
 from gfe_study.config import flatten
 from gfe_study.study.journal import FAILED, FINISHED, Outcome
 from gfe_study.study.plan import Job, Plan
-from gfe_study.study.runner import remove_checkpoints
+from gfe_study.study.reuse import Finished
+from gfe_study.study.runner import CONTINUATION, FAILURE_FILE
+from gfe_study.study.storage import Mirror
 from gfe_study.tracking import FAILED as RUN_FAILED
 from gfe_study.tracking import FINISHED as RUN_FINISHED
 from gfe_study.tracking import KILLED as RUN_KILLED
-from gfe_study.tracking import RunSpec, Tracker, TrackingError
+from gfe_study.tracking import RunSpec, Tracker, TrackingError, package_versions
 
 SECONDS_BETWEEN_ATTEMPTS = 10.0
+SECONDS_BETWEEN_DELIVERIES = 2.0
+"""Points wait so long for others to be delivered with; a trial that ends within it costs the fewest calls."""
 
 
-@dataclass
 class Recorder:
     """The only writer of a study's journal and of its runs while it goes on.
 
+    The journal is written by the caller's thread, at once; the store by another, every few seconds.
+
     Args:
         plan: the study's plan; its journal is open for writing.
-        tracker: the store, with the study's parent run open.
+        tracker: the store, with the study's parent run open; used by this object alone from now on.
         tags: tags common to all runs of this start.
         on_problem: told, in one line, what went wrong without ending the study.
     """
 
-    plan: Plan
-    tracker: Tracker
-    tags: dict[str, str]
-    on_problem: Callable[[str], None]
-
-    def __post_init__(self) -> None:
+    def __init__(self, plan: Plan, tracker: Tracker, tags: dict[str, str], on_problem: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.tracker = tracker
+        self.tracking_seconds = 0.0
+        self._tags = tags
+        self._on_problem = on_problem
+        self._places: dict[str, dict[str, str]] = {}
         self._behind: dict[str, Job] = {}
-        self._not_before = 0.0
-        self._devices: dict[str, str] = {}
+        self._away = False
+        self._changed = threading.Condition()
+        self._storing = threading.Lock()
+        self._closing = False
+        self._versions = package_versions()
+        self._kept: dict[str, list[tuple[int, float, str]]] = {}
         for job in self.plan.finished():
-            remove_checkpoints(self.plan.trial_folder(job))
+            self._tidy(job)
             if not self.tracker.is_closed(job.fingerprint):
-                self._deliver(job)
+                self._behind[job.fingerprint] = job
+        self._thread = threading.Thread(target=self._deliver_for_ever, name="tracking", daemon=True)
+        self._thread.start()
 
     def started(self, job: Job) -> None:
         """A trial is handed to Ray."""
@@ -58,96 +71,183 @@ class Recorder:
             self.plan.journal.record_asked(job.asked())
         self._deliver(job)
 
-    def reached(self, job: Job, points: list[dict[str, float]], device: str) -> None:
+    def placed(self, fingerprint: str, place: dict[str, str]) -> None:
+        """A trial runs at a place: host, device, GPUs."""
+        self._places[fingerprint] = place
+
+    def reached(self, job: Job, points: list[dict[str, float]]) -> None:
         """A trial reported points, perhaps ones it has reported before."""
-        self._devices[job.fingerprint] = device
         if self.plan.journal.record_points(job.fingerprint, points):
             self._deliver(job)
 
-    def finished(self, job: Job) -> None:
-        """A trial ended, at its budget or by diverging."""
-        self.plan.journal.record_outcome(job.fingerprint, Outcome(FINISHED))
-        remove_checkpoints(self.plan.trial_folder(job))
+    def finished(self, job: Job, state: str = FINISHED, reason: str = "") -> None:
+        """A trial ended: at its budget, by diverging, or because it was stopped early."""
+        self.plan.journal.record_outcome(job.fingerprint, Outcome(state, reason, run=self._run(job)))
+        self._tidy(job)
+        self._deliver(job)
+
+    def taken_over(self, job: Job, found: Finished) -> None:
+        """A trial need not be run: another study has."""
+        if job.fingerprint not in self.plan.journal.asked:
+            self.plan.journal.record_asked(job.asked())
+        found.copy_files(self.plan.trial_folder(job))
+        outcome = Outcome(FINISHED, origin=found.study, run=found.outcome.run)
+        self.plan.journal.record_taken_over(job.fingerprint, found.points, outcome)
+        self._tidy(job)
         self._deliver(job)
 
     def failed(self, job: Job, reason: str) -> None:
         """A trial ended without result; its checkpoints stay."""
-        self.plan.journal.record_outcome(job.fingerprint, Outcome(FAILED, reason))
+        self.plan.journal.record_outcome(job.fingerprint, Outcome(FAILED, reason, run=self._run(job)))
         self._deliver(job)
+
+    def _run(self, job: Job) -> dict[str, str]:
+        place = self._places.get(job.fingerprint, {})
+        return {key: place[key] for key in (names.HOST, names.DEVICE, names.GPUS) if place.get(key)}
+
+    def _tidy(self, job: Job) -> None:
+        """Remove what a trial that is over needs no more, and decoders that are no longer among an arm's best."""
+        self._mirror(job).remove(*CONTINUATION)
+        value = self.plan.value(job)
+        if value is None:
+            return
+        sign = 1 if self.plan.study.metric.mode == "min" else -1
+        kept = self._kept.setdefault(job.arm, [])
+        kept.append((-job.stage, sign * value, job.fingerprint))
+        kept.sort()
+        for _, _, name in kept[self.plan.study.keep :]:
+            self._mirror(self.plan.jobs[name]).remove(names.BEST_CHECKPOINT)
+        del kept[self.plan.study.keep :]
+
+    def flush(self) -> None:
+        """Bring the store level now, as far as it can be."""
+        self._level()
 
     def close(self, interrupted: bool) -> bool:
         """Last delivery and the end of the parent run; False if the store could not be brought level."""
-        self._not_before = 0.0
-        for job in list(self._behind.values()):
-            self._deliver(job)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+        self._level()
         try:
             for job in self.plan.missing():
                 if self.tracker.is_running(job.fingerprint):
                     self.tracker.close_trial(job.fingerprint, RUN_KILLED, {}, [])
+            self._keep_best()
             best = self.plan.best()
-            folder = self.plan.trial_folder(best[0]) if best else None
             tags = {names.BEST_FINGERPRINT: best[0].fingerprint, names.BEST_VALUE: f"{best[1]:.6f}"} if best else {}
-            files = artifact_files(folder) if folder else []
+            files = self._files(best[0], names.BEST_CHECKPOINT, names.RECONSTRUCTION) if best else []
             self.tracker.close_study(RUN_KILLED if interrupted else RUN_FINISHED, tags, files)
         except TrackingError as error:
-            self.on_problem(str(error))
+            self._on_problem(str(error))
             return False
         return not self._behind
 
+    def _keep_best(self) -> None:
+        """The decoders that are kept are artifacts of their runs, and no others."""
+        kept = {entry[-1] for entries in self._kept.values() for entry in entries}
+        for job in self.plan.finished():
+            if job.fingerprint in kept:
+                files = self._files(job, names.BEST_CHECKPOINT)
+                self.tracker.add_files(job.fingerprint, files)
+            else:
+                self.tracker.drop_file(job.fingerprint, names.BEST_CHECKPOINT)
+
     def _deliver(self, job: Job) -> None:
-        """Bring a trial's run level with the journal, or remember that it is behind."""
-        self._behind[job.fingerprint] = job
-        if time.monotonic() < self._not_before:
-            return
+        with self._changed:
+            self._behind[job.fingerprint] = job
+            self._changed.notify()
+
+    def _deliver_for_ever(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or bool(self._behind))
+                pause = SECONDS_BETWEEN_ATTEMPTS if self._away else SECONDS_BETWEEN_DELIVERIES
+                if self._changed.wait_for(self._is_closing, timeout=pause):
+                    return
+            self._level()
+
+    def _is_closing(self) -> bool:
+        return self._closing
+
+    def _level(self) -> None:
+        """Bring the runs of all trials that are behind level with the journal, as far as the store answers."""
+        with self._storing:
+            self._level_alone()
+
+    def _level_alone(self) -> None:
+        started = time.perf_counter()
         try:
-            for waiting in list(self._behind.values()):
-                self._bring_level(waiting)
-                del self._behind[waiting.fingerprint]
+            self.plan.journal.push()
+            for name in list(self._behind):
+                job = self._behind.pop(name)  # what is reached from here on puts it back
+                try:
+                    self._bring_level(job)
+                except TrackingError:
+                    self._behind.setdefault(name, job)
+                    raise
         except TrackingError as error:
-            if not self._not_before:
-                self.on_problem(f"{error}; points are kept in the journal and delivered when it is back")
-            self._not_before = time.monotonic() + SECONDS_BETWEEN_ATTEMPTS
+            if not self._away:
+                self._on_problem(f"{error}; points are kept in the journal and delivered when it is back")
+            self._away = True
         else:
-            self._not_before = 0.0
+            self._away = False
+        finally:
+            self.tracking_seconds += time.perf_counter() - started
 
     def _bring_level(self, job: Job) -> None:
         journal = self.plan.journal
-        points = journal.points.get(job.fingerprint, [])
-        self.tracker.open_trial(self._spec(job))
-        self.tracker.deliver(job.fingerprint, points)
-        outcome = journal.outcomes.get(job.fingerprint)
+        outcome = journal.outcomes.get(job.fingerprint)  # before the points: they are complete once it is there
+        points = list(journal.points.get(job.fingerprint, []))
+        self.tracker.open_trial(self._spec(job), points)
         if outcome is None:
             return
         diverged = bool(points and points[-1].get(names.DIVERGED))
-        tags = {names.DIVERGED: str(diverged).lower(), names.FAILURE: outcome.reason}
-        if device := self._devices.get(job.fingerprint):
-            tags[names.DEVICE] = device
-        status = RUN_FINISHED if outcome.state == FINISHED else RUN_FAILED
-        self.tracker.close_trial(job.fingerprint, status, tags, artifact_files(self.plan.trial_folder(job)))
+        tags = {
+            names.DIVERGED: str(diverged).lower(),
+            names.FAILURE: outcome.reason if outcome.state == FAILED else "",
+            names.STOPPED_EARLY: outcome.reason if outcome.state not in (FAILED, FINISHED) else "",
+            names.REUSED_FROM: outcome.origin,
+            **outcome.run,
+        }
+        status = RUN_FAILED if outcome.state == FAILED else RUN_FINISHED
+        wanted = FAILURE_FILE if outcome.state == FAILED else names.RECONSTRUCTION
+        self.tracker.close_trial(job.fingerprint, status, tags, self._files(job, wanted))
+
+    def _mirror(self, job: Job) -> Mirror:
+        folder, remote = self.plan.trial_folder(job), self.plan.journal.remote
+        return Mirror(folder, f"{remote}/{folder.parent.name}/{folder.name}" if remote is not None else None)
+
+    def _files(self, job: Job, *wanted: str) -> list[Path]:
+        self._mirror(job).fetch(*wanted)
+        files = (self.plan.trial_folder(job) / name for name in wanted)
+        return [file for file in files if file.exists()]
 
     def _spec(self, job: Job) -> RunSpec:
         trial = job.trial
         dumped = trial.dump()
-        group = trial.group(self.plan.dataset_sha256)
         tags = {
-            **self.tags,
-            names.GROUP: group,
-            names.ARM: run_name(job, with_seed=False),
+            **self._tags,
+            names.GROUP: trial.group(job.dataset_sha256),
+            names.ARM: job.arm or run_name(job, with_seed=False),
+            names.STAGE: str(job.stage),
             names.SEED: str(job.seed),
             names.METHOD: trial.method.name,
             names.PRESET: trial.preset,
             names.DATASET: trial.data.name,
-            names.DATASET_SHA256: self.plan.dataset_sha256,
+            names.DATASET_SHA256: job.dataset_sha256,
+            names.VERSIONS: self._versions,
         }
         text = yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
         return RunSpec(job.fingerprint, run_name(job), tags, flatten(dumped), {names.TRIAL_FILE: text})
 
 
 def run_name(job: Job, *, with_seed: bool = True) -> str:
-    """What tells a trial from its neighbours: `gfe·amd beta=0.75 s_max=10 seed 0`."""
+    """What tells a trial from its neighbours: `gfe·amd beta=0.75 s_max=10 seed 0`, or `adjoint, rk4 seed 0`."""
     trial = job.trial
     method = trial.method.name if trial.method.name != "gfe" else f"gfe·{trial.solver.name}"
-    return " ".join(filter(None, [method, settings(job), f"seed {job.seed}" if with_seed else ""]))
+    return " ".join(filter(None, [job.arm or method, settings(job), f"seed {job.seed}" if with_seed else ""]))
 
 
 def settings(job: Job) -> str:

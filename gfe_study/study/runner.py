@@ -5,6 +5,7 @@ Used by the Ray trainable and by `gfe-study train`; knows neither Ray nor MLflow
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,9 +19,12 @@ from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpo
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.study.artifacts import write_best, write_reconstruction
+from gfe_study.study.storage import Mirror
 from gfe_study.training import Metrics, Progress, TrainingState, train
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
+FAILURE_FILE = "failure.txt"
+"""In a trial's folder: the trace of what ended it."""
 OWNER_TIMEOUT = 120.0
 """Seconds to wait for the process that last ran a trial to be gone."""
 
@@ -34,11 +38,14 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-def run_trial(trial: Trial, splits: Splits, folder: Path, device: str = "cpu") -> Iterator[Report]:
-    """Run a trial to the end of its budget, continuing from what its folder holds.
+def run_trial(
+    trial: Trial, splits: Splits, folder: Path, device: str = "cpu", mirror: Mirror | None = None
+) -> Iterator[Report]:
+    """Run a trial to the end of its budget, continuing from what its folder, or its mirror, holds.
 
     A checkpoint is on the disk before its point is reported, so that a reported point is never lost. A
     damaged checkpoint is named in the next report's `problems`, and the previous one is continued from.
+    With every checkpoint between points, a report without points says that the trial is alive.
 
     Raises:
         OSError: the folder cannot be written; the previous checkpoint is intact.
@@ -46,28 +53,33 @@ def run_trial(trial: Trial, splits: Splits, folder: Path, device: str = "cpu") -
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock", timeout=OWNER_TIMEOUT):
-        yield from _run(trial, splits, folder, device)
+        mirror = mirror or Mirror(folder, None)
+        mirror.fetch(names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, names.BEST_CHECKPOINT, names.RECONSTRUCTION)
+        yield from _run(trial, splits, folder, device, mirror)
 
 
-def _run(trial: Trial, splits: Splits, folder: Path, device: str) -> Iterator[Report]:
+def _run(trial: Trial, splits: Splits, folder: Path, device: str, mirror: Mirror) -> Iterator[Report]:
     progress, problems, points = _continued(trial, splits, folder, device)
     if points or problems:
         yield Report(points, done=False, problems=problems)
     saved_at = time.monotonic()
     best = min((point.get(names.VAL_LOSS, float("inf")) for point in points), default=float("inf"))
-    for images_seen, metrics, state in progress:
+    for _, metrics, state in progress:
         if metrics is None:
             if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-                _save(folder, state)
+                _save(folder, state, mirror)
                 saved_at = time.monotonic()
+                yield Report([], done=False)
             continue
         if metrics.get(names.VAL_LOSS, float("inf")) < best and not metrics[names.DIVERGED]:
             best = metrics[names.VAL_LOSS]
             write_best(folder, state, splits)
-        done = images_seen >= trial.budget.images or bool(metrics[names.DIVERGED])
+            mirror.push(names.BEST_CHECKPOINT)
+        done = state.over
         if done and not metrics[names.DIVERGED]:
             write_reconstruction(folder, state.learner, splits, state.device)
-        _save(folder, state)
+            mirror.push(names.RECONSTRUCTION)
+        _save(folder, state, mirror)
         saved_at = time.monotonic()
         yield Report([metrics], done)
         if done:
@@ -75,8 +87,9 @@ def _run(trial: Trial, splits: Splits, folder: Path, device: str) -> Iterator[Re
     yield Report([], done=True)
 
 
-def _save(folder: Path, state: TrainingState) -> None:
+def _save(folder: Path, state: TrainingState, mirror: Mirror) -> None:
     write_checkpoint(folder / names.CHECKPOINT, state.state_dict(), previous=folder / names.PREVIOUS_CHECKPOINT)
+    mirror.push_checkpoint()
 
 
 def _continued(
@@ -97,10 +110,32 @@ def _continued(
     return train(trial, splits, None, device), problems, []
 
 
+CONTINUATION = (names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, FAILURE_FILE)
+"""Files that only a trial which is not over needs."""
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Remove what only a continuation needs; the best decoder and the picture stay."""
-    for name in (names.CHECKPOINT, names.PREVIOUS_CHECKPOINT):
-        (folder / name).unlink(missing_ok=True)
+    Mirror(folder, None).remove(*CONTINUATION)
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kind = type(error).__name__
+    return (f"{kind}: {lines[0]}" if lines else kind)[:300]
+
+
+def device_name(device: str) -> str:
+    """The processor or the GPU by name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        listed = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        listed = []
+    models = [line.partition(":")[2].strip() for line in listed if line.startswith("model name")]
+    return f"cpu ({models[0]})" if models else f"cpu ({platform.machine()})"
 
 
 def pin_threads(cpus: float) -> None:

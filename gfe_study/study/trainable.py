@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from functools import lru_cache
+import contextlib
+import os
+import socket
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +17,36 @@ from ray import tune
 from gfe_study import names
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
-from gfe_study.study.runner import Report, pin_threads, run_trial
+from gfe_study.study.images import data_key
+from gfe_study.study.runner import FAILURE_FILE, Report, device_name, pin_threads, reason_of, run_trial
+from gfe_study.study.storage import Mirror
 
-POINTS, PROBLEMS = "points", "problems"
-
-
-@lru_cache(maxsize=2)
-def _splits(data: str, folders: tuple[str, ...]) -> Splits:
-    trial = Trial.build({"data": json.loads(data)})
-    splits: Splits = trial.data.load([Path(folder) for folder in folders])
-    return splits
+POINTS, PROBLEMS, PLACE, FAILURE = "points", "problems", "place", "failure"
 
 
 class StudyTrainable(tune.Trainable):
-    """Runs the job it is given; one result a point. Checkpoints are the trial's own, found by its folder.
+    """Runs the job it is given. Checkpoints are the trial's own, found by its folder.
 
-    The configuration is `{"job": {"trial", "folder", "data_folders", "fingerprint", "cpus"}}`, all plain data.
+    The configuration is `{"job": {"trial", "folder", "remote", "fingerprint", "cpus"}}`, all plain data; `images`
+    come from Ray's object store, once a node, by `data_key`. The first result says where the trial runs; each
+    one after it holds the points reached since, and is empty where time has passed without any.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: dict[str, Any], images: Mapping[str, Splits] | None = None) -> None:
+        assert images is not None
         job = config["job"]
         pin_threads(job["cpus"])
         torch.set_default_dtype(torch.float32)
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
-        trial = Trial.build(job["trial"])
-        splits = _splits(json.dumps(job["trial"]["data"]), tuple(job["data_folders"]))
-        self._reports: Iterator[Report] = run_trial(trial, splits, Path(job["folder"]), self._device)
+        self._folder = Path(job["folder"])
+        self._started = False
+        self._reports: Iterator[Report] = run_trial(
+            Trial.build(job["trial"]),
+            images[data_key(job["trial"])],
+            self._folder,
+            self._device,
+            Mirror(self._folder, job["remote"]),
+        )
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._close()
@@ -48,10 +54,29 @@ class StudyTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        report = next(self._reports)
-        device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
-        result: dict[str, Any] = {POINTS: report.points, PROBLEMS: report.problems, names.DEVICE: device}
-        return {**result, **(report.points[-1] if report.points else {}), "done": report.done}
+        if not self._started:
+            self._started = True
+            return {PLACE: self._place(), POINTS: [], "done": False}
+        try:
+            report = next(self._reports)
+        except Exception as error:  # one trial's affair: it is named, and the study goes on
+            self._close()
+            self._keep_trace()
+            return {POINTS: [], FAILURE: reason_of(error), "done": True}
+        return {POINTS: report.points, PROBLEMS: report.problems, "done": report.done}
+
+    def _place(self) -> dict[str, str]:
+        return {
+            names.HOST: socket.gethostname(),
+            names.DEVICE: device_name(self._device),
+            names.GPUS: ",".join(map(str, ray.get_gpu_ids())),
+            "node": ray.get_runtime_context().get_node_id(),
+            "pid": str(os.getpid()),
+        }
+
+    def _keep_trace(self) -> None:
+        with contextlib.suppress(OSError):  # the reason itself is reported all the same
+            (self._folder / FAILURE_FILE).write_text(traceback.format_exc(), encoding="utf-8")
 
     def cleanup(self) -> None:
         self._close()

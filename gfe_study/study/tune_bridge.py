@@ -1,25 +1,30 @@
-"""Ray Tune's side of a sweep: its searcher and callback, both thin shells around the `Driver`."""
+"""Ray Tune's side of a sweep: its searcher, stopper and callback, all thin shells around the `Driver`."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gfe_study import names
-from gfe_study.study.trainable import POINTS, PROBLEMS, StudyTrainable
+from gfe_study.config import InputError
+from gfe_study.data.base import Splits
+from gfe_study.study.trainable import FAILURE, PLACE, POINTS, PROBLEMS, StudyTrainable
 
 if TYPE_CHECKING:
-    from gfe_study.study.sweep import Driver, Options
+    from gfe_study.study.driver import Driver, Options
 
-RAY_RETRIES = 2
-"""How often Ray starts a trial again whose process died or raised; it goes on from its own checkpoint."""
+RAY_RETRIES = 3
+"""How often Ray starts a trial again whose process or node died; it goes on from its own checkpoint."""
 
 
 class Bridge:
@@ -27,6 +32,7 @@ class Bridge:
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
+        self.failures: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type, tuple[None]]:
         return Bridge, (None,)
@@ -45,7 +51,11 @@ class JobSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         driver = self._bridge.driver
-        job = driver.next_job()
+        try:
+            job = driver.next_job()
+        except InputError as error:  # the journal cannot be written: nothing must be started that it does not know
+            driver.broken = error
+            return None
         if job is None:
             return Searcher.FINISHED if driver.done else None
         return {"job": driver.description(job)}
@@ -60,24 +70,62 @@ class JobSearcher(Searcher):
         """Never restored: the journal is."""
 
 
+class JobStopper(tune.Stopper):
+    """Hands the driver every result, tells Tune what it decides, and keeps watch between results."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._ending: list[Any] = []
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        driver = self._bridge.driver
+        fingerprint = str(result["config"]["job"]["fingerprint"])
+        if driver.broken is not None:
+            return True
+        try:
+            if PLACE in result:
+                driver.placed(fingerprint, result[PLACE])
+            if FAILURE in result:
+                self._bridge.failures[fingerprint] = result[FAILURE]
+            return driver.result(fingerprint, result[POINTS], result.get(PROBLEMS, []), bool(result["done"]))
+        except InputError as error:
+            driver.broken = error
+            return True
+
+    def stop_all(self) -> bool:
+        driver = self._bridge.driver
+        for place in driver.hanging():
+            self._ending.append(_end(place))
+        return driver.broken is not None or driver.look_at_disk()
+
+
+def _end(place: dict[str, str]) -> Any:
+    """End a worker process where it runs: one that hangs answers no call of Ray's."""
+    there = NodeAffinitySchedulingStrategy(node_id=place["node"], soft=False)
+    return ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=there).remote(int(place["pid"]), signal.SIGKILL)
+
+
 class JobCallback(tune.Callback):
-    """Hands the driver what Tune hears of trials."""
+    """Hands the driver what Tune hears of the ends of trials."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
 
-    def on_trial_result(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
-    ) -> None:
-        self._bridge.driver.result(
-            _fingerprint(trial), result[POINTS], result.get(names.DEVICE, ""), result.get(PROBLEMS, [])
-        )
-
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._bridge.driver.ended(_fingerprint(trial), None)
+        fingerprint = _fingerprint(trial)
+        self._ended(fingerprint, self._bridge.failures.pop(fingerprint, None))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._bridge.driver.ended(_fingerprint(trial), _reason(trial))
+        self._ended(_fingerprint(trial), _reason(trial))
+
+    def _ended(self, fingerprint: str, failure: str | None) -> None:
+        driver = self._bridge.driver
+        if driver.broken is not None:
+            return
+        try:
+            driver.ended(fingerprint, failure)
+        except InputError as error:
+            driver.broken = error
 
 
 def _fingerprint(trial: RayTrial) -> str:
@@ -96,19 +144,21 @@ def _reason(trial: RayTrial) -> str:
     return (last if last.startswith(kind) else f"{kind}: {last}")[:300]
 
 
-def fit(bridge: Bridge, folder: Path, options: Options) -> None:
+def fit(bridge: Bridge, folder: Path, options: Options, images: Mapping[str, Splits]) -> None:
     """Run Tune until the driver has nothing left, or the user interrupts."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     # Tune would else start the first trials one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(bridge.driver.slots)
+    trainable = tune.with_resources(StudyTrainable, {"cpu": options.cpus, "gpu": options.gpus})
     tuner = tune.Tuner(
-        tune.with_resources(StudyTrainable, {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial}),
+        tune.with_parameters(trainable, images=dict(images)),
         tune_config=tune.TuneConfig(search_alg=JobSearcher(bridge), num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder),
             verbose=0,
+            stop=JobStopper(bridge),
             callbacks=[JobCallback(bridge)],
             failure_config=tune.FailureConfig(max_failures=RAY_RETRIES),
         ),

@@ -1,0 +1,258 @@
+"""Signs that a sweep was bad: a search at the edge of its ranges, noise taken for a result, trials that blew up."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gfe_study.analysis.stats import MOST_SEEDS, Mode, seeds_to_see
+from gfe_study.config import Range
+
+Kind = Literal["boundary", "flat", "noise", "diverged", "few"]
+
+EDGE = 0.05
+"""Share of a range's width that counts as its end."""
+FLAT = 0.005
+"""What the best configuration must gain on the median one, relative to it, where no repeats tell the noise."""
+BLOWN_UP = 0.1
+"""Share of trials that may not diverge or fail."""
+MOSTLY = 0.75
+"""Share of the diverged and failed trials that must lie in one place to be put down to it."""
+CHANCE = 0.05
+"""Level, shared among the places looked at, of the test that they do not lie there by chance."""
+FEWEST_SEEDS = 3
+_FEWEST_RANKED = 3
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One sign.
+
+    Attributes:
+        kind: which sign; see `diagnose`.
+        arm: the arm it was seen in; None if it concerns the study, or there are no arms.
+        text: one line with the figures and what to do; the arm is not repeated in it.
+    """
+
+    kind: Kind
+    arm: str | None
+    text: str
+
+
+def diagnose(
+    trials: pd.DataFrame, ranges: Mapping[str, Range], mode: Mode = "min", *, arms_compared: bool
+) -> list[Diagnostic]:
+    """What speaks against the results of a sweep; empty if nothing does.
+
+    A trial is finished if its value is finite and it neither diverged nor failed, a configuration if all its trials
+    are. The best configuration of an arm is, of the finished ones with the most seeds, that with the best mean over
+    them. Per arm:
+
+    - "boundary": the best configuration has a value within `EDGE` of an end of its range, on the range's own scale;
+      an integer, at the end itself.
+    - "flat": the best configuration is ahead of the median one by less than the noise of the seeds (the pooled s.d.
+      within configurations) or, with one seed each, by less than `FLAT` of it.
+    - "diverged": `BLOWN_UP` or more of the trials that ended diverged or failed. They are put down to half of a
+      range, or to a choice, that holds `MOSTLY` of them and is more common among them than among the finished trials
+      (Mann-Whitney test of a range, Fisher's of a choice, Bonferroni over the keys).
+    - "few": fewer finished configurations than 3 per searched key + 4, unless the space has no more.
+
+    Of arms that are compared, by their best configurations:
+
+    - "noise": the s.d. of the differences paired by seed, pooled over the pairs of arms, exceeds the largest
+      difference of two arms' means.
+    - "few": fewer than `FEWEST_SEEDS` seeds.
+
+    Args:
+        trials: one row per trial; columns `arm`, `number` (of the configuration), `seed`, `value` (the metric at the
+            end, NaN if there is none), `diverged`, `failed`, and one per searched key, NaN where it is not searched.
+        ranges: what every searched key was drawn from.
+        mode: whether lower or higher values are better.
+        arms_compared: whether the arms are the question, and not mere labels.
+    """
+    if not len(trials):
+        return []
+    frame = trials.assign(value=pd.to_numeric(trials["value"], errors="coerce"))
+    frame["blown_up"] = frame["diverged"].astype(bool) | frame["failed"].astype(bool)
+    frame["finished"] = np.isfinite(frame["value"]) & ~frame["blown_up"]
+    found: list[Diagnostic] = []
+    best: dict[str, pd.DataFrame] = {}  # rows of every arm's best configuration
+    for label, arm in frame.groupby("arm", sort=False, dropna=False):
+        name = str(label) if label and not pd.isna(label) else None
+        searched = {key: drawn for key, drawn in ranges.items() if key in arm and arm[key].notna().any()}
+        complete = arm[arm.groupby("number")["finished"].transform("all")]
+        means = complete.groupby("number")["value"].agg(["mean", "size"])
+        # A mean over fewer seeds is the likelier to be first by luck.
+        first = means.sort_values(["size", "mean"], ascending=[False, mode == "min"]).index[:1]
+        winner = best[name or "no arm"] = complete[complete["number"].isin(first)]
+        lines: list[tuple[Kind, str]] = [("diverged", text) for text in _diverged(arm, searched)]
+        if len(means) > 1:
+            lines += [("boundary", text) for text in _boundary(winner.iloc[0], searched)]
+        lines += [("flat", text) for text in _flat(complete, mode)]
+        lines += [("few", text) for text in _few_configurations(len(means), searched)]
+        found += [Diagnostic(kind, name, text) for kind, text in lines]
+    if arms_compared:
+        found += [Diagnostic("noise", None, text) for text in _noise(best)]
+        found += [Diagnostic("few", None, text) for text in _few_seeds(best)]
+    return found
+
+
+def _position(drawn: Range, value: float) -> float:
+    """Where a number lies in its range, on the range's own scale: 0 at the low end, 1 at the high one."""
+    low, high = (float(end) for end in drawn.values)
+    value = min(max(value, low), high)
+    if drawn.kind in ("loguniform", "logint"):
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
+
+
+def _described(key: str, drawn: Range) -> str:
+    return f"{key} ({drawn.kind} {drawn.values[0]:g} to {drawn.values[-1]:g})"
+
+
+def _boundary(best: pd.Series[Any], searched: Mapping[str, Range]) -> Iterator[str]:
+    for key, drawn in searched.items():
+        value = pd.to_numeric(best[key], errors="coerce") if drawn.kind != "choice" else math.nan
+        if math.isnan(value):
+            continue
+        position = _position(drawn, float(value))
+        edge = 0.0 if drawn.kind in ("int", "logint") else EDGE
+        if edge < position < 1 - edge:
+            continue
+        side, beyond = ("lower", "downwards") if position <= edge else ("upper", "upwards")
+        at = f"within {EDGE:.0%} of" if edge else "at"
+        yield f"the best {_described(key, drawn)} is {value:.4g}, {at} the {side} end: widen the range {beyond}"
+
+
+def _flat(complete: pd.DataFrame, mode: Mode) -> Iterator[str]:
+    configurations = complete.groupby("number")["value"]
+    means = configurations.mean()
+    if len(means) < _FEWEST_RANKED:
+        return
+    best, median = float(means.min() if mode == "min" else means.max()), float(means.median())
+    spread = abs(best - median)
+    repeats = len(complete) - len(means)
+    if repeats:
+        noise = math.sqrt(float(((complete["value"] - configurations.transform("mean")) ** 2).sum()) / repeats)
+        against = f"less than the {noise:.3g} (s.d.) that the seed alone makes"
+        remedy = "take the default, or search other keys, wider ranges or longer budgets"
+    else:
+        noise = FLAT * abs(median)
+        against = f"less than {FLAT:.1%} of it"
+        remedy = "repeat the best over seeds before believing it, or search other keys or wider ranges"
+    if spread < noise or spread == 0:
+        yield f"the search found nothing: best {best:.5g}, median {median:.5g}, {spread:.3g} apart, {against}: {remedy}"
+
+
+def _diverged(arm: pd.DataFrame, searched: Mapping[str, Range]) -> Iterator[str]:
+    ended = arm[arm["finished"] | arm["blown_up"]]
+    bad = ended[ended["blown_up"]]
+    if not len(bad) or len(bad) < BLOWN_UP * len(ended):
+        return
+    diverged = int(bad["diverged"].astype(bool).sum())
+    kinds = {"diverged": diverged, "failed": len(bad) - diverged}
+    counts = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    where, remedy = _where(ended, searched) or ("", "read their messages, then narrow the ranges or fix the cause")
+    yield f"of {len(ended)} trials {counts} ({len(bad) / len(ended):.0%}){where}: {remedy}"
+
+
+def _where(ended: pd.DataFrame, searched: Mapping[str, Range]) -> tuple[str, str] | None:
+    """The half of a range, or the choice, that the blown-up trials share, and what to do about it."""
+    bad = ended["blown_up"]
+    places = []
+    for key, drawn in searched.items():
+        for inside, p_value, place, remedy in _places(ended[key], bad, key, drawn):
+            share = inside[bad].mean()
+            if share >= MOSTLY and share > inside[~bad].mean() and p_value * len(searched) <= CHANCE:
+                count, others = int(inside[bad].sum()), int(inside[~bad].sum())
+                text = f", {count} of them, and {others} of the other {int((~bad).sum())}, {place}"
+                places.append((p_value, text, remedy))
+    return min(places)[1:] if places else None
+
+
+def _places(
+    values: pd.Series[Any], bad: pd.Series[bool], key: str, drawn: Range
+) -> Iterator[tuple[pd.Series[bool], float, str, str]]:
+    """Where a key's values lie, the p-value of the bad ones lying there by chance, the place, and a remedy."""
+    if drawn.kind == "choice":
+        for value in drawn.values:
+            inside = values.map(lambda given, value=value: bool(given == value))
+            table = [[int((inside & bad).sum()), int((~inside & bad).sum())]]
+            table += [[int((inside & ~bad).sum()), int((~inside & ~bad).sum())]]
+            p_value = len(drawn.values) * float(stats.fisher_exact(table, "greater").pvalue)
+            yield inside, p_value, f"with {key} = {value}", f"leave {value} out, or search it apart"
+        return
+    numbers = pd.to_numeric(values, errors="coerce")
+    positions = numbers.map(lambda value: _position(drawn, value), na_action="ignore").astype(float)
+    blown_up, finished = positions[bad].dropna(), positions[~bad].dropna()
+    if not len(blown_up) or not len(finished):
+        return
+    p_value = float(stats.mannwhitneyu(blown_up, finished).pvalue)
+    yield positions < 0.5, p_value, f"in the lower half of {_described(key, drawn)}", "raise its lower end"
+    yield positions >= 0.5, p_value, f"in the upper half of {_described(key, drawn)}", "lower its upper end"
+
+
+def _few_configurations(finished: int, searched: Mapping[str, Range]) -> Iterator[str]:
+    if not searched:
+        return
+    needed = min(3 * len(searched) + 4, math.prod(_size(drawn) for drawn in searched.values()))
+    if finished < needed:
+        keys = "1 searched key" if len(searched) == 1 else f"{len(searched)} searched keys"
+        yield f"{finished} finished configurations for {keys}: run at least {needed:g}, or search fewer keys"
+
+
+def _size(drawn: Range) -> float:
+    """How many values a key can take."""
+    match drawn.kind:
+        case "choice":
+            return len(drawn.values)
+        case "int" | "logint":
+            return float(drawn.values[1] - drawn.values[0] + 1)
+        case _:
+            return math.inf
+
+
+def _noise(best: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    values = {arm: rows.groupby("seed")["value"].mean() for arm, rows in best.items()}
+    pairs: list[tuple[float, int, str]] = []
+    squares, freedom = 0.0, 0
+    for first, second in itertools.combinations(values, 2):
+        differences = (values[first] - values[second]).dropna()
+        if len(differences) > 1:
+            squares += float(((differences - differences.mean()) ** 2).sum())
+            freedom += len(differences) - 1
+            pairs.append((abs(float(differences.mean())), len(differences), f"{first} and {second}"))
+    if not pairs:
+        return
+    largest, count, between = max(pairs)
+    noise = math.sqrt(squares / freedom)
+    if noise > largest:
+        seeds = seeds_to_see(largest, noise)
+        remedy = "read the intervals, not the order"
+        if seeds is None:
+            remedy += f"; {MOST_SEEDS:,} seeds would not tell them apart"
+        elif seeds > count:
+            remedy += f", or run about {seeds} seeds to tell these two apart"
+        yield (
+            f"the seed moves the difference of two arms by {noise:.3g} (s.d.), more than the largest difference of "
+            f"their means, {largest:.3g} ({between}): {remedy}"
+        )
+
+
+def _few_seeds(best: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    seeds = {arm: int(rows["seed"].nunique()) for arm, rows in best.items()}
+    short = {arm: count for arm, count in seeds.items() if count < FEWEST_SEEDS}
+    if short:
+        shown = ", ".join(f"{arm} {count}" for arm, count in itertools.islice(short.items(), 4))
+        more = ", …" if len(short) > 4 else ""
+        yield (
+            f"{len(short)} of {len(seeds)} arms have fewer than {FEWEST_SEEDS} seeds ({shown}{more}): run at least "
+            f"{FEWEST_SEEDS}, or claim nothing about which arm is better"
+        )

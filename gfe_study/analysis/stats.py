@@ -1,0 +1,305 @@
+"""Intervals, paired comparisons and Pareto fronts for runs repeated over a handful of seeds.
+
+Intervals are Student's: at 3 to 10 seeds their coverage is the nominal one where that of the bootstrap is not.
+Arms are compared seed by seed, which takes out of the noise whatever two runs with the same seed share.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+Mode = Literal["min", "max"]
+Verdict = Literal["better", "worse", "equivalent", "undecided", "one seed"]
+
+EXACT_UP_TO = 14
+"""Pairs up to which the sign-flip test goes through every assignment of signs."""
+FLIPS = 99_999
+"""Assignments of signs drawn at random above that."""
+POWER = 0.8
+"""Probability of a decision that a number of seeds is to give."""
+MOST_SEEDS = 10_000
+"""Where the search for a number of seeds gives up."""
+
+_CLASSES = (np.arange(256) + 0.5) / 256
+_ROUNDING = 4 * float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval; `low` and `high` are None for a single value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A treatment against its reference, paired by seed. What needs a standard deviation is None for one seed.
+
+    Attributes:
+        count: pairs.
+        difference: mean of treatment - reference.
+        low, high: Student's interval of the mean difference.
+        p_value: paired t-test, two-sided.
+        p_permutation: sign-flip test of the mean difference, two-sided; exact up to `EXACT_UP_TO` pairs, else
+            (1 + b) / (1 + `FLIPS`) with b of `FLIPS` random assignments at least as extreme (Phipson and Smyth 2010).
+        smallest_p: the least that `p_permutation` can be with this many pairs; 2 / 2^count where it is exact.
+        effect_size: standardised mean difference of pairs d_z = difference / s.d., times Hedges's correction (1981)
+            for small samples; None below 3 pairs, where the correction does not exist, and for a s.d. of 0.
+        verdict: see `paired`.
+        seeds_to_decide: of an undecided comparison, the pairs that would decide it; see `paired`.
+    """
+
+    count: int
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    p_permutation: float
+    smallest_p: float
+    effect_size: float | None
+    verdict: Verdict
+    seeds_to_decide: int | None
+
+
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Student's interval of a mean, x̄ ± t(n - 1, (1 + confidence) / 2) s / √n.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+    """
+    sample = _sample(values, "values")
+    _check_share(confidence, "confidence")
+    mean, sd = _mean_and_sd(sample)
+    if len(sample) == 1:
+        return Interval(mean, None, None, 1, confidence)
+    half = _critical(len(sample), confidence) * sd / math.sqrt(len(sample))
+    return Interval(mean, mean - half, mean + half, len(sample), confidence)
+
+
+def paired(
+    treatment: ArrayLike,
+    reference: ArrayLike,
+    *,
+    mode: Mode = "min",
+    margin: float | None = None,
+    confidence: float = 0.95,
+) -> Paired:
+    """Compare two arms run with the same seeds; entry i of both is the same seed.
+
+    The verdict, in this order:
+
+    - "one seed": a single pair, and so no interval;
+    - "equivalent": the interval lies inside (-margin, margin), even where it leaves out 0. Inclusion of an interval
+      of confidence 1 - α is two one-sided tests at α / 2 each (Schuirmann 1987), half their customary α;
+    - "better", "worse": the interval leaves out 0;
+    - "undecided": none of these.
+
+    `seeds_to_decide` is the least number of pairs, above those there are, that gives one of the middle verdicts with
+    probability `POWER` if the observed mean and s.d. of the differences are the true ones; None if `MOST_SEEDS` do
+    not. It inherits the uncertainty of both, so it is a size to plan with and no promise.
+
+    Args:
+        treatment: metric of the treatment, one value per seed.
+        reference: metric of the reference, in the same order of seeds.
+        mode: whether lower or higher is better.
+        margin: differences smaller than this are of no interest; None asks for no equivalence.
+        confidence: of the interval.
+
+    Raises:
+        ValueError: arms of unequal length, no values, a value that is not finite, or an impossible option.
+    """
+    treated, referred = _sample(treatment, "treatment"), _sample(reference, "reference")
+    if len(treated) != len(referred):
+        raise ValueError(f"pairs need as many values of both arms, got {len(treated)} and {len(referred)}")
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    if margin is not None and not margin > 0:
+        raise ValueError(f"margin must be > 0, got {margin}")
+    _check_share(confidence, "confidence")
+    differences = treated - referred
+    # Equal differences of unequal values differ by the rounding of these.
+    rounding = _ROUNDING * float(np.maximum(np.abs(treated), np.abs(referred)).max())
+    mean, sd = _mean_and_sd(differences, rounding)
+    if sd == 0:
+        differences = np.full(len(differences), mean)
+    count = len(differences)
+    p_permutation, smallest = _sign_flips(differences), _smallest_p(count)
+    if count == 1:
+        return Paired(1, mean, None, None, None, p_permutation, smallest, None, "one seed", None)
+    error = sd / math.sqrt(count)
+    half = _critical(count, confidence) * error
+    low, high = mean - half, mean + half
+    statistic = abs(mean) / error if error else math.inf if mean else 0.0
+    p_value = 2 * float(special.stdtr(count - 1, -statistic))
+    verdict = _verdict(low, high, mode, margin)
+    seeds = None
+    if verdict == "undecided" and sd > 0:
+        seeds = _fewest(lambda pairs: _decided(pairs, mean, sd, margin, confidence), POWER, count + 1)
+    effect = _hedges(mean, sd, count)
+    return Paired(count, mean, low, high, p_value, p_permutation, smallest, effect, verdict, seeds)
+
+
+def seeds_to_see(difference: float, sd: float, confidence: float = 0.95, power: float = POWER) -> int | None:
+    """The fewest pairs whose interval leaves out 0, on the side of `difference`, with probability `power`.
+
+    P(T > t(n - 1, (1 + confidence) / 2)) for T noncentral t with n - 1 degrees of freedom and noncentrality
+    √n |difference| / sd.
+
+    Args:
+        difference: true mean of the differences.
+        sd: true standard deviation of the differences.
+        confidence: of the interval.
+        power: the probability wanted.
+
+    Returns:
+        At least 2; None if `MOST_SEEDS` do not suffice.
+
+    Raises:
+        ValueError: a number that is not finite, a negative s.d., or a probability outside (0, 1).
+    """
+    if not math.isfinite(difference) or not math.isfinite(sd) or sd < 0:
+        raise ValueError(f"a finite difference and a finite sd >= 0 are needed, got {difference} and {sd}")
+    _check_share(confidence, "confidence")
+    _check_share(power, "power")
+    if sd == 0:
+        return 2 if difference else None
+    return _fewest(lambda pairs: _decided(pairs, difference, sd, None, confidence), power, 2)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values that keep the familywise error rate (Holm 1979), in the order given.
+
+    The i-th smallest of m is max over j <= i of (m - j + 1) p_(j), at most 1.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p-values lie in [0, 1], got {list(p_values)}")
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, (len(p_values) - rank) * p_values[index])
+        adjusted[index] = float(min(1.0, largest))
+    return adjusted
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other dominates, both coordinates minimised, by the first coordinate.
+
+    A point dominates another if it is at most as large in both coordinates and smaller in one. Of equal points the
+    first is kept.
+
+    Raises:
+        ValueError: a coordinate that is not a number.
+    """
+    if any(math.isnan(coordinate) for point in points for coordinate in point):
+        raise ValueError("a point with a coordinate that is not a number can be neither on the front nor off it")
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda index: points[index]):
+        if not front or points[index][1] < points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def _sample(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not len(sample):
+        raise ValueError(f"{what}: one value per seed is needed, at least one; got shape {sample.shape}")
+    if not np.isfinite(sample).all():
+        raise ValueError(f"{what}: every value must be finite, got {sample.tolist()}")
+    return sample
+
+
+def _check_share(share: float, what: str) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"{what} must lie in (0, 1), got {share}")
+
+
+def _mean_and_sd(sample: NDArray[np.float64], rounding: float = 0.0) -> tuple[float, float]:
+    """Mean and s.d. (n - 1 in the denominator); values that differ by no more than `rounding` are constant."""
+    if float(np.ptp(sample)) <= rounding:
+        constant = float(sample[0])
+        return (constant if abs(constant) > rounding else 0.0), 0.0
+    return float(sample.mean()), float(sample.std(ddof=1))
+
+
+def _critical(count: int, confidence: float) -> float:
+    return float(special.stdtrit(count - 1, (1 + confidence) / 2))
+
+
+def _verdict(low: float, high: float, mode: Mode, margin: float | None) -> Verdict:
+    if margin is not None and -margin < low and high < margin:
+        return "equivalent"
+    if low <= 0 <= high:
+        return "undecided"
+    return "better" if (high < 0) == (mode == "min") else "worse"
+
+
+def _hedges(mean: float, sd: float, count: int) -> float | None:
+    """d_z J(n - 1), with J(m) = Γ(m / 2) / (√(m / 2) Γ((m - 1) / 2))."""
+    freedom = count - 1
+    if freedom < 2 or sd == 0:
+        return None
+    correction = math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2)
+    return mean / sd * correction
+
+
+def _smallest_p(count: int) -> float:
+    return max(2.0 ** (1 - count), 1 / (FLIPS + 1) if count > EXACT_UP_TO else 0.0)
+
+
+def _sign_flips(differences: NDArray[np.float64]) -> float:
+    """Two-sided p-value of the mean under random signs of the differences."""
+    count = len(differences)
+    # Sums of the same terms in another order are ties.
+    extreme = abs(float(differences.sum())) - 1e-12 * float(np.abs(differences).sum())
+    if count <= EXACT_UP_TO:
+        # The last sign stays: flipping all of them gives the same |sum|.
+        flips = (np.arange(2 ** (count - 1))[:, None] >> np.arange(count)) & 1
+        return float(np.mean(np.abs((1 - 2 * flips) @ differences) >= extreme))
+    generator = np.random.default_rng(0)
+    as_extreme, left = 0, FLIPS
+    while left:
+        drawn = min(left, max(1, 2_000_000 // count))
+        signs = 1.0 - 2.0 * generator.integers(0, 2, (drawn, count), dtype=np.int8)
+        as_extreme += int(np.count_nonzero(np.abs(signs @ differences) >= extreme))
+        left -= drawn
+    return (1 + as_extreme) / (1 + FLIPS)
+
+
+def _decided(count: int, difference: float, sd: float, margin: float | None, confidence: float) -> float:
+    """Probability that the interval of `count` pairs leaves out 0, on the side of `difference`, or is inside ±margin.
+
+    The first is noncentral t. What the second adds, the interval x̄ ± q being inside and holding 0, is
+    |x̄| < min(q, margin - q): normal in x̄ given q, averaged over q, which is a multiple of √χ²_{n - 1}, at the
+    midpoints of 256 equally likely classes.
+    """
+    freedom, error = count - 1, sd / math.sqrt(count)
+    critical = _critical(count, confidence)
+    seen = 1 - float(special.nctdtr(freedom, abs(difference) / error, critical))
+    if margin is None:
+        return seen
+    half = critical * error * np.sqrt(special.gammaincinv(freedom / 2, _CLASSES) / (freedom / 2))
+    reach = np.maximum(np.minimum(half, margin - half), 0)
+    inside = special.ndtr((reach - difference) / error) - special.ndtr((-reach - difference) / error)
+    return seen + float(inside.mean())
+
+
+def _fewest(probability: Callable[[int], float], wanted: float, least: int) -> int | None:
+    """The fewest pairs, `least` or more, with the probability wanted; it grows with the pairs."""
+    counts = range(least, MOST_SEEDS + 1)
+    position = bisect_left(counts, wanted, key=probability)
+    return counts[position] if position < len(counts) else None

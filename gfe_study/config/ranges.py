@@ -1,0 +1,128 @@
+"""What a parameter is drawn from, and when it is drawn at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, PlainSerializer, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
+
+from gfe_study.config.base import Section
+
+RangeKind = Literal["uniform", "loguniform", "int", "logint", "choice"]
+_FORMS = "{uniform: [low, high]}, {loguniform: [low, high]}, {int: …}, {logint: …} or {choice: [a, b, …]}"
+GRID_POINTS = 3
+"""Values of a continuous range in a grid, if it does not say."""
+
+
+def refused(given: Any, allowed: str) -> PydanticCustomError:
+    """The complaint about a value that is none of those allowed."""
+    return PydanticCustomError("choice", "allowed: {allowed}", {"given": given, "allowed": allowed})
+
+
+def _condition(given: Any) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(given, Mapping):
+        raise refused(given, "when: {key: value} or {key: [value, …]}, like {solver.name: amd}")
+    return {str(key): tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in given.items()}
+
+
+def _plain(condition: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    return {key: list(values) if len(values) > 1 else values[0] for key, values in condition.items()}
+
+
+Condition = Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_condition), PlainSerializer(_plain)]
+"""Dotted keys and the values under which something applies; several keys must hold together."""
+
+
+def holds(condition: Mapping[str, tuple[Any, ...]], flat: Mapping[str, Any]) -> bool:
+    """Whether a flat configuration satisfies a condition; a key that it does not have satisfies none."""
+    return all(key in flat and flat[key] in values for key, values in condition.items())
+
+
+class Range(Section):
+    """What one parameter is drawn from. In YAML, `{loguniform: [1, 1e4]}`; integer bounds are inclusive.
+
+    `{uniform: [0.3, 0.95], when: {solver.name: amd}}` is drawn only where the condition holds;
+    `points: 5` is the number of values that a grid takes of a continuous range.
+    """
+
+    kind: RangeKind
+    values: tuple[Any, ...]
+    when: Condition = {}
+    points: int = GRID_POINTS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            raise refused(given, _FORMS)
+        kinds = [key for key in given if key not in ("when", "points")]
+        if len(kinds) != 1 or kinds[0] not in get_args(RangeKind):
+            raise refused(dict(given), _FORMS)
+        kind, values = kinds[0], given[kinds[0]]
+        extra: dict[str, Any] = {"when": given["when"]} if "when" in given else {}
+        if "points" in given:
+            if type(given["points"]) is not int or given["points"] < 2:
+                raise refused(given["points"], "points: a whole number, 2 at least")
+            extra["points"] = given["points"]
+        if not isinstance(values, list | tuple):
+            raise refused(dict(given), _FORMS)
+        if kind == "choice":
+            if not values:
+                raise refused(dict(given), "a choice of at least one value")
+            return {"kind": kind, "values": tuple(values), **extra}
+        number = (int,) if kind in ("int", "logint") else (int, float)
+        if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, number) for v in values):
+            raise refused(dict(given), "two whole numbers, low and high" if number == (int,) else "two numbers")
+        low, high = values
+        if kind.startswith("log") and low <= 0:
+            raise refused(dict(given), "a logarithmic range above 0")
+        if not low < high:
+            raise refused(dict(given), "low below high")
+        return {"kind": kind, "values": (low, high), **extra}
+
+    @model_serializer
+    def _to_yaml(self) -> dict[str, Any]:
+        written: dict[str, Any] = {self.kind: list(self.values)}
+        if self.when:
+            written["when"] = _plain(self.when)
+        if self.points != GRID_POINTS:
+            written["points"] = self.points
+        return written
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value can be drawn from this range."""
+        if self.kind == "choice":
+            return value in self.values
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        inside = self.values[0] <= value <= self.values[1]
+        return bool(inside and (self.kind in ("uniform", "loguniform") or value == int(value)))
+
+    def grid(self) -> list[Any]:
+        """The values that a grid takes: all choices, or `points` evenly spaced ones (in the logarithm for log)."""
+        if self.kind == "choice":
+            return list(self.values)
+        low, high = self.values
+        if self.kind.startswith("log"):
+            ratio = math.log(high / low)
+            spaced = [low * math.exp(ratio * i / (self.points - 1)) for i in range(self.points)]
+        else:
+            spaced = [low + (high - low) * i / (self.points - 1) for i in range(self.points)]
+        spaced = [low, *spaced[1:-1], high]
+        return spaced if self.kind in ("uniform", "loguniform") else list(dict.fromkeys(round(v) for v in spaced))
+
+
+def _several(given: Any) -> Any:
+    return given if isinstance(given, list | tuple) else (given,)
+
+
+def _as_written(ranges: tuple[Range, ...]) -> Any:
+    written = [drawn.model_dump() for drawn in ranges]
+    return written[0] if len(written) == 1 else written
+
+
+Ranges = Annotated[tuple[Range, ...], BeforeValidator(_several), PlainSerializer(_as_written)]
+"""One range, or several of which the first whose `when` holds is drawn from."""

@@ -1,0 +1,67 @@
+"""The images of a study: loaded once by the driver, which hands them to the workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gfe_study.config import InputError, Study, Trial
+from gfe_study.data.base import Splits
+
+
+def data_key(trial: Trial | dict[str, Any]) -> str:
+    """What tells a trial's images from another's."""
+    data = trial["data"] if isinstance(trial, dict) else trial.data.model_dump(mode="json")
+    return json.dumps(data, sort_keys=True)
+
+
+class Images:
+    """The datasets that trials ask for, each loaded once.
+
+    Args:
+        folders: where image files are looked for.
+        download: fetch what is in none of them.
+    """
+
+    def __init__(self, folders: list[Path], *, download: bool) -> None:
+        self._folders = folders
+        self._download = download
+        self.loaded: dict[str, Splits] = {}
+
+    def of(self, trial: Trial) -> Splits:
+        """The splits of a trial. Raises `InputError` if they cannot be had."""
+        key = data_key(trial)
+        if key not in self.loaded:
+            self.loaded[key] = trial.data.load(self._folders, download=self._download)
+        return self.loaded[key]
+
+    def sha256(self, trial: Trial) -> str:
+        """Fingerprint of a trial's images."""
+        return self.of(trial).sha256
+
+    @classmethod
+    def of_study(cls, study: Study, folders: list[Path], *, download: bool) -> Images:
+        """The images of all arms.
+
+        Raises:
+            InputError: they cannot be had, or arms that are compared are not tested on the same ones.
+        """
+        images = cls(folders, download=download)
+        splits = {arm.name: images.of(example(study, arm.name)) for arm in study.arms}
+        for arm in study.arms:
+            if arm.reference is not None and (
+                splits[arm.name].test.digest() != splits[arm.reference].test.digest()
+                or splits[arm.name].val.digest() != splits[arm.reference].val.digest()
+            ):
+                raise InputError(
+                    f"{study.source}: scientific: arms {arm.name!r} and {arm.reference!r} are compared, but not "
+                    "evaluated on the same images; allowed: compare.factor, a factor other than the data"
+                )
+        return images
+
+
+def example(study: Study, arm: str) -> Trial:
+    """One trial of an arm: its first starting point, or the first values of its ranges."""
+    starts = study.start_points(arm)
+    return study.trial(starts[0] if starts else study.completed({}, arm), 0, arm)

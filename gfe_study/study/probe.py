@@ -1,0 +1,125 @@
+"""How long trials take, told from a few seconds of each kind: training and evaluation, at full concurrency."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from bisect import bisect_right
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gfe_study import names
+from gfe_study.config import Trial
+from gfe_study.data.base import Splits
+from gfe_study.methods.base import Diverged, derive_seed
+from gfe_study.study.runner import pin_threads
+from gfe_study.training import ENCODE_BATCH, TrainingState, evaluate, train_batch, training_order
+
+LEAST_BATCHES = 6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a trial is expected to take: images it will see, seconds, and the peak memory of its process."""
+
+    images: float
+    seconds: float
+    memory_bytes: float
+
+
+def probe_all(trials: list[tuple[Trial, Splits]], slots: int, cpus: float, seconds: float) -> list[Estimate]:
+    """An estimate for each trial, `slots` of them timed at once in processes of their own as in a sweep.
+
+    Args:
+        seconds: of training spent on each.
+    """
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(max_workers=min(slots, len(trials)), mp_context=context) as pool:
+        waiting = [pool.submit(probe, trial.dump(), splits, cpus, seconds) for trial, splits in trials]
+        return [done.result() for done in waiting]
+
+
+def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -> Estimate:
+    """Train for some seconds and evaluate some images, and reckon from that for the whole trial."""
+    pin_threads(cpus)
+    trial = Trial.build(dumped)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    learner = trial.method.create(trial, splits.pixels, device)
+    state = TrainingState(learner, device)
+    torch.manual_seed(derive_seed(trial.seed, "training"))
+    trained = _training(trial, splits, state, seconds)
+    per_image = _evaluation(state, splits)
+    options = trial.eval
+    encodings = 1 + (len(learner.encodings) if options.mixed else 0)
+    images = min(options.val_images, len(splits.val)) + min(options.test_images, len(splits.test)) * encodings
+    points = bisect_right(options.points(trial.budget.images), trained.images - 1) + 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Estimate(trained.images, trained.seconds + points * images * per_image, peak)
+
+
+def _phases(trial: Trial) -> list[tuple[int, int]]:
+    """Spans of images seen within which a batch costs the same: the steps of `optim.updates_per_batch`."""
+    schedule = trial.optim.updates_per_batch
+    starts = [0] if isinstance(schedule, int) else [images for images, _ in schedule]
+    ends = [*starts[1:], trial.budget.images]
+    return [
+        (start, min(end, trial.budget.images))
+        for start, end in zip(starts, ends, strict=True)
+        if start < trial.budget.images
+    ]
+
+
+def _training(trial: Trial, splits: Splits, state: TrainingState, seconds: float) -> Estimate:
+    phases = _phases(trial)
+    images = spent_seconds = spent_nfe = 0.0
+    for start, end in phases:
+        state.images_seen = start
+        rate, nfe = _rates(trial, splits, state, end, seconds / len(phases))
+        limits = [float(end - start)]
+        if trial.budget.nfe is not None:
+            limits.append((trial.budget.nfe - spent_nfe) / max(nfe, 1e-12))
+        if trial.budget.seconds is not None:
+            limits.append((trial.budget.seconds - spent_seconds) / max(rate, 1e-12))
+        seen = max(0.0, min(limits))
+        images, spent_seconds, spent_nfe = images + seen, spent_seconds + seen * rate, spent_nfe + seen * nfe
+        if seen < end - start:
+            break
+    return Estimate(images, spent_seconds, 0.0)
+
+
+def _rates(trial: Trial, splits: Splits, state: TrainingState, end: int, seconds: float) -> tuple[float, float]:
+    """Seconds and evaluations per training image, of the later half of the batches that fit into the time."""
+    marks = [(state.images_seen, state.train_seconds, state.nfe_forward + state.nfe_backward)]
+    began = time.perf_counter()
+    while len(marks) <= LEAST_BATCHES or time.perf_counter() - began < seconds:
+        # Past the end the same batches stand for more of their kind: the schedule is read at `images_seen`.
+        count = min(trial.optim.batch_size, max(1, end - marks[0][0]))
+        index = training_order(trial.seed, len(splits.train), state.images_seen, count)
+        try:
+            train_batch(state, splits.train, index)
+        except Diverged:
+            break
+        marks.append((marks[-1][0] + count, state.train_seconds, state.nfe_forward + state.nfe_backward))
+        if state.images_seen >= end:
+            state.images_seen = marks[0][0]
+            if len(marks) > LEAST_BATCHES:
+                break
+    first, last = marks[len(marks) // 2 if len(marks) > 2 else 0], marks[-1]
+    seen = max(1, last[0] - first[0])
+    return (last[1] - first[1]) / seen, (last[2] - first[2]) / seen
+
+
+def _evaluation(state: TrainingState, splits: Splits) -> float:
+    """Seconds per evaluated image."""
+    count = min(ENCODE_BATCH, len(splits.test))
+    return evaluate(state.learner, splits.test, count, state.device).seconds / count
+
+
+def spent(point: dict[str, float]) -> float:
+    """Seconds that a trial has taken up to a point."""
+    return point[names.TRAIN_SECONDS] + point.get(names.EVAL_SECONDS, 0.0)

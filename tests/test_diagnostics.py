@@ -1,0 +1,344 @@
+"""Every sign of a bad sweep is seen where it is, and not where it is not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gfe_study.analysis.diagnostics import Diagnostic, diagnose
+from gfe_study.config import Range
+
+LR = "optim.lr"
+BETA = "solver.beta"
+SLICES = "solver.slices"
+NAME = "optim.name"
+
+
+def drawn(kind: str, *values: Any) -> Range:
+    return Range.model_validate({kind: list(values)})
+
+
+RANGES = {LR: drawn("loguniform", 1e-4, 1e-2), BETA: drawn("uniform", 0.0, 1.0)}
+
+
+def sweep(
+    configurations: int = 20, seeds: int = 3, arms: tuple[str, ...] = ("",), noise: float = 0.01, **columns: Any
+) -> pd.DataFrame:
+    """A healthy sweep: a bowl whose bottom, 1.0, is in the middle of `RANGES`, under a little noise of the seeds."""
+    random = np.random.default_rng(0)
+    rows = []
+    for shift, arm in enumerate(arms):
+        for number in range(configurations):
+            # Both keys go through their ranges, in different orders, the ends left out.
+            at, across = (number + 0.5) / configurations, (7 * number % configurations + 0.5) / configurations
+            height = 1.0 + 0.2 * shift + (at - 0.5) ** 2 + 0.1 * (across - 0.5) ** 2
+            rows += [
+                {
+                    "arm": arm,
+                    "number": number,
+                    "seed": seed,
+                    "value": height + noise * random.normal(),
+                    "diverged": False,
+                    "failed": False,
+                    LR: 10 ** (-4 + 2 * at),
+                    BETA: across,
+                }
+                for seed in range(seeds)
+            ]
+    return pd.DataFrame(rows).assign(**columns)
+
+
+def found(kind: str, trials: pd.DataFrame, ranges: dict[str, Range] = RANGES, **options: Any) -> list[Diagnostic]:
+    options = {"arms_compared": False, **options}
+    return [diagnostic for diagnostic in diagnose(trials, ranges, **options) if diagnostic.kind == kind]
+
+
+def one(kind: str, trials: pd.DataFrame, ranges: dict[str, Range] = RANGES, **options: Any) -> Diagnostic:
+    (diagnostic,) = found(kind, trials, ranges, **options)
+    assert "\n" not in diagnostic.text
+    return diagnostic
+
+
+def with_best(**best: Any) -> pd.DataFrame:
+    """The healthy sweep with other values of the keys where it is best."""
+    trials = sweep()
+    winner = trials.groupby("number")["value"].transform("mean").idxmin()
+    rows = trials["number"] == trials.loc[winner, "number"]
+    for key, value in best.items():
+        trials[key] = trials[key].mask(rows, value) if key in trials else pd.Series(value, trials.index)
+    return trials
+
+
+# A healthy sweep.
+
+
+@pytest.mark.parametrize("arms_compared", [False, True])
+def test_a_healthy_sweep_shows_no_sign(arms_compared: bool) -> None:
+    arms = ("amd", "rk4") if arms_compared else ("",)
+    assert diagnose(sweep(arms=arms), RANGES, arms_compared=arms_compared) == []
+
+
+def test_a_healthy_sweep_of_a_metric_to_maximise_shows_no_sign() -> None:
+    trials = sweep(arms=("amd", "rk4"))
+    assert diagnose(trials.assign(value=-trials["value"]), RANGES, "max", arms_compared=True) == []
+
+
+def test_a_healthy_sweep_with_one_seed_shows_no_sign() -> None:
+    assert diagnose(sweep(seeds=1), RANGES, arms_compared=False) == []
+
+
+def test_no_trials_show_no_sign() -> None:
+    assert diagnose(sweep().head(0), RANGES, arms_compared=True) == []
+    assert diagnose(pd.DataFrame(), RANGES, arms_compared=True) == []
+
+
+def test_the_frame_is_left_as_it_was() -> None:
+    trials = sweep()
+    before = trials.copy()
+    diagnose(trials, RANGES, arms_compared=True)
+    pd.testing.assert_frame_equal(trials, before)
+
+
+def test_arms_have_their_own_signs() -> None:
+    trials = sweep(arms=("amd", "rk4"))
+    trials.loc[trials["arm"] == "rk4", LR] = 9.9e-3
+    assert [(sign.kind, sign.arm) for sign in diagnose(trials, RANGES, arms_compared=True)] == [("boundary", "rk4")]
+
+
+@pytest.mark.parametrize("label", ["", None, math.nan])
+def test_trials_without_arms_are_one_group(label: Any) -> None:
+    trials = with_best(**{LR: 9.9e-3}).assign(arm=pd.Series([label] * 60, dtype=object))
+    assert one("boundary", trials).arm is None
+
+
+# Boundary.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        (LR, 9.9e-3, "the best optim.lr (loguniform 0.0001 to 0.01) is 0.0099, within 5% of the upper end: widen"),
+        (LR, 1.2e-4, "is 0.00012, within 5% of the lower end: widen the range downwards"),
+        (BETA, 0.96, "the best solver.beta (uniform 0 to 1) is 0.96, within 5% of the upper end"),
+        (BETA, 0.0, "is 0, within 5% of the lower end"),
+        (BETA, -0.5, "is -0.5, within 5% of the lower end"),
+    ],
+)
+def test_a_best_value_at_the_edge_of_its_range_is_named(key: str, value: float, expected: str) -> None:
+    assert expected in one("boundary", with_best(**{key: value})).text
+
+
+# 7e-3 is in the top third of [1e-4, 1e-2], but 8 % of the width from its end on a logarithmic scale.
+@pytest.mark.parametrize(("key", "value"), [(LR, 7e-3), (LR, 1.3e-4), (BETA, 0.94), (BETA, 0.06)])
+def test_a_best_value_off_the_edge_is_not(key: str, value: float) -> None:
+    assert found("boundary", with_best(**{key: value})) == []
+
+
+@pytest.mark.parametrize("kind", ["int", "logint"])
+def test_a_best_integer_counts_at_the_very_end_only(kind: str) -> None:
+    ranges = {SLICES: drawn(kind, 2, 1000)}
+    for value, side in ((2, "lower"), (1000, "upper")):
+        assert f"is {value}, at the {side} end: widen" in one("boundary", with_best(**{SLICES: value}), ranges).text
+    for value in (3, 999):
+        assert found("boundary", with_best(**{SLICES: value}), ranges) == []
+
+
+def test_a_choice_and_a_key_that_is_not_active_have_no_edge() -> None:
+    ranges = {**RANGES, NAME: drawn("choice", "adam", "rmsprop"), SLICES: drawn("int", 2, 6)}
+    assert found("boundary", with_best(**{NAME: "adam", SLICES: math.nan}), ranges) == []
+
+
+def test_the_best_configuration_is_best_over_its_seeds_and_none_of_them_blown_up() -> None:
+    trials = sweep()
+    at_the_edge = trials["number"] == 19
+    trials.loc[at_the_edge, LR] = 9.9e-3
+    # One lucky seed does not make it the best,
+    trials.loc[at_the_edge & (trials["seed"] == 0), "value"] = 0.9
+    assert found("boundary", trials) == []
+    # nor do lucky seeds of which one diverged.
+    trials.loc[at_the_edge, "value"] = 0.1
+    assert len(found("boundary", trials)) == 1
+    trials.loc[at_the_edge & (trials["seed"] == 2), "diverged"] = True
+    assert found("boundary", trials) == []
+    trials.loc[at_the_edge & (trials["seed"] == 2), ["value", "diverged"]] = [math.nan, False]
+    assert found("boundary", trials) == []
+
+
+# Flat.
+
+
+def test_a_search_that_gains_less_than_the_seeds_make_is_flat() -> None:
+    values = [mean + noise for mean in (1.2, 1.0, 1.1, 1.4, 1.3) for noise in (-0.3, 0.0, 0.3)]
+    expected = "best 1, median 1.2, 0.2 apart, less than the 0.3 (s.d.) that the seed alone makes"
+    assert expected in one("flat", sweep(configurations=5, value=values)).text
+    assert found("flat", sweep(configurations=5, value=np.repeat([3.2, 1.0, 2.1, 4.4, 3.3], 3) + values)) == []
+
+
+def test_a_search_with_one_seed_that_gains_next_to_nothing_is_flat() -> None:
+    trials = sweep(seeds=1)
+    assert found("flat", trials) == []
+    flattened = trials.assign(value=2 + 0.05 * trials["value"])
+    assert "less than 0.5% of it" in one("flat", flattened).text
+    assert one("flat", flattened.assign(value=-flattened["value"]), mode="max").kind == "flat"
+
+
+def test_equal_results_are_flat() -> None:
+    assert "the search found nothing: best 0, median 0" in one("flat", sweep(value=0.0)).text
+    assert "0 apart" in one("flat", sweep(seeds=1, value=0.0)).text
+
+
+def test_two_configurations_cannot_be_flat() -> None:
+    assert found("flat", sweep(configurations=2, value=1.0)) == []
+
+
+# Noise.
+
+
+def test_seeds_that_move_more_than_the_arms_differ_are_noise() -> None:
+    # By seed, the arms differ by 0.3, -0.3 and 0.15: 0.05 in the mean.
+    trials = sweep(configurations=1, arms=("amd", "rk4"))
+    trials["value"] = [1.3, 0.7, 1.15, 1.0, 1.0, 1.0]
+    diagnostic = one("noise", trials, {}, arms_compared=True)
+    assert diagnostic.arm is None
+    assert "by 0.312 (s.d.), more than the largest difference of their means, 0.05 (amd and rk4)" in diagnostic.text
+    assert "run about 309 seeds" in diagnostic.text
+
+
+def test_noise_that_the_seeds_share_is_none() -> None:
+    trials = sweep(configurations=1, arms=("amd", "rk4"))
+    trials["value"] = [1.3, 0.7, 1.15, 1.4, 0.82, 1.24]
+    assert found("noise", trials, {}, arms_compared=True) == []
+
+
+def test_noise_is_of_arms_that_are_compared_by_their_best_configurations() -> None:
+    trials = sweep(arms=("amd", "rk4"))
+    worst = trials["number"] == 0
+    trials.loc[worst, "value"] += np.tile([0, 5, 40], 2)
+    assert found("noise", trials, arms_compared=True) == []
+    noisy = sweep(arms=("amd", "rk4"), noise=0.5)
+    assert found("noise", noisy, arms_compared=False) == []
+    assert len(found("noise", noisy, arms_compared=True)) == 1
+
+
+def test_arms_with_one_seed_or_none_in_common_have_no_noise() -> None:
+    trials = sweep(configurations=1, arms=("amd", "rk4"))
+    trials.loc[trials["arm"] == "rk4", "seed"] += 2
+    assert found("noise", trials, {}, arms_compared=True) == []
+    assert found("noise", sweep(configurations=1, arms=("amd", "rk4"), seeds=1), {}, arms_compared=True) == []
+
+
+def test_equal_arms_would_not_be_told_apart_by_any_number_of_seeds() -> None:
+    trials = sweep(configurations=1, arms=("amd", "rk4"))
+    trials["value"] = [1.0, 1.5, 1.25, 1.5, 1.0, 1.25]
+    assert "10,000 seeds would not" in one("noise", trials, {}, arms_compared=True).text
+
+
+# Diverged.
+
+
+def blown_up(trials: pd.DataFrame, rows: Any, failed: bool = False) -> pd.DataFrame:
+    trials = trials.copy()
+    trials.loc[rows, "failed" if failed else "diverged"] = True
+    trials.loc[rows, "value"] = math.nan if failed else math.inf
+    return trials
+
+
+def test_divergence_is_put_down_to_the_side_of_the_range_where_it_happens() -> None:
+    trials = sweep(seeds=1)
+    text = one("diverged", blown_up(trials, trials[LR] > 5e-3)).text
+    assert text == (
+        "of 20 trials 3 diverged (15%), 3 of them, and 7 of the other 17, in the upper half of "
+        "optim.lr (loguniform 0.0001 to 0.01): lower its upper end"
+    )
+    text = one("diverged", blown_up(trials, trials[LR] < 2e-4)).text
+    assert "in the lower half of optim.lr (loguniform 0.0001 to 0.01): raise its lower end" in text
+
+
+def test_divergence_is_put_down_to_a_choice() -> None:
+    trials = sweep(seeds=1)
+    trials[NAME] = np.where(trials["number"] % 3 == 0, "adam", "rmsprop")
+    ranges = {**RANGES, NAME: drawn("choice", "adam", "rmsprop")}
+    text = one("diverged", blown_up(trials, trials[NAME] == "adam"), ranges).text
+    assert "7 of them, and 0 of the other 13, with optim.name = adam: leave adam out" in text
+
+
+def test_divergence_everywhere_is_put_down_to_nothing() -> None:
+    trials = sweep(seeds=1)
+    diagnostic = one("diverged", blown_up(trials, trials["number"] % 4 == 0))
+    assert diagnostic.text == (
+        "of 20 trials 5 diverged (25%): read their messages, then narrow the ranges or fix the cause"
+    )
+    # Where all trials lie, the bad ones are not to blame for lying.
+    upper = trials.assign(**{LR: 10 ** (-3 + trials[BETA])})
+    assert "half" not in one("diverged", blown_up(upper, upper["number"] % 4 == 0)).text
+
+
+def test_failures_count_and_running_trials_do_not() -> None:
+    trials = sweep(seeds=1)
+    trials = blown_up(blown_up(trials, [0, 10]), [7, 10], failed=True)
+    trials.loc[[3, 4, 5, 6], "value"] = math.nan
+    assert "of 16 trials 2 diverged and 1 failed (19%)" in one("diverged", trials).text
+
+
+def test_a_trial_in_twenty_may_diverge_but_not_one_in_ten() -> None:
+    trials = sweep(seeds=1)
+    assert found("diverged", blown_up(trials, [0])) == []
+    assert "2 diverged (10%)" in one("diverged", blown_up(trials, [0, 12])).text
+
+
+def test_trials_that_all_diverged_are_said_to_have() -> None:
+    signs = diagnose(blown_up(sweep(), slice(None)), RANGES, arms_compared=True)
+    assert [sign.kind for sign in signs] == ["diverged", "few", "few"]
+    assert "60 diverged (100%): read" in signs[0].text
+    assert "0 finished configurations" in signs[1].text
+    assert "(no arm 0)" in signs[2].text
+
+
+# Few.
+
+
+def test_few_configurations_for_the_keys_searched() -> None:
+    assert one("few", sweep(configurations=9)).text == (
+        "9 finished configurations for 2 searched keys: run at least 10, or search fewer keys"
+    )
+    assert found("few", sweep(configurations=10)) == []
+    assert "for 1 searched key: run at least 7" in one("few", sweep(configurations=6), {LR: RANGES[LR]}).text
+
+
+def test_only_finished_configurations_and_keys_searched_in_the_arm_count() -> None:
+    trials = sweep(configurations=10)
+    assert len(found("few", blown_up(trials, trials.index[-1:]))) == 1
+    idle = {**RANGES, SLICES: drawn("int", 1, 9), NAME: drawn("choice", "adam", "rmsprop")}
+    assert found("few", trials.assign(**{SLICES: math.nan}), idle) == []
+
+
+def test_a_space_that_is_exhausted_is_not_short_of_configurations() -> None:
+    ranges = {NAME: drawn("choice", "adam", "rmsprop"), SLICES: drawn("int", 2, 3)}
+    keys = {NAME: np.repeat(["adam", "rmsprop"], 6), SLICES: np.tile(np.repeat([2, 3], 3), 2)}
+    assert found("few", sweep(configurations=4, **keys), ranges) == []
+    assert "run at least 4" in one("few", sweep(configurations=4, **keys).head(9), ranges).text
+
+
+def test_few_seeds_of_arms_that_are_compared() -> None:
+    trials = sweep(arms=("amd", "rk4", "ae"))
+    short = trials[(trials["arm"] != "rk4") | (trials["seed"] < 2)]
+    diagnostic = one("few", short, arms_compared=True)
+    assert diagnostic.arm is None
+    assert "1 of 3 arms have fewer than 3 seeds (rk4 2): run at least 3" in diagnostic.text
+    assert found("few", short, arms_compared=False) == []
+    assert "6 of 6 arms have fewer than 3 seeds (a 1, b 1, c 1, d 1, …)" in (
+        one("few", sweep(seeds=1, arms=tuple("abcdef")), arms_compared=True).text
+    )
+
+
+def test_the_seeds_that_count_are_those_of_the_best_configuration() -> None:
+    trials = sweep(arms=("amd", "rk4"))
+    repeated = trials[(trials["number"] == 10) | (trials["seed"] == 0)].copy()
+    assert found("few", repeated, arms_compared=True) == []
+    # One seed that was luckier than the mean of three does not take its place.
+    repeated.loc[repeated["number"] == 3, "value"] = 0.9
+    assert found("few", repeated, arms_compared=True) == []

@@ -1,0 +1,422 @@
+"""Intervals, paired comparisons and fronts, against SciPy, by hand, and on simulated seeds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+
+from gfe_study.analysis.stats import (
+    EXACT_UP_TO,
+    FLIPS,
+    MOST_SEEDS,
+    Paired,
+    holm,
+    mean_interval,
+    paired,
+    pareto,
+    seeds_to_see,
+)
+
+# Eighths: sums and differences of them are exact, so that properties hold to the bit.
+eighths = st.integers(-800, 800).map(lambda number: number / 8)
+arms = st.integers(1, 8).flatmap(
+    lambda count: st.tuples(*[st.lists(eighths, min_size=count, max_size=count) for _ in range(2)])
+)
+margins = st.one_of(st.none(), st.integers(1, 400).map(lambda number: number / 8))
+
+
+def normal(seed: int, *shape: int) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def arms_apart(count: int, difference: float, sd: float) -> Paired:
+    """A comparison whose differences have exactly this mean and this s.d."""
+    values = np.arange(count) - (count - 1) / 2
+    differences = difference + sd * values / values.std(ddof=1)
+    return paired(differences, np.zeros(count))
+
+
+def interval_bounds(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Student's 95 % bounds of many samples at once, one sample per row."""
+    count = differences.shape[1]
+    half = stats.t.ppf(0.975, count - 1) * stats.sem(differences, axis=1)
+    return differences.mean(axis=1) - half, differences.mean(axis=1) + half
+
+
+# Intervals of a mean.
+
+
+def test_the_interval_of_a_mean_by_hand() -> None:
+    found = mean_interval([1.0, 2.0, 3.0])
+    half = 4.302652729911275 / math.sqrt(3)
+    assert (found.mean, found.count, found.confidence) == (2.0, 3, 0.95)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
+def test_the_interval_of_a_mean_is_scipys(confidence: float) -> None:
+    values = normal(0, 7)
+    found = mean_interval(values, confidence)
+    expected = stats.t.interval(confidence, 6, loc=values.mean(), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_one_value_has_no_interval() -> None:
+    assert astuple(mean_interval([0.3])) == (0.3, None, None, 1, 0.95)
+
+
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    assert astuple(mean_interval([0.1] * 3)) == (0.1, 0.1, 0.1, 3, 0.95)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0, 2.0]]])
+def test_an_interval_needs_finite_numbers(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="values: "):
+        mean_interval(values)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
+def test_a_confidence_is_a_probability(confidence: float) -> None:
+    with pytest.raises(ValueError, match="confidence must lie in"):
+        mean_interval([1.0, 2.0], confidence)
+
+
+# Paired comparisons: their figures.
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 12])
+def test_a_paired_comparison_is_scipys_paired_t_test(count: int) -> None:
+    treatment, reference = normal(count, 2, count)
+    found = paired(treatment, reference)
+    expected = stats.ttest_rel(treatment, reference)
+    assert found.count == count
+    assert found.difference == pytest.approx(np.mean(treatment) - np.mean(reference))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_the_sign_flip_test_is_scipys_exact_one(count: int) -> None:
+    treatment, reference = normal(count, 2, count)
+    expected = stats.permutation_test(
+        (treatment, reference),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+    )
+    assert paired(treatment, reference).p_permutation == pytest.approx(expected.pvalue)
+
+
+def test_the_sign_flip_test_by_hand() -> None:
+    # Of the 8 sums ±1 ±2 ±4, the 4 of ±5 and ±7 are at least 5 in size.
+    assert paired([-1.0, 2.0, 4.0], [0.0] * 3).p_permutation == 0.5
+    assert paired([1.0, 2.0, 4.0], [0.0] * 3).p_permutation == 0.25
+
+
+def test_beyond_the_exact_test_signs_are_drawn_and_drawn_alike_every_time() -> None:
+    count = EXACT_UP_TO + 4
+    treatment, reference = normal(3, 2, count) + np.array([[0.5], [0.0]])
+    found = paired(treatment, reference)
+    flips = 1 - 2 * ((np.arange(2 ** (count - 1))[:, None] >> np.arange(count)) & 1)
+    differences = treatment - reference
+    exact = np.mean(np.abs(flips @ differences) >= abs(differences.sum()) - 1e-9)
+    assert found.p_permutation == pytest.approx(exact, abs=5 * math.sqrt(exact / FLIPS))
+    assert found == paired(treatment, reference)
+
+
+def test_signs_drawn_never_give_a_p_value_of_zero() -> None:
+    found = paired(np.linspace(1, 2, 30), np.zeros(30))
+    assert found.p_permutation == found.smallest_p == 1 / (FLIPS + 1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 14])
+def test_a_sign_flip_test_of_a_few_pairs_has_a_smallest_p_value(count: int) -> None:
+    found = paired(np.linspace(1, 2, count), np.zeros(count))
+    assert found.p_permutation == found.smallest_p == 2 / 2**count
+
+
+def test_the_effect_size_by_hand() -> None:
+    found = arms_apart(4, 0.6, 0.3)
+    # J(3) = Γ(3 / 2) / (√(3 / 2) Γ(1)) = √(π / 6).
+    assert found.effect_size == pytest.approx(2 * math.sqrt(math.pi / 6))
+
+
+def test_the_effect_size_is_unbiased() -> None:
+    samples = normal(4, 4000, 5) + 0.5
+    # A margin beyond every interval saves the search for seeds.
+    sizes = [paired(sample, np.zeros(5), margin=1e9).effect_size or 0.0 for sample in samples]
+    assert np.mean(sizes) == pytest.approx(0.5, abs=4 * np.std(sizes) / math.sqrt(4000))
+
+
+def test_two_pairs_have_no_effect_size() -> None:
+    assert paired([1.0, 2.0], [0.0, 0.5]).effect_size is None
+
+
+def test_one_pair_gives_its_difference_and_nothing_else() -> None:
+    found = paired([0.2], [0.5])
+    assert astuple(found) == (1, pytest.approx(-0.3), None, None, None, 1.0, 1.0, None, "one seed", None)
+    assert paired([0.2], [0.5], margin=10).verdict == "one seed"
+
+
+# 0.3 - 0.2 and 0.2 - 0.1 are not the same number.
+@pytest.mark.parametrize("reference", [[1.0, 2.0, 3.0], [0.1, 0.2, 0.7]])
+def test_equal_differences_have_an_interval_of_no_width(reference: list[float]) -> None:
+    treatment = [value + 0.1 for value in reference]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = paired(treatment, reference)
+        same = paired(reference, reference)
+    assert found.low == found.high == found.difference == pytest.approx(0.1)
+    assert (found.p_value, found.p_permutation, found.effect_size) == (0.0, 0.25, None)
+    assert (found.verdict, found.seeds_to_decide) == ("worse", None)
+    assert astuple(same) == (3, 0.0, 0.0, 0.0, 1.0, 1.0, 0.25, None, "undecided", None)
+    assert paired(reference, reference, margin=1e-6).verdict == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("treatment", "reference", "said"),
+    [
+        ([1.0], [1.0, 2.0], "as many values of both arms, got 1 and 2"),
+        ([], [], "treatment: one value per seed"),
+        ([1.0, math.nan], [1.0, 2.0], "treatment: every value must be finite"),
+        ([1.0, 2.0], [1.0, -math.inf], "reference: every value must be finite"),
+    ],
+)
+def test_a_comparison_needs_pairs_of_finite_numbers(treatment: list[float], reference: list[float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        paired(treatment, reference)
+
+
+def test_impossible_options_of_a_comparison_are_named() -> None:
+    with pytest.raises(ValueError, match="margin must be > 0, got 0"):
+        paired([1.0], [2.0], margin=0)
+    with pytest.raises(ValueError, match="mode must be one of min, max, got 'least'"):
+        paired([1.0], [2.0], mode="least")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="confidence must lie in"):
+        paired([1.0], [2.0], confidence=1)
+
+
+# Paired comparisons: their verdicts.
+
+
+def test_verdicts() -> None:
+    # The interval is 0.5 ± 4.303 · 0.1 / √3 = 0.5 ± 0.248.
+    treatment, reference = [0.4, 0.5, 0.6], [0.0, 0.0, 0.0]
+    assert paired(treatment, reference).verdict == "worse"
+    assert paired(treatment, reference, mode="max").verdict == "better"
+    assert paired(reference, treatment).verdict == "better"
+    assert paired(treatment, reference, margin=0.7).verdict == "worse"
+    assert paired(treatment, reference, margin=0.8).verdict == "equivalent"
+    assert paired(treatment, reference, confidence=0.999).verdict == "undecided"
+    assert paired(treatment, reference, confidence=0.999, margin=0.8).verdict == "undecided"
+
+
+@given(arms, margins)
+def test_swapping_the_arms_mirrors_the_comparison(pair: tuple[list[float], list[float]], margin: float | None) -> None:
+    forth, back = (paired(*given, margin=margin) for given in (pair, pair[::-1]))
+    mirrored = {"better": "worse", "worse": "better"}
+    assert back.verdict == mirrored.get(forth.verdict, forth.verdict)
+    assert back.difference == -forth.difference
+    assert (back.p_value, back.p_permutation) == (forth.p_value, forth.p_permutation)
+    assert back.seeds_to_decide == forth.seeds_to_decide
+    if forth.low is not None and forth.high is not None:
+        assert (back.low, back.high) == (-forth.high, -forth.low)
+    if forth.effect_size is not None:
+        assert back.effect_size == -forth.effect_size
+
+
+@given(arms, eighths)
+def test_what_both_arms_share_does_not_count(pair: tuple[list[float], list[float]], shift: float) -> None:
+    treatment, reference = (np.array(values) for values in pair)
+    assert paired(treatment + shift, reference + shift) == paired(treatment, reference)
+
+
+@given(arms, margins)
+def test_the_mode_turns_the_verdict_and_nothing_else(
+    pair: tuple[list[float], list[float]], margin: float | None
+) -> None:
+    least, most = (astuple(paired(*pair, mode=mode, margin=margin)) for mode in ("min", "max"))
+    turned = {"better": "worse", "worse": "better"}
+    assert tuple(turned.get(field, field) for field in most) == least
+
+
+@given(arms, margins, st.permutations(range(8)))
+def test_the_order_of_the_seeds_does_not_count(
+    pair: tuple[list[float], list[float]], margin: float | None, order: list[int]
+) -> None:
+    kept = [index for index in order if index < len(pair[0])]
+    found = paired([pair[0][index] for index in kept], [pair[1][index] for index in kept], margin=margin)
+    expected = paired(*pair, margin=margin)
+    assert found.verdict == expected.verdict
+    assert (found.difference, found.p_permutation) == pytest.approx((expected.difference, expected.p_permutation))
+
+
+@given(arms, margins)
+def test_seeds_to_decide_are_more_than_there_are_and_only_of_the_undecided(
+    pair: tuple[list[float], list[float]], margin: float | None
+) -> None:
+    found = paired(*pair, margin=margin)
+    if found.seeds_to_decide is not None:
+        assert found.verdict == "undecided"
+        assert found.count < found.seeds_to_decide <= MOST_SEEDS
+
+
+# Numbers of seeds.
+
+
+@pytest.mark.parametrize(
+    ("difference", "power", "expected"),
+    # The paired t-test at 5 %, two-sided, with Cohen's small, medium and large effects.
+    [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (1.0, 0.8, 10), (0.5, 0.9, 44)],
+)
+def test_seeds_to_see_are_those_of_the_tables(difference: float, power: float, expected: int) -> None:
+    assert seeds_to_see(difference, 1.0, power=power) == expected
+    assert seeds_to_see(-3 * difference, 3.0, power=power) == expected
+
+
+@given(st.floats(0.03, 5), st.floats(0.5, 0.99), st.floats(0.6, 0.95))
+def test_seeds_to_see_are_the_fewest(effect: float, confidence: float, power: float) -> None:
+    def reached(count: int) -> float:
+        critical = stats.t.ppf((1 + confidence) / 2, count - 1)
+        return float(stats.nct.sf(critical, count - 1, effect * math.sqrt(count)))
+
+    count = seeds_to_see(effect, 1.0, confidence, power)
+    assert count is not None
+    assert reached(count) >= power - 1e-9
+    assert count == 2 or reached(count - 1) < power + 1e-9
+
+
+def test_limits_of_seeds_to_see() -> None:
+    assert seeds_to_see(0.0, 1.0) is None
+    assert seeds_to_see(0.0, 0.0) is None
+    assert seeds_to_see(0.01, 1.0) is None
+    assert seeds_to_see(0.03, 1.0) is not None
+    assert seeds_to_see(1.0, 0.0) == seeds_to_see(1.0, 1e-9) == 2
+    for difference, sd in ((math.nan, 1.0), (1.0, -1.0), (1.0, math.inf)):
+        with pytest.raises(ValueError, match="a finite difference and a finite sd"):
+            seeds_to_see(difference, sd)
+    with pytest.raises(ValueError, match="power must lie in"):
+        seeds_to_see(1.0, 1.0, power=80)
+
+
+def test_seeds_to_decide_of_a_difference_are_those_to_see_it() -> None:
+    found = arms_apart(5, 0.5, 1.0)
+    assert found.verdict == "undecided"
+    assert found.seeds_to_decide == seeds_to_see(0.5, 1.0) == 34
+    assert arms_apart(5, 0.01, 1.0).seeds_to_decide is None
+
+
+# Calibration: what the figures promise holds on simulated seeds.
+
+
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_the_interval_covers_and_false_alarms_are_as_rare_as_promised(count: int) -> None:
+    repeats, treatments, reference = 2000, *normal(10 + count, 2, 2000, count)
+    seeds = normal(20 + count, repeats, count)
+    apart = 8.0
+    # Both arms share their seed's part of the noise; the treatment is 8 higher.
+    comparisons = [
+        paired(seed + 0.3 * treatment + apart, seed + 0.3 * control)
+        for seed, treatment, control in zip(seeds, treatments, reference, strict=True)
+    ]
+    covered = np.mean([found.low <= apart <= found.high for found in comparisons if found.low and found.high])
+    assert 0.93 <= covered <= 0.97
+    # The same samples without the difference: an alarm is the old interval's missing the difference.
+    same = [
+        paired(seed + 0.3 * treatment, seed + 0.3 * control)
+        for seed, treatment, control in zip(seeds, treatments, reference, strict=True)
+    ]
+    alarms = np.mean([found.verdict in ("better", "worse") for found in same])
+    assert 0.03 <= alarms <= 0.07
+    assert 0.03 <= np.mean([found.p_value is not None and found.p_value < 0.05 for found in same]) <= 0.07
+    # The sign-flip test never exceeds its level, and is conservative for its few p-values.
+    assert np.mean([found.p_permutation <= 0.05 for found in same]) <= 0.07
+
+
+@pytest.mark.parametrize("effect", [0.25, 0.5, 0.8])
+def test_seeds_to_decide_decide_four_times_in_five(effect: float) -> None:
+    count = arms_apart(4, effect, 1.0).seeds_to_decide
+    assert count is not None
+    low, high = interval_bounds(normal(31, 4000, count) + effect)
+    assert np.mean((low > 0) | (high < 0)) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.3, 0.5, 0.7, 1.2])
+def test_seeds_to_decide_with_a_margin_decide_four_times_in_five(difference: float) -> None:
+    sd, margin = 2.0, 1.0
+    values = np.linspace(-1, 1, 5)
+    found = paired(difference + sd * values / values.std(ddof=1), np.zeros(5), margin=margin)
+    assert found.seeds_to_decide is not None
+    assert found.seeds_to_decide <= (seeds_to_see(difference, sd) or MOST_SEEDS)
+    low, high = interval_bounds(difference + sd * normal(32, 4000, found.seeds_to_decide))
+    decided = (low > 0) | (high < 0) | ((low > -margin) & (high < margin))
+    assert np.mean(decided) == pytest.approx(0.8, abs=0.04)
+
+
+def test_two_one_sided_tests_have_their_power_and_their_level() -> None:
+    margin, repeats = 1.0, 1500
+    values = np.linspace(-1.15, 1.15, 5)
+    count = paired(values, np.zeros(5), margin=margin).seeds_to_decide
+    assert count is not None
+    sd = values.std(ddof=1)
+
+    def equivalent(difference: float) -> float:
+        samples = difference + sd * normal(33, repeats, count)
+        return float(np.mean([paired(s, np.zeros(count), margin=margin).verdict == "equivalent" for s in samples]))
+
+    # Arms that are alike are found alike; arms that differ by the margin almost never are.
+    assert equivalent(0.0) == pytest.approx(0.8, abs=0.05)
+    assert equivalent(margin) <= 0.04
+
+
+# Many comparisons, and fronts.
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan])
+def test_holm_takes_probabilities(wrong: float) -> None:
+    with pytest.raises(ValueError, match="p-values lie in"):
+        holm([0.5, wrong])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_no_adjustment_and_bonferronis(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    bonferroni = [min(1.0, len(p_values) * p) for p in p_values]
+    assert all(p <= a <= b for p, a, b in zip(p_values, adjusted, bonferroni, strict=True))
+    order = np.argsort(p_values, kind="stable")
+    assert list(np.array(adjusted)[order]) == sorted(adjusted)
+
+
+def test_the_front_by_hand() -> None:
+    points = [(3.0, 1.0), (1.0, 3.0), (2.0, 2.0), (2.0, 2.0), (2.5, 2.0), (1.0, 4.0), (math.inf, 0.5)]
+    assert pareto(points) == [1, 2, 0, 6]
+    assert pareto([]) == []
+    with pytest.raises(ValueError, match="not a number"):
+        pareto([(0.0, math.nan)])
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 6).map(float), st.integers(0, 6).map(float)), max_size=12))
+def test_the_front_is_what_nothing_dominates(points: list[tuple[float, float]]) -> None:
+    def dominated(point: tuple[float, float]) -> bool:
+        return any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
+
+    front = pareto(points)
+    assert {points[index] for index in front} == {point for point in points if not dominated(point)}
+    assert [points[index][0] for index in front] == sorted({points[index][0] for index in front})
+    assert front == [points.index(points[index]) for index in front]
