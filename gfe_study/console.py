@@ -84,8 +84,9 @@ class StudyView:
             self._say(
                 f"{len(plan.orphaned)} earlier trials belong to another version of this study: kept, and left out"
             )
-        if plan.missing() or plan.unasked():
-            self._say("starting Ray …")
+
+    def starting_ray(self) -> None:
+        self._say("starting Ray …")
 
     def ray_started(self, seconds: float, slots: int) -> None:
         self._say(f"Ray started in {seconds:.0f} s; {slots} trials at a time")
@@ -298,7 +299,7 @@ def verdict_table(verdict: Verdict) -> Table:
 def signs(plan: Plan) -> list[Diagnostic]:
     """Signs that the study was a bad one, from its first stage."""
     study = plan.study
-    if len(plan.finished()) + len(plan.failed()) < plan.total and plan.unasked():
+    if not plan.stage_over(0):
         return []
     ranges = {arm.name: ranges_of(plan, arm.name) for arm in study.arms}
     return diagnostics(trials_frame(plan, 0), ranges, study.metric.mode)
@@ -373,10 +374,14 @@ def _last_lines(outcome: Outcome, label: str) -> list[str]:
             f"{duration(seconds['trials'])} on {outcome.slots} slots; tracking {seconds['tracking']:.1f} s"
         )
     to_do = "continue where it stopped" if outcome.interrupted or failed else "nothing is left to do"
+    steps = [
+        ("make ui", "the MLflow UI, http://127.0.0.1:5000"),
+        (f"make resume SPACE={label}", to_do),
+        (f"make report SPACE={label}", "curves and tables of this study"),
+    ]
+    width = max(len(line) for line, _ in steps)
     return [
         *lines,
         "next:",
-        "  make ui                    the MLflow UI, http://127.0.0.1:5000",
-        f"  make resume SPACE={label:<9}{to_do}",
-        f"  make report SPACE={label:<9}curves and tables of this study",
+        *(f"  {line:<{width}}  {what}" for line, what in steps),
     ]

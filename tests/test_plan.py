@@ -1,6 +1,7 @@
 """Planning, extending and searching, from a journal alone."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ def smoke(**options: Any) -> Study:
     return Study.load(find_space("smoke"), **options)
 
 
-def finish(journal: Journal, job: Job, value: float, *, diverged: bool = False) -> None:
+def finish(journal: Journal, job: Job, value: float, *, diverged: bool = False, **more: float) -> None:
     journal.record_asked(job.asked())
-    last = {names.IMAGES_SEEN: 256.0, names.VAL_LOSS: value, names.DIVERGED: float(diverged)}
+    last = {names.IMAGES_SEEN: 256.0, names.VAL_LOSS: value, names.DIVERGED: float(diverged), **more}
     journal.record_points(job.fingerprint, [last])
     journal.record_outcome(job.fingerprint, Outcome(FINISHED))
 
@@ -149,3 +150,159 @@ def test_choices_may_be_lists(tmp_path: Path) -> None:
             assert params is not None
             plan.add(number, params)
     assert {job.trial.model.hidden for job in plan.jobs.values()} == {(16,), (16, 32)}
+
+
+CONDITIONAL: dict[str, Any] = {
+    "solver.name": {"choice": ["amd", "rk4"]},
+    "solver.beta": {"uniform": [0.3, 0.9], "when": {"solver.name": "amd"}},
+    "solver.slices": {"int": [6, 16], "when": {"solver.name": "rk4"}},
+    "optim.lr": {"loguniform": [1e-4, 1e-2]},
+}
+
+
+def conditional(**declared: Any) -> Study:
+    base = {"question": "?", "fixed": {"preset": "paper"}, "nuisance": CONDITIONAL, "budget": {"images": 64}}
+    return Study.build({**base, **declared}, "conditional.yaml")
+
+
+def conditional_loss(job: Job) -> float:
+    shape = abs(job.params["solver.beta"] - 0.5) if "solver.beta" in job.params else job.params["solver.slices"] / 10
+    return shape + abs(math.log10(job.params["optim.lr"]) + 3) + 0.01 * job.seed
+
+
+def run_in_any_order(study: Study, folder: Path, draw: random.Random, slots: int, kills: float) -> list[Any]:
+    """A sweep whose trials end in random order, and which is killed and started again now and then."""
+    plan = None
+    running: list[Job] = []
+    while True:
+        if plan is None or draw.random() < kills:
+            journal = Journal.open(folder)
+            journal.__exit__(None, None, None)
+            with Journal.open(folder) as journal:
+                plan = Plan.make(study, SHA, journal)
+            suggesters = {arm.name: Suggester(plan, arm.name, 4) for arm in study.arms}
+            queue, running = list(plan.missing()), []
+        with Journal.open(folder) as journal:
+            plan.journal = journal
+            if len(running) < slots and not queue:
+                ready = [arm for arm, s in suggesters.items() if plan.unasked(arm) and s.ready()]
+                if ready:
+                    arm = draw.choice(ready)
+                    params = suggesters[arm].ask(plan.next_number(arm))
+                    assert params is not None
+                    queue += plan.add(plan.next_number(arm), params, arm)
+                elif not running and not plan.unasked():
+                    break
+            if queue and len(running) < slots:
+                job = queue.pop(0)
+                running.append(job)
+                if job.fingerprint not in journal.asked:
+                    journal.record_asked(job.asked())
+            elif running:
+                job = running.pop(draw.randrange(len(running)))
+                finish(journal, job, conditional_loss(job))
+    return sorted(
+        (arm, c.number, sorted(c.params.items()))
+        for (_, arm), there in plan.configurations.items()
+        for c in there.values()
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_search_does_not_depend_on_which_trial_ends_first_or_on_kills(tmp_path: Path, seed: int) -> None:
+    arms = {"arms": {"a": {"optim.batch_size": 16}, "b": {"optim.batch_size": 8}}}
+    study = conditional(trials=14, scientific=arms, seeds=2, scheduler="none")
+    draw = random.Random(seed)
+    one_by_one = run_in_any_order(study, tmp_path / "calm", draw, slots=1, kills=0.0)
+    assert len(one_by_one) == 28
+    assert run_in_any_order(study, tmp_path / "wild", draw, slots=draw.choice([2, 4]), kills=0.1) == one_by_one
+
+
+def test_a_conditional_search_learns(tmp_path: Path) -> None:
+    study = conditional(trials=40, scheduler="none")
+    with Journal.open(tmp_path) as journal:
+        plan = Plan.make(study, SHA, journal)
+        suggester = Suggester(plan)
+        while plan.unasked():
+            params = suggester.ask(plan.next_number())
+            assert params is not None
+            for job in plan.add(plan.next_number(), params):
+                finish(journal, job, conditional_loss(job))
+    assert all(study.fits(job.params, "") for job in plan.jobs.values())
+    assert {job.params["solver.name"] for job in plan.jobs.values()} == {"amd", "rk4"}
+    best = plan.best()
+    assert best is not None
+    assert best[1] < 0.2
+
+
+def test_a_grid_is_asked_whole_and_once(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        study = conditional(sampler="grid", scheduler="none")
+        plan = Plan.make(study, SHA, journal)
+        suggester = Suggester(plan)
+        while plan.unasked():
+            params = suggester.ask(plan.next_number())
+            assert params is not None
+            plan.add(plan.next_number(), params)
+        assert suggester.ask(plan.next_number()) is None
+    assert len(plan.jobs) == plan.total == len(study.grid("")) == 2 * 3 * 3
+
+
+def test_two_objectives_are_searched_together(tmp_path: Path) -> None:
+    study = conditional(trials=12, metric={"name": "val_loss", "against": "nfe_forward"})
+    with Journal.open(tmp_path) as journal:
+        plan = Plan.make(study, SHA, journal)
+        suggester = Suggester(plan)
+        while plan.unasked():
+            params = suggester.ask(plan.next_number())
+            assert params is not None
+            for job in plan.add(plan.next_number(), params):
+                cost = 1 / conditional_loss(job)
+                finish(journal, job, conditional_loss(job), diverged=job.number == 3, nfe_forward=cost)
+    assert len(plan.finished()) == 12
+
+
+def test_a_fixed_design_is_known_whole_and_ordered_for_pairing(tmp_path: Path) -> None:
+    arms = {"arms": {"a": {}, "b": {"optim.lr": 1e-3}}}
+    study = Study.build({"question": "?", "scientific": arms, "seeds": 3}, "arms.yaml")
+    plan = Plan.make(study, SHA, Journal(tmp_path))
+    assert [(job.arm, job.seed) for job in plan.missing()] == [(arm, seed) for seed in range(3) for arm in "ab"]
+    assert (plan.total, plan.unasked()) == (6, 0)
+
+
+def test_the_winners_of_the_first_stage_are_replicated_in_the_second(tmp_path: Path) -> None:
+    then = {"best": 2, "seeds": 3, "budget": {"images": 128}}
+    study = conditional(trials=5, then=then, scheduler="none")
+    with Journal.open(tmp_path) as journal:
+        plan = Plan.make(study, SHA, journal)
+        assert plan.total == 5 + 6
+        suggester = Suggester(plan)
+        while plan.unasked():
+            params = suggester.ask(plan.next_number())
+            assert params is not None
+            plan.add(plan.next_number(), params)
+        for job in plan.missing():
+            assert plan.advance() == []
+            finish(journal, job, conditional_loss(job))
+        replicated = plan.advance()
+        best = sorted(plan.finished(), key=conditional_loss)[:2]
+        assert [(job.params, job.seed) for job in replicated] == [(w.params, seed) for w in best for seed in range(3)]
+        assert {job.trial.budget.images for job in replicated} == {128}
+        finish(journal, replicated[0], 0.5)
+        again = Plan.make(study, SHA, journal)
+        assert [job.fingerprint for job in again.missing()] == [job.fingerprint for job in replicated[1:]]
+        assert again.orphaned == []
+
+
+def test_a_second_stage_that_asks_for_nothing_new_shares_the_trials_of_the_first(tmp_path: Path) -> None:
+    study = conditional(trials=2, then={"best": 1, "seeds": 2}, scheduler="none")
+    with Journal.open(tmp_path) as journal:
+        plan = Plan.make(study, SHA, journal)
+        suggester = Suggester(plan)
+        while plan.unasked():
+            params = suggester.ask(plan.next_number())
+            assert params is not None
+            for job in plan.add(plan.next_number(), params):
+                finish(journal, job, conditional_loss(job))
+        assert [job.seed for job in plan.advance()] == [1]
+        assert plan.total == len(plan.jobs) == 3

@@ -4,97 +4,26 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from sweeps import (
+    COMMAND,
+    children,
+    environment,
+    finished_count,
+    gfe_study,
+    history,
+    longer_space,
+    started,
+    table,
+    wait_until,
+)
 
 from gfe_study import names
-from gfe_study.config import space_files
-from gfe_study.study.journal import FINISHED, Journal
-
-COMMAND = [sys.executable, "-m", "gfe_study"]
-SECONDS_LIMIT = 240.0
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "GFE_DATA_DIR")}
-    return {**kept, **more}
-
-
-def gfe_study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS_LIMIT
-    )
-
-
-@contextmanager
-def started(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A sweep in a process group of its own, gone at the end whatever happens."""
-    with (folder / "output.log").open("ab") as log:
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + SECONDS_LIMIT
-    while not ready():
-        assert process.poll() is None, f"the sweep ended early:\n{log.read_text()}"
-        assert time.monotonic() < deadline, f"the sweep is too slow:\n{log.read_text()}"
-        time.sleep(0.1)
-
-
-def children(folder: Path, study: str) -> list[Run]:
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(study)
-    assert experiment is not None
-    runs = list(client.search_runs([experiment.experiment_id]))
-    parents = [run for run in runs if run.data.tags[names.ROLE] == names.ROLE_STUDY]
-    assert len(parents) == 1
-    trials = [run for run in runs if run.info.run_id != parents[0].info.run_id]
-    assert all(run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id for run in trials)
-    return trials
-
-
-def history(folder: Path, run: Run, metric: str) -> list[tuple[int, float, int]]:
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
-    return [(entry.step, entry.value, entry.timestamp) for entry in client.get_metric_history(run.info.run_id, metric)]
-
-
-def finished_count(folder: Path, study: str) -> int:
-    journal = Journal.read(folder / "results" / study)
-    return sum(outcome.state == FINISHED for outcome in journal.outcomes.values())
-
-
-def longer_space(folder: Path) -> None:
-    """The smoke space with trials of some seconds, so that a kill finds some under way."""
-    declared: dict[str, Any] = yaml.safe_load(space_files()["smoke"].read_text())
-    declared["fixed"]["eval"] |= {"schedule": [64, 128, 256, 512, 1024]}
-    declared |= {"budget": {"images": 1536}}
-    (folder / "longer.yaml").write_text(yaml.safe_dump(declared))
-
-
-def table(folder: Path, study: str) -> dict[str, list[tuple[int, float]]]:
-    """val_loss over images seen of every trial, from the store."""
-    runs = children(folder, study)
-    return {
-        run.data.tags[names.FINGERPRINT]: [(step, value) for step, value, _ in history(folder, run, names.VAL_LOSS)]
-        for run in runs
-    }
+from gfe_study.study.journal import Journal
 
 
 @pytest.mark.timeout(300)

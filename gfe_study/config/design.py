@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from gfe_study.config.base import InputError, Section
 from gfe_study.config.ranges import Condition, holds, refused
-from gfe_study.config.trial import merge, unflatten
+from gfe_study.config.trial import flatten, merge, unflatten
 
 Design = Literal["leave_one_out", "add_one_in", "path"]
 REFERENCE, BASE = "reference", "base"
@@ -207,8 +207,6 @@ class Scientific(Section):
     def _combinations(
         design: Factorial, flat: Mapping[str, Any], factor: str | None, level: str | None
     ) -> tuple[list[Arm], list[Hole]]:
-        from gfe_study.config.trial import flatten
-
         along = factor or next(iter(design.factors))
         if along not in design.factors:
             raise InputError(f"compare.factor: given {along!r}; allowed: {', '.join(design.factors)}")
@@ -222,10 +220,10 @@ class Scientific(Section):
             chosen: dict[str, str] = {}
             changes: dict[str, Any] = {}
             for (key, item), name in zip(design.factors.items(), combination, strict=True):
-                if holds(item.when, {**flat, **flatten(changes)}):
+                if holds(item.when, {**flat, **chosen, **flatten(changes)}):
                     chosen[key] = name
                     changes = merge(changes, item.levels[name])
-            where = {**flat, **flatten(changes), **chosen}
+            where = {**flat, **chosen, **flatten(changes)}
             why = next((why for why, condition in design.exclude.items() if holds(condition, where)), None)
             if why is not None:
                 holes[tuple(chosen.items())] = why

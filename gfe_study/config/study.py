@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from gfe_study.config.base import ImpossiblePair, InputError, Section, explained, suggestion
 from gfe_study.config.design import Arm, Hole, Scientific
@@ -18,6 +18,9 @@ from gfe_study.config.trial import PRESETS, Trial, flatten, merge, named, unflat
 
 ARM = "arm"
 """Conditions may name the arm: `when: {arm: ae}`."""
+
+
+Nested = Annotated[dict[str, Any], AfterValidator(unflatten)]
 
 
 class Metric(Section):
@@ -86,8 +89,8 @@ class Then(Section):
     """Configurations of every arm that go on, by the mean of the metric over their seeds."""
     seeds: int = Field(1, gt=0)
     budget: StudyBudget = StudyBudget()
-    fixed: dict[str, Any] = {}
-    """Nested configuration laid over the winners'."""
+    fixed: Nested = {}
+    """Configuration laid over the winners'."""
 
 
 class Resources(Section):
@@ -106,8 +109,8 @@ class Study(Section):
 
     question: str
     """One line: what the study answers."""
-    fixed: dict[str, Any] = {}
-    """Nested trial configuration, the same for all trials."""
+    fixed: Nested = {}
+    """Trial configuration, nested or in dotted keys, the same for all trials."""
     scientific: Scientific | None = None
     """What is compared; without it the study is one search."""
     nuisance: dict[str, Ranges] = {}
@@ -295,7 +298,7 @@ class Study(Section):
         arm = self.arm(arm) if isinstance(arm, str) else arm
         if arm.name not in self._flat:
             trial = Trial.build(*self._layers(arm), where=self._where(arm))
-            self._flat[arm.name] = {**flatten(trial.dump()), ARM: arm.name, **dict(arm.levels)}
+            self._flat[arm.name] = {ARM: arm.name, **dict(arm.levels), **flatten(trial.dump())}
         flat = {**self._flat[arm.name], **drawn}
         return next((drawn_from for drawn_from in self.nuisance[key] if holds(drawn_from.when, flat)), None)
 
@@ -368,12 +371,11 @@ class Study(Section):
         same: dict[str, str] = {}
         for arm in cells:
             try:
-                content = str(sorted(flatten(Trial.build(*self._layers(arm), where=self._where(arm)).dump()).items()))
+                content = Trial.build(*self._layers(arm), where=self._where(arm)).group("")
             except ImpossiblePair as error:
                 reason = str(error).removeprefix(f"{self._where(arm)}: ")
                 self._holes.append(Hole(arm.name, reason))
                 continue
-            content = content.replace("('preset', ", "('', ")
             if content in same:
                 raise InputError(
                     f"{self._source}: scientific: {arm.name!r} is the same configuration as {same[content]!r}; "

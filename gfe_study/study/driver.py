@@ -18,7 +18,7 @@ from gfe_study.study.journal import FINISHED, STOPPED
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.recorder import Recorder
 from gfe_study.study.reuse import Finished
-from gfe_study.study.searcher import LEAST_PARALLEL, Suggester
+from gfe_study.study.searcher import LEAST_PARALLEL, Suggester, add_certain
 from gfe_study.study.storage import remote_folder
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -75,6 +75,8 @@ class Observer(Protocol):
 
     def planned(self, plan: Plan, splits: Splits) -> None: ...
 
+    def starting_ray(self) -> None: ...
+
     def ray_started(self, seconds: float, slots: int) -> None: ...
 
     def progress(self, snapshot: Snapshot) -> None: ...
@@ -119,7 +121,10 @@ class Driver:
         self._first: tuple[float, float] | None = None
 
     def take_over(self) -> bool:
-        """Queue what is missing, taking over what other studies have finished; whether nothing is left to run."""
+        """Queue what is certain, taking over what other studies have finished; whether nothing is left to run."""
+        add_certain(self.plan)
+        for arm in self.plan.exhausted:
+            self._say_exhausted(arm)
         self._enqueue(self.plan.missing())
         if not self._queue and not self.plan.unasked():
             self._advance()
@@ -165,13 +170,16 @@ class Driver:
             params = self._suggesters[arm].ask(number)
             if params is None:
                 self.plan.exhausted.add(arm)
-                count = len(self.plan.configurations[0, arm])
-                where = f"arm {arm!r}: " if arm else ""
-                self.observer.problem(f"{where}the space holds only {count} different configurations; all are run")
+                self._say_exhausted(arm)
             else:
                 self._enqueue(self.plan.add(number, params, arm))
             return True
         return self._advance()
+
+    def _say_exhausted(self, arm: str) -> None:
+        count = len(self.plan.configurations[0, arm])
+        where = f"arm {arm!r}: " if arm else ""
+        self.observer.problem(f"{where}the space holds only {count} different configurations; all are run")
 
     def _advance(self) -> bool:
         if self._advanced or not self.plan.stage_over(0):

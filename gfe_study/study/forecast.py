@@ -19,7 +19,7 @@ from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.probe import Estimate, probe_all, spent
 from gfe_study.study.reuse import finished_elsewhere
-from gfe_study.study.searcher import STARTUP_TRIALS, Suggester
+from gfe_study.study.searcher import add_certain
 from gfe_study.study.storage import is_url, remote_folder, study_folder
 
 BYTES_PER_WEIGHT = 4
@@ -85,7 +85,7 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     journal = Journal.read(folder, remote_folder(options.storage, label))
     plan = Plan.make(study, images.sha256, journal)
     known = {job.fingerprint: plan.state(job) for job in plan.jobs.values()}
-    _add_certain(plan)
+    add_certain(plan)
     place = {arm.name: number for number, arm in enumerate(study.arms)}
     jobs = sorted(plan.jobs.values(), key=lambda job: (job.stage, place[job.arm], job.number, job.seed))
     found = finished_elsewhere(folder) if options.reuse and not is_url(options.storage) else {}
@@ -224,18 +224,3 @@ def _bytes(plan: Plan, images: Images, jobs: list[Job]) -> float:
     kept = min(plan.study.keep, plan.study.trials * plan.study.seeds) * len(plan.study.arms)
     # Kept decoders lie in the trial's folder and among the store's artifacts.
     return 2 * kept * max(weights) * BYTES_PER_WEIGHT + plan.total * SMALL_FILES_BYTES
-
-
-def _add_certain(plan: Plan) -> None:
-    """Configurations that do not depend on results: starting points, grids, and the first random draws."""
-    for arm in plan.study.arms if plan.study.nuisance else ():
-        suggester = Suggester(plan, arm.name)
-        while plan.unasked(arm.name):
-            number = plan.next_number(arm.name)
-            certain = len(plan.configurations[0, arm.name]) < STARTUP_TRIALS or plan.study.sampler != "tpe"
-            params = suggester.ask(number) if certain else None
-            if params is None:
-                if certain:
-                    plan.exhausted.add(arm.name)
-                break
-            plan.add(number, params, arm.name)

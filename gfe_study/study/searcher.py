@@ -158,6 +158,21 @@ class Suggester:
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
 
+def add_certain(plan: Plan) -> None:
+    """Add to a plan what depends on no result: starting points, grids, and the first random draws of every arm."""
+    for arm in plan.study.arms if plan.study.nuisance else ():
+        suggester = Suggester(plan, arm.name)
+        while plan.unasked(arm.name):
+            if len(plan.configurations[0, arm.name]) >= STARTUP_TRIALS and plan.study.sampler == "tpe":
+                break
+            number = plan.next_number(arm.name)
+            params = suggester.ask(number)
+            if params is None:
+                plan.exhausted.add(arm.name)
+            else:
+                plan.add(number, params, arm.name)
+
+
 def _suggested(trial: optuna.Trial, name: str, drawn: Range) -> Any:
     if drawn.kind == "choice":
         return json.loads(trial.suggest_categorical(name, [json.dumps(value) for value in drawn.values]))

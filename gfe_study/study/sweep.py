@@ -119,6 +119,7 @@ def _run_missing(
     if driver.take_over():
         outcome.taken_over = driver.taken_over
         return
+    observer.starting_ray()
     ray_started = time.monotonic()
     with ray_session(options.address) as ray:
         from gfe_study.study.tune_bridge import Bridge, fit

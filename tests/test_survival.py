@@ -1,0 +1,293 @@
+"""Studies that lose their driver, a node, a worker, their disk or a trial, for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sweeps import (
+    COMMAND,
+    children,
+    environment,
+    finished_count,
+    gfe_study,
+    history,
+    longer_space,
+    started,
+    table,
+    wait_until,
+)
+
+from gfe_study import names
+from gfe_study.config import space_files
+from gfe_study.study.journal import Journal
+
+KILLS = 10
+TRIALS = 20
+
+
+def space(folder: Path, name: str, **changes: Any) -> None:
+    """The smoke space with some of its top-level keys changed, as `name`.yaml."""
+    declared: dict[str, Any] = yaml.safe_load(space_files()["smoke"].read_text())
+    for key, value in changes.items():
+        declared[key] = {**declared[key], **value} if isinstance(declared.get(key), dict) else value
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ten_kills_of_the_driver_leave_the_numbers_of_an_undisturbed_study(tmp_path: Path) -> None:
+    """The searched values come from TPE, so that equal tables mean that it has seen every result once."""
+    draw = random.Random(int.from_bytes(os.urandom(4), "big"))
+    calm, wild = tmp_path / "calm", tmp_path / "wild"
+    for folder in (calm, wild):
+        folder.mkdir()
+        longer_space(folder)
+    line = ["sweep", "longer.yaml", "--trials", str(TRIALS)]
+    waits = [1.0, *(draw.uniform(1.0, 22.0) for _ in range(KILLS - 1))]
+    for wait in waits:
+        with started(wild, *line) as process:
+            time.sleep(wait)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert gfe_study(wild, *line).returncode == 0, waits
+    undisturbed = gfe_study(calm, *line)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    runs = children(wild, "longer")
+    assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == TRIALS
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        steps = [step for step, _, _ in history(wild, run, names.VAL_LOSS)]
+        assert steps == [64, 128, 256, 512, 1024, 1536]
+    assert table(wild, "longer") == table(calm, "longer"), waits
+
+
+@contextmanager
+def node(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Ray node in a process group of its own, in the foreground, gone at the end."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", *arguments, "--block", "--disable-usage-stats"]
+    with (folder / "nodes.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, env=environment(RAY_AUTH_MODE="disabled"), stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def raylet_of(process: subprocess.Popen[bytes]) -> int:
+    """The pid of a node's raylet."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return next(int(pid) for pid, parent, name in rows if int(parent) == process.pid and name.startswith("raylet"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_trials_of_a_node_that_dies_go_on_elsewhere(tmp_path: Path) -> None:
+    """The nodes have logical GPUs, half of one a trial: which one a trial was granted is a tag."""
+    longer_space(tmp_path)
+    port = free_port()
+    head = ["--head", f"--port={port}", "--num-cpus=1", "--num-gpus=1", "--include-dashboard=false"]
+    worker = [f"--address=127.0.0.1:{port}", "--num-cpus=1", "--num-gpus=1"]
+    line = ["sweep", "longer.yaml", "--trials", "6", "--address", f"127.0.0.1:{port}", "--gpus-per-trial", "0.5"]
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    try:
+        with node(tmp_path, *head):
+            wait_until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), None, tmp_path / "nodes.log")
+            with node(tmp_path, *worker) as lost, started(tmp_path, *line) as process:
+                two_done = lambda: finished_count(tmp_path, "longer") >= 2  # noqa: E731
+                wait_until(two_done, process, tmp_path / "output.log")
+                os.kill(raylet_of(lost), signal.SIGKILL)
+                assert process.wait(timeout=300) == 0, (tmp_path / "output.log").read_text()
+    finally:
+        del os.environ["RAY_AUTH_MODE"]
+    assert "2 trials at a time" in (tmp_path / "output.log").read_text()
+    runs = children(tmp_path, "longer")
+    assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == 6
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        assert run.data.tags[names.GPUS] == "0"
+        assert run.data.tags[names.DEVICE].startswith("cpu")
+        steps = [step for step, _, _ in history(tmp_path, run, names.VAL_LOSS)]
+        assert steps == [64, 128, 256, 512, 1024, 1536]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_trials_that_hang_run_out_of_memory_or_diverge_are_named_and_the_study_goes_on(tmp_path: Path) -> None:
+    arms = {
+        "ok": {"optim.lr": 1e-3},
+        "slow": {"budget.images": 100_000, "optim.lr": 1e-3},
+        "large": {"model.hidden": [400_000, 400_000]},
+        "diverges": {"optim.lr": 1e30},
+    }
+    space(tmp_path, "bad", scientific={"arms": arms}, nuisance=None, start_from=[], trials=1, hang_seconds=8.0)
+    journal = lambda: Journal.read(tmp_path / "results" / "bad")  # noqa: E731
+    with started(tmp_path, "sweep", "bad.yaml", "--json") as process:
+        slow = lambda: [name for name, asked in journal().asked.items() if asked.arm == "slow"]  # noqa: E731
+        under_way = lambda: bool(slow()) and bool(journal().points.get(slow()[0]))  # noqa: E731
+        wait_until(under_way, process, tmp_path / "output.log")
+        (worker,) = owners(tmp_path / "results" / "bad" / "trials" / slow()[0] / ".lock")
+        os.kill(worker, signal.SIGSTOP)
+        assert process.wait(timeout=300) == 1, (tmp_path / "output.log").read_text()
+    runs = {run.data.tags[names.ARM]: run for run in children(tmp_path, "bad")}
+    states = {arm: run.info.status for arm, run in runs.items()}
+    assert states == {"ok": "FINISHED", "slow": "FAILED", "large": "FAILED", "diverges": "FINISHED"}
+    assert runs["slow"].data.tags[names.FAILURE].startswith("hung: nothing was heard of it for 8 s")
+    assert "memory" in runs["large"].data.tags[names.FAILURE]
+    assert runs["diverges"].data.tags[names.DIVERGED] == "true"
+    told = (tmp_path / "output.log").read_text()
+    assert "trial 0 seed 0 of arm 'large'" in told
+    failures = json.loads(told.splitlines()[-1])["failures"]
+    assert {reason.split(":")[0] for reason in failures.values()} == {"hung", "RuntimeError"}
+
+
+def owners(lock: Path) -> list[int]:
+    """Processes that have a file open."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if entry.readlink() == lock:
+                found.append(int(entry.parts[2]))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_finished_trials_are_taken_over_by_other_studies_and_can_be_run_again(tmp_path: Path) -> None:
+    first = gfe_study(tmp_path, "sweep", "smoke", "--trials", "3")
+    assert first.returncode == 0, first.stderr
+    other = gfe_study(tmp_path, "sweep", "smoke", "--trials", "3", "--study", "other", "--json")
+    assert other.returncode == 0, other.stderr
+    assert json.loads(other.stdout)["taken_over"] == {"smoke": 3}
+    assert "starting Ray" not in other.stderr
+    assert table(tmp_path, "other") == table(tmp_path, "smoke")
+    assert {run.data.tags[names.REUSED_FROM] for run in children(tmp_path, "other")} == {"smoke"}
+    assert gfe_study(tmp_path, "encode", *encode_arguments(tmp_path, "other")).returncode == 0
+
+    before = table(tmp_path, "other")
+    again = gfe_study(tmp_path, "sweep", "smoke", "--trials", "3", "--study", "other", "--no-reuse", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["taken_over"] == {}
+    runs = [run for run in children(tmp_path, "other") if run.data.tags[names.ROLE] == names.ROLE_TRIAL]
+    assert len(runs) == 3
+    assert not any(names.REUSED_FROM in run.data.tags for run in runs)
+    fresh = {
+        run.data.tags[names.FINGERPRINT]: [(step, value) for step, value, _ in history(tmp_path, run, names.VAL_LOSS)]
+        for run in runs
+    }
+    assert fresh == before
+
+
+def encode_arguments(folder: Path, study: str) -> list[str]:
+    import numpy as np
+
+    np.save(folder / "mine.npy", np.zeros((2, 8, 8), dtype=np.uint8))
+    decoder = next((folder / "results" / study / "trials").glob(f"*/{names.BEST_CHECKPOINT}"))
+    return [str(decoder), "--images", "mine.npy", "--out", "out.npz"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_study_on_a_url_goes_on_from_another_machine(tmp_path: Path) -> None:
+    """Two working folders stand for two machines: they share the URL and the tracking store, and nothing else."""
+    here, there, shared = (tmp_path / name for name in ("here", "there", "shared"))
+    for folder in (here, there):
+        folder.mkdir()
+        longer_space(folder)
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    url = f"file://{shared}"
+    line = [*COMMAND, "sweep", "longer.yaml", "--trials", "6", "--storage", url]
+    with (tmp_path / "output.log").open("ab") as log:
+        process = subprocess.Popen(
+            line, cwd=here, env=environment(**store), stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            done = lambda: finished_count(shared.parent, "longer", "shared") >= 2  # noqa: E731
+            wait_until(done, process, tmp_path / "output.log")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    command = [*COMMAND, "resume", "longer", "--storage", url]
+    again = subprocess.run(command, cwd=there, env=environment(**store), capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr
+    assert "done already" in again.stderr
+    runs = children(tmp_path, "longer")
+    assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == 6
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert [step for step, _, _ in history(tmp_path, run, names.VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
+    files = {path.name for path in (shared / "longer" / "trials").glob("*/*")}
+    assert names.BEST_CHECKPOINT in files
+    assert names.CHECKPOINT not in files
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_quota_stops_a_study_with_a_line_and_a_larger_one_lets_it_end(tmp_path: Path) -> None:
+    line = ["sweep", "smoke", "--trials", "6"]
+    stopped = gfe_study(tmp_path, *line, "--quota-gb", "0.00001")
+    assert stopped.returncode == 1
+    (told,) = [text for text in stopped.stderr.splitlines() if text.startswith("stopped: ")]
+    assert "the quota is 1e-05 GB: raise --quota-gb" in told
+    assert not [run for run in children(tmp_path, "smoke") if run.info.status == "RUNNING"]
+    ended = gfe_study(tmp_path, *line, "--quota-gb", "1")
+    assert ended.returncode == 0, ended.stderr
+    assert len(children(tmp_path, "smoke")) == 6
+    kept = list((tmp_path / "results" / "smoke" / "trials").glob("*/*.pt"))
+    assert [path.name for path in kept] == [names.BEST_CHECKPOINT] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_arms_are_judged_and_a_second_stage_replicates(tmp_path: Path) -> None:
+    arms = {"slow": {"solver.beta": 0.9}, "quick": {"optim.updates_per_batch": 3}}
+    space(
+        tmp_path,
+        "arms",
+        scientific={"arms": arms},
+        trials=2,
+        then={"best": 1, "seeds": 3, "budget": {"images": 320}},
+        compare={"reference": "slow", "margin": 0.001},
+    )
+    done = gfe_study(tmp_path, "sweep", "arms.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["trials"] == {"finished": 2 * 2 + 2 * 3}
+    reference, treated = told["verdict"]["rows"]
+    assert (reference["arm"], treated["arm"], treated["seeds"]) == ("slow", "quick", [0, 1, 2])
+    values: dict[str, dict[str, float]] = {"slow": {}, "quick": {}}
+    for run in children(tmp_path, "arms"):
+        if run.data.tags[names.STAGE] == "1":
+            values[run.data.tags[names.ARM]][run.data.tags[names.SEED]] = run.data.metrics[names.TEST_LOSS]
+    differences = [values["quick"][seed] - values["slow"][seed] for seed in "012"]
+    assert treated["paired"]["difference"] == pytest.approx(sum(differences) / 3)
+    assert treated["images"] == 320
