@@ -1,6 +1,6 @@
 # Every target is one line of gfe-study. The environment is made once, and again only when pyproject.toml changes.
 #   make sweep SPACE=amd [DATASET=mnist] [TRIALS=20] [SEEDS=3] [STUDY=name] [CPUS=1] [GPUS=0.5]
-#                        [ADDRESS=ray://…] [STORAGE=folder] [SET="key=value key=value"]
+#                        [ADDRESS=auto] [STORAGE=folder or URL] [QUOTA=GB] [REUSE=no] [SET="key=value key=value"]
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,9 +10,10 @@ LABEL = $(or $(STUDY),$(SPACE))
 
 set_flags = $(if $(DATASET),--set data.name=$(DATASET)) $(foreach pair,$(SET),--set $(pair))
 plan_flags = $(set_flags) $(if $(STUDY),--study $(STUDY)) $(if $(TRIALS),--trials $(TRIALS)) \
-	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(STORAGE),--storage $(STORAGE))
-run_flags = $(if $(CPUS),--cpus-per-trial $(CPUS)) $(if $(GPUS),--gpus-per-trial $(GPUS)) \
-	$(if $(ADDRESS),--address $(ADDRESS))
+	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(STORAGE),--storage $(STORAGE)) $(resource_flags) \
+	$(if $(filter no,$(REUSE)),--no-reuse)
+resource_flags = $(if $(CPUS),--cpus-per-trial $(CPUS)) $(if $(GPUS),--gpus-per-trial $(GPUS))
+run_flags = $(if $(ADDRESS),--address $(ADDRESS)) $(if $(QUOTA),--quota-gb $(QUOTA))
 storage_flag = $(if $(STORAGE),--storage $(STORAGE))
 
 .PHONY: help install space sweep resume plan spaces status report ui doctor bench test test-slow lint clean
@@ -20,7 +21,7 @@ storage_flag = $(if $(STORAGE),--storage $(STORAGE))
 
 help:
 	@echo "make sweep SPACE=amd     run a study (or extend, or continue it); make spaces lists the spaces"
-	@echo "make plan SPACE=amd      what it would run, without running it"
+	@echo "make plan SPACE=amd      what it would run, and how long that takes, without running it"
 	@echo "make resume SPACE=amd    continue an interrupted study with what it recorded"
 	@echo "make status              trials by state"
 	@echo "make report SPACE=amd    curves and tables of a study"
@@ -49,7 +50,7 @@ plan: $(READY) space
 	@$(GFE) plan $(SPACE) $(plan_flags)
 
 resume: $(READY) space
-	@$(GFE) resume $(LABEL) $(run_flags) $(storage_flag)
+	@$(GFE) resume $(LABEL) $(resource_flags) $(run_flags) $(storage_flag)
 
 spaces: $(READY)
 	@$(GFE) spaces

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import encoding, evaluation, gradients, training
+from benchmarks import encoding, evaluation, gradients, study, training
 from benchmarks.common import Bench, console
 from gfe_study.config import InputError, Trial, suggestion
 
@@ -18,6 +18,7 @@ PARTS = {
     "gradients": gradients.run,
     "encoding": encoding.run,
     "training": training.run,
+    "study": study.run,
 }
 
 
@@ -26,7 +27,7 @@ def main(
     data: Annotated[str, typer.Option(help="dataset, from GFE_DATA_DIR or ./data")] = "mnist",
     out: Annotated[Path, typer.Option(help="folder of tables and figures")] = Path("results/benchmarks"),
 ) -> None:
-    """Measure solvers, gradients and training."""
+    """Measure solvers, gradients, training and the study engine."""
     torch.set_num_threads(1)
     try:
         for part in parts or PARTS:

@@ -28,6 +28,8 @@ from gfe_study.config import InputError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_STORE = "sqlite:///mlflow.db"
+ARTIFACTS = "mlartifacts"
+"""Folder beside an sqlite store."""
 
 # Defaults only: what the user has set goes before. A server that is down must not hold a study up.
 for _name, _value in {
@@ -189,7 +191,7 @@ class Tracker:
             return None  # the server's affair
         path = _sqlite_file(self.uri)
         folder = path.absolute().parent if path is not None else Path.cwd()
-        return (folder / "mlartifacts" / self.study).as_uri()
+        return (folder / ARTIFACTS / self.study).as_uri()
 
     def _search(self, wanted: str) -> Iterator[Run]:
         token: str | None = None

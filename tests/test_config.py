@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gfe_study.config import (
     trial,
     unflatten,
 )
+from gfe_study.config.files import parse_yaml
 from gfe_study.config.trial import choice_class, merge
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.fixed_grid import RK4
@@ -527,3 +529,12 @@ def test_a_section_may_be_given_whole_and_by_key() -> None:
     whole = {"name": "amd"}
     assert unflatten({"solver": whole, "solver.beta": 0.5}) == {"solver": {"name": "amd", "beta": 0.5}}
     assert whole == {"name": "amd"}
+
+
+def test_the_study_shown_in_the_readme_is_one() -> None:
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n(question: .*?)```", text, re.DOTALL)
+    study = Study.build(parse_yaml(shown, "README.md"), "README.md")
+    assert [arm.name for arm in study.arms] == ["ae", "gfe"]
+    spaces = set(re.findall(r"`([a-z0-9_]+)`", text))
+    assert set(space_files()) <= spaces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import struct
 from collections import Counter
@@ -193,3 +194,24 @@ def test_a_download_that_fails_says_so_in_one_line(tmp_path: Path, monkeypatch: 
     assert "\n" not in text
     for words in ("mnist not found", f"{tmp_path}/MNIST/raw", "download failed (", "set GFE_DATA_DIR"):
         assert words in text
+
+
+@pytest.mark.parametrize("counts", [(30, 100, 300), (1, 2, 1197)])
+def test_subsets_are_nested_stratified_and_seeded(counts: tuple[int, ...], digits: Splits) -> None:
+    subsets = [Digits(train_images=count).load() for count in counts]
+    for smaller, larger in itertools.pairwise(subsets):
+        size = len(smaller.train)
+        assert np.array_equal(larger.train.pixels_ND[:size], smaller.train.pixels_ND)
+    for subset in subsets:
+        shares = np.bincount(digits.train.labels_N, minlength=10) / len(digits.train)
+        found = np.bincount(subset.train.labels_N, minlength=10)
+        assert np.abs(found - shares * len(subset.train)).max() <= 1.5
+        assert subset.test.digest() == digits.test.digest()
+        assert subset.val.digest() == digits.val.digest()
+    other = Digits(train_images=counts[0], subset_seed=1).load()
+    assert other.train.digest() != subsets[0].train.digest()
+
+
+def test_more_training_images_than_there_are_is_one_line() -> None:
+    with pytest.raises(DataError, match=r"data.train_images: given 1198; allowed: at most 1197"):
+        Digits(train_images=1198).load()

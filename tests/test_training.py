@@ -30,7 +30,7 @@ SECONDS = {names.TRAIN_SECONDS, names.ENCODE_SECONDS, names.EVAL_SECONDS}
 
 TINY: dict[str, Any] = {
     "preset": "paper",
-    "solver": {"name": "amd", "max_nfe": 8, "s_max": 100},
+    "solver": {"name": "amd", "max_nfe": 5, "s_max": 100},
     "model": {"latent_dim": 4, "hidden": [24]},
     "eval": {"schedule": [20, 50], "val_images": 20, "test_images": 15},
     "budget": {"images": 90},
@@ -54,9 +54,16 @@ def tiny(*changes: dict[str, Any]) -> Trial:
     return Trial.build(TINY, *changes)
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> Trial:
     return tiny(VARIANTS[request.param])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(variant: Trial, digits: Splits) -> tuple[list[Metrics], dict[str, Tensor]]:
+    """The points that the variant reaches, and its weights at the end."""
+    points, learner = run(train(variant, digits))
+    return points, weights(learner)
 
 
 def run(progress: Iterator[Progress]) -> tuple[list[Metrics], Learner]:
@@ -106,27 +113,28 @@ def test_every_method_learns_and_reports(method: str, digits: Splits) -> None:
 # The same numbers
 
 
-def test_the_same_seed_gives_the_same_numbers(variant: Trial, digits: Splits) -> None:
-    points, learner = run(train(variant, digits))
+def test_the_same_seed_gives_the_same_numbers(variant: Trial, digits: Splits, uninterrupted: Any) -> None:
+    points, ended = uninterrupted
     torch.manual_seed(987)
     again, learner_again = run(train(variant, digits))
-    other, _ = run(train(Trial.build(variant.dump(), {"seed": 1}), digits))
+    other, _ = run(itertools.islice(train(Trial.build(variant.dump(), {"seed": 1}), digits), 2))
     assert timeless(again) == timeless(points)
-    assert same(weights(learner_again), weights(learner))
-    assert other[-1][names.VAL_LOSS] != points[-1][names.VAL_LOSS]
+    assert same(weights(learner_again), ended)
+    assert other[-1][names.IMAGES_SEEN] == points[0][names.IMAGES_SEEN]
+    assert other[-1][names.VAL_LOSS] != points[0][names.VAL_LOSS]
 
 
 @pytest.mark.parametrize("batches", [1, 4])
 def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
-    batches: int, variant: Trial, digits: Splits, tmp_path: Path
+    batches: int, variant: Trial, digits: Splits, uninterrupted: Any, tmp_path: Path
 ) -> None:
-    uninterrupted, learner = run(train(variant, digits))
+    points, ended = uninterrupted
     for step in itertools.islice(train(variant, digits), batches):
         write_checkpoint(tmp_path / "checkpoint.pt", step.state.state_dict())
     torch.manual_seed(987)
     *_, last = train(variant, digits, read_checkpoint(tmp_path / "checkpoint.pt"))
-    assert timeless(last.state.points) == timeless(uninterrupted)
-    assert same(weights(last.state.learner), weights(learner))
+    assert timeless(last.state.points) == timeless(points)
+    assert same(weights(last.state.learner), ended)
 
 
 def test_a_finished_trial_has_nothing_left_to_do(digits: Splits) -> None:
@@ -195,13 +203,13 @@ def test_points_are_hit_exactly_by_batches_that_do_not_divide_them(digits: Split
     assert [point[names.OPTIMISER_STEPS] for point in steps[-1].state.points] == [2, 4, 7]
 
 
-def test_evaluation_does_not_change_training(variant: Trial, digits: Splits) -> None:
-    points, learner = run(train(variant, digits))
-    more = Trial.build(variant.dump(), {"eval": {"val_images": 300, "test_images": 40, "mixed": False}})
+def test_evaluation_does_not_change_training(variant: Trial, digits: Splits, uninterrupted: Any) -> None:
+    points, ended = uninterrupted
+    more = Trial.build(variant.dump(), {"eval": {"val_images": 60, "test_images": 40, "mixed": False}})
     points_of_more, learner_of_more = run(train(more, digits))
     assert [p[names.TRAIN_LOSS] for p in points] == [p[names.TRAIN_LOSS] for p in points_of_more]
     assert points[-1][names.VAL_LOSS] != points_of_more[-1][names.VAL_LOSS]
-    assert same(weights(learner), weights(learner_of_more))
+    assert same(weights(learner_of_more), ended)
 
 
 def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits) -> None:
@@ -364,3 +372,26 @@ def test_weights_never_step_along_a_gradient_that_is_not_finite(
     with pytest.raises(Diverged):
         learner.update(digits.train.images(slice(0, 4)), torch.arange(4), 1)
     assert same(weights(learner), before)
+
+
+def test_a_budget_in_evaluations_ends_with_the_batch_that_reaches_it(digits: Splits) -> None:
+    trial = tiny({"budget": {"images": 10_000, "nfe": 3000}})
+    points, _ = run(train(trial, digits))
+    spent = [(p[names.NFE_FORWARD] + p[names.NFE_BACKWARD]) * p[names.IMAGES_SEEN] for p in points]
+    assert spent[-1] >= 3000
+    assert points[-1][names.IMAGES_SEEN] < 10_000
+    before = spent[-1] / points[-1][names.IMAGES_SEEN] * trial.optim.batch_size * 2
+    assert spent[-1] - 3000 < before
+    assert run(train(trial, digits))[0][-1][names.VAL_LOSS] == points[-1][names.VAL_LOSS]
+
+
+def test_a_budget_in_seconds_ends_soon_after_them(digits: Splits) -> None:
+    points, _ = run(train(tiny({"budget": {"images": 10_000_000, "seconds": 0.3}}), digits))
+    assert 0.3 <= points[-1][names.TRAIN_SECONDS] < 5
+    assert points[-1][names.UNIQUE_IMAGES] == min(points[-1][names.IMAGES_SEEN], len(digits.train))
+
+
+def test_a_trial_whose_evaluations_are_spent_has_nothing_left_to_do(digits: Splits) -> None:
+    trial = tiny({"budget": {"images": 10_000, "nfe": 500}})
+    *_, last = train(trial, digits)
+    assert list(train(trial, digits, last.state.state_dict())) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from gfe_study import names
 from gfe_study.config import CHOICES, InputError, Trial
-from gfe_study.study.journal import JOURNAL_FILE
-from gfe_study.tracking import Tracker, connect, store_uri
+from gfe_study.study.driver import folder_bytes
+from gfe_study.study.storage import JOURNAL_FILE, is_url, studies_of, study_folder
+from gfe_study.tracking import ARTIFACTS, Tracker, connect, store_uri
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pydantic", "pandas", "scikit-learn")
 
@@ -35,6 +38,7 @@ def examine(storage: str, *, fix: bool) -> list[Finding]:
         Finding("device", True, f"{device}; {torch.get_num_threads()} threads"),
         *(_dataset(name) for name in CHOICES["data"]),
         *_studies(storage, fix),
+        *_space(storage),
     ]
 
 
@@ -50,16 +54,53 @@ def _dataset(name: str) -> Finding:
 
 def _studies(storage: str, fix: bool) -> list[Finding]:
     findings = []
-    for journal in sorted(Path(storage).glob(f"*/{JOURNAL_FILE}")):
-        label = journal.parent.name
+    for label in studies_of(storage):
+        folder = study_folder(storage, label)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(journal.parent / ".lock", timeout=0):
+            with FileLock(folder / ".lock", timeout=0):
                 findings.append(_orphans(label, fix))
         except Timeout:
             findings.append(Finding(f"study {label}", True, "is running"))
         except InputError as error:
             findings.append(Finding(f"study {label}", False, str(error)))
     return findings or [_store()]
+
+
+def _space(storage: str) -> list[Finding]:
+    """What takes space: every study by kind of file, largest first, then the store and its artifacts."""
+    findings = []
+    if is_url(storage):
+        findings.append(Finding("space", True, f"{storage}: of a URL, only the local copies are counted"))
+    folders = [study_folder(storage, label) for label in studies_of(storage)]
+    for folder in sorted(folders, key=folder_bytes, reverse=True):
+        kinds: Counter[str] = Counter()
+        for path in folder.rglob("*"):
+            if path.is_file():
+                kinds[KINDS.get(path.name, "the rest")] += path.stat().st_size
+        told = ", ".join(f"{kind} {_megabytes(size)}" for kind, size in kinds.most_common())
+        findings.append(Finding(f"space {folder.name}", True, f"{_megabytes(kinds.total())}: {told}"))
+    uri = store_uri()
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        artifacts = path.absolute().parent / ARTIFACTS
+        size = path.stat().st_size if path.exists() else 0
+        told = f"{_megabytes(size)} in {path}, {_megabytes(folder_bytes(artifacts))} in {artifacts}"
+        findings.append(Finding("space store", True, told))
+    return findings
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+KINDS = {
+    names.BEST_CHECKPOINT: "decoders",
+    names.CHECKPOINT: "checkpoints of unfinished trials",
+    names.PREVIOUS_CHECKPOINT: "checkpoints of unfinished trials",
+    names.RECONSTRUCTION: "pictures",
+    JOURNAL_FILE: "journal",
+}
 
 
 def _store() -> Finding:

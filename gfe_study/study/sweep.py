@@ -146,4 +146,6 @@ def _slots(resources: dict[str, float], options: Options) -> int:
                 f"--{kind.lower()}s-per-trial: given {amount:g}; allowed: at most {resources.get(kind, 0.0):g}, "
                 f"the {kind}s of this Ray"
             )
-    return min(int(resources[kind] / amount + 1e-9) for kind, amount in wanted.items() if amount > 0)
+    from gfe_study.study.tune_bridge import slots_in
+
+    return slots_in(resources, options)

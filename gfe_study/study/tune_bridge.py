@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
 RAY_RETRIES = 3
 """How often Ray starts a trial again whose process or node died; it goes on from its own checkpoint."""
+
+
+SECONDS_BETWEEN_COUNTS = 5.0
+"""How often nodes that have joined or left are looked for."""
+
+
+def slots_in(resources: Mapping[str, float], options: Options) -> int:
+    """Trials that fit into a Ray's resources at once; 0 if it has not even those of one."""
+    wanted = {"CPU": options.cpus, "GPU": options.gpus}
+    return min(int(resources.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount > 0)
 
 
 class Bridge:
@@ -76,6 +87,7 @@ class JobStopper(tune.Stopper):
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._ending: list[Any] = []
+        self._counted = time.monotonic()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         driver = self._bridge.driver
@@ -94,6 +106,9 @@ class JobStopper(tune.Stopper):
 
     def stop_all(self) -> bool:
         driver = self._bridge.driver
+        if time.monotonic() - self._counted > SECONDS_BETWEEN_COUNTS:
+            self._counted = time.monotonic()
+            driver.slots = max(1, slots_in(ray.cluster_resources(), driver.options))
         for place in driver.hanging():
             self._ending.append(_end(place))
         return driver.broken is not None or driver.look_at_disk()
