@@ -83,14 +83,17 @@ def amd(settings: AMD, evaluate: LossAndGradient, start: list[float]) -> Path:
         s = min(max(settings.kappa * scaled, settings.s_initial), settings.s_max)
 
 
-def longest_step(settings: AMD, evaluate: LossAndGradient, z: list[float], s: float, left: float) -> float:
-    """The first of s, βs, β²s, …, each cut to the time left, that lowers the loss enough."""
+def longest_step(
+    settings: AMD, evaluate: LossAndGradient, z: list[float], s: float, left: float
+) -> tuple[float, list[float]]:
+    """The first of s, βs, β²s, …, each cut to the time left, that lowers the loss enough; and where it leads."""
     loss, g = evaluate(z)
     for m in range(settings.max_backtracks + 1):
         dt = min(settings.beta**m * s, left)
-        lowered, _ = evaluate([zi - dt * gi for zi, gi in zip(z, g, strict=True)])
+        candidate = [zi - dt * gi for zi, gi in zip(z, g, strict=True)]
+        lowered, _ = evaluate(candidate)
         if lowered < loss - settings.sigma * dt * sum(gi * gi for gi in g):
-            return dt
+            return dt, candidate
     raise AssertionError("no step lowers the loss")
 
 

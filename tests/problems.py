@@ -6,16 +6,25 @@ Shapes: B batch, L latent, D pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.special
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gfe_study.losses import BernoulliNLL, Loss, SquaredError
 from gfe_study.models.base import Decoder
 from gfe_study.models.mlp import MLPDecoder
+from gfe_study.solvers.base import Solution, Solver
+from gfe_study.solvers.fields import GradientFlow
 from gfe_study.solvers.objective import Objective
+
+CONSTANT = GradientFlow(alpha="constant")
+# Derandomised, as a suite that guards others' work must not fail by chance.
+properties = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
 
 @dataclass(frozen=True)
@@ -117,3 +126,10 @@ def smooth_problem(batch: int = 3, seed: int = 0) -> Problem:
         for parameter in decoder.parameters():
             parameter.mul_(2)
     return Problem(decoder, problem.loss, problem.target_BD)
+
+
+image_problems = st.builds(image_problem, st.just(2), st.integers(0, 10**6), st.sampled_from([2.0, 5.0]))
+
+
+def solve(solver: Solver, problem: Problem, flow: Any = CONSTANT, **options: Any) -> Solution:
+    return solver.solve(flow, problem.objective(), problem.start(), **options)

@@ -52,7 +52,7 @@ def test_nesterov_flow_has_its_limit_at_t_0(schedule: str) -> None:
 @pytest.mark.parametrize("t", [0.5, 3.0, 12.0])
 def test_nesterov_flow_hits_its_closed_form(t: float) -> None:
     problem = linear_problem()
-    solution = RK4(tau=t, slices=300).solve(NesterovFlow(), problem.objective(), problem.start())
+    solution = RK4(tau=t, slices=151).solve(NesterovFlow(), problem.objective(), problem.start())
     torch.testing.assert_close(solution.latent_BL, problem.nesterov_flow(t), rtol=0, atol=1e-6)
 
 

@@ -1,0 +1,141 @@
+"""The solvers that descend otherwise than AMD: spectral AMD, accelerated AMD, L-BFGS, Gauss–Newton."""
+
+from __future__ import annotations
+
+import itertools
+
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import Problem, image_problem, image_problems, linear_problem, properties, solve
+from torch import Tensor
+
+from gfe_study.solvers.amd import AMD
+from gfe_study.solvers.base import Solver
+from gfe_study.solvers.fields import NesterovFlow
+from gfe_study.solvers.gauss_newton import GaussNewton
+from gfe_study.solvers.lbfgs import LBFGS, inverse_hessian_times
+from gfe_study.solvers.nesterov_amd import NesterovAMD
+from gfe_study.solvers.spectral import SpectralAMD
+
+
+@pytest.mark.parametrize("solver", [AMD(), SpectralAMD(), NesterovAMD(), LBFGS(), GaussNewton()], ids=str)
+def test_a_solver_that_descends_refuses_the_flow_that_does_not(solver: Solver) -> None:
+    problem = image_problem()
+    with pytest.raises(ValueError, match=f"{solver.name} cannot follow"):
+        solver.solve(NesterovFlow(), problem.objective(), problem.start())
+
+
+def losses_of_accepted_steps(solver: Solver, problem: Problem) -> list[list[float]]:
+    """ℓ of every sample at its start and after every accepted step."""
+    first = problem.loss(problem.decoder(problem.start()), problem.target_BD).tolist()
+    losses, steps = [[loss] for loss in first], [0] * len(first)
+
+    def observe(active: dict[str, Tensor]) -> None:
+        columns = (active["row"].tolist(), active["num_steps"].tolist(), active["loss"].tolist())
+        for sample, num_steps, loss in zip(*columns, strict=True):
+            if num_steps > steps[sample]:
+                steps[sample] = num_steps
+                losses[sample].append(loss)
+
+    solve(solver, problem, observe=observe)
+    return losses
+
+
+MONOTONE = [SpectralAMD(memory=1, max_nfe=40), NesterovAMD(max_nfe=80), LBFGS(max_nfe=40), GaussNewton(max_nfe=40)]
+
+
+@pytest.mark.parametrize("solver", MONOTONE, ids=lambda solver: solver.name)
+@pytest.mark.parametrize("seed", range(5))
+def test_every_accepted_step_lowers_the_loss_of_its_sample(solver: Solver, seed: int) -> None:
+    for losses in losses_of_accepted_steps(solver, image_problem(batch=8, seed=seed, gain=4)):
+        assert len(losses) > 3
+        assert all(later < sooner for sooner, later in itertools.pairwise(losses))
+
+
+spectral_settings = st.builds(
+    SpectralAMD,
+    beta=st.floats(0.1, 0.8),
+    s_initial=st.floats(1, 200),
+    memory=st.sampled_from([1, 2, 5]),
+    sigma=st.sampled_from([0.0, 1e-4, 0.2]),
+    tau=st.sampled_from([10.0, 50.0, 1e4, 1e7]),
+    min_slope=st.sampled_from([1e-3, 1e-5]),
+    max_nfe=st.sampled_from([3, 12, 25]),  # longer, and what rounding decides decides all
+)
+
+
+@properties
+@given(spectral_settings, image_problems)
+def test_a_spectral_step_is_the_secants_and_passes_its_test(solver: SpectralAMD, problem: Problem) -> None:
+    solution = solve(solver, problem)
+    for sample in range(len(problem.target_BD)):
+        path = oracles.spectral(solver, oracles.sample_of(problem, sample), problem.start()[sample].tolist())
+        assert solution.latent_BL[sample].tolist() == pytest.approx(path.latent, rel=1e-6, abs=1e-8)
+        assert solution.loss_B[sample].item() == pytest.approx(path.losses[-1], rel=1e-8)
+        assert solution.time_B[sample].item() == pytest.approx(path.times[-1], rel=1e-6)
+        assert solution.nfe_forward_B[sample] == path.nfe_forward
+        assert solution.nfe_backward_B[sample] == path.nfe_backward
+        assert solution.num_steps_B[sample] == path.num_steps
+        assert solution.result_B[sample] == path.result
+        assert solution.time_B[sample] <= solver.tau
+
+
+def test_a_longer_memory_accepts_rises_and_the_best_point_is_returned() -> None:
+    problem, rises = image_problem(batch=32, gain=6), 0
+    solver = SpectralAMD(memory=10, max_nfe=40, min_slope=0)
+    solution = solve(solver, problem)
+    for sample, losses in enumerate(losses_of_accepted_steps(solver, problem)):
+        rises += sum(later > sooner for sooner, later in itertools.pairwise(losses))
+        assert solution.loss_B[sample].item() == min(losses)
+        assert solution.num_steps_B[sample] == losses.index(min(losses))
+    assert rises > 0
+    torch.testing.assert_close(
+        solution.loss_B, problem.loss(problem.decoder(solution.latent_BL), problem.target_BD).detach()
+    )
+
+
+def test_momentum_is_dropped_where_the_loss_would_rise() -> None:
+    problem, momentum = image_problem(gain=2), []
+    solve(
+        NesterovAMD(max_nfe=150, min_slope=0),
+        problem,
+        observe=lambda a: momentum.append(dict(zip(a["row"].tolist(), a["momentum"].tolist(), strict=True))),
+    )
+    series = [m[0] for m in momentum if 0 in m]
+    assert max(series) > 3
+    assert any(later == 0 < sooner for sooner, later in itertools.pairwise(series))
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 6])
+def test_the_compact_form_is_the_two_loop_recursion(pairs: int) -> None:
+    generator = torch.Generator().manual_seed(pairs)
+    basis = torch.randn(5, 4, 4, dtype=torch.float64, generator=generator)
+    hessian = basis @ basis.mT + 0.1 * torch.eye(4)
+    moves = torch.randn(5, pairs, 4, dtype=torch.float64, generator=generator)
+    turns = moves @ hessian
+    moves[2, 0] = turns[2, 0] = 0  # a pair that is not used
+    grad = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    scale = torch.rand(5, dtype=torch.float64, generator=generator) + 0.5
+    found = inverse_hessian_times(grad, moves, turns, scale)
+    for k in range(5):
+        expected = oracles.two_loop(grad[k], list(moves[k]), list(turns[k]), scale[k])
+        torch.testing.assert_close(found[k], expected)
+
+
+def test_gauss_newton_needs_one_step_where_the_problem_is_linear() -> None:
+    problem = linear_problem()
+    solution = solve(GaussNewton(damping=1e-12, max_nfe=8), problem)
+    _, minimiser = problem._gram_and_end()
+    torch.testing.assert_close(solution.latent_BL, minimiser, rtol=0, atol=1e-9)
+    assert (solution.nfe_forward_B <= 3 * 4).all()
+
+
+@pytest.mark.parametrize("max_nfe", [6, 8, 20, 50])
+def test_gauss_newton_keeps_to_its_cap(max_nfe: int) -> None:
+    problem = image_problem(gain=3)
+    solution = solve(GaussNewton(max_nfe=max_nfe, min_slope=0), problem)
+    assert (solution.nfe_forward_B <= max_nfe).all()
+    assert (solution.num_steps_B > 0).all()
