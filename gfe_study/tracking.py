@@ -11,20 +11,24 @@ import contextlib
 import logging
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
 from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.sqlite_store import RunRow, SqliteStore
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_STORE = "sqlite:///mlflow.db"
@@ -158,6 +162,34 @@ class RunSpec:
     """Artifacts given as text, by file name."""
 
 
+@dataclass(frozen=True)
+class End:
+    """How a trial's run ends: its status, further tags, and files to keep with it."""
+
+    status: str
+    tags: dict[str, str]
+    files: list[Path]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What the store should hold of a trial: all its points so far, and its end if it has come to one."""
+
+    spec: RunSpec
+    points: list[dict[str, float]]
+    end: End | None = None
+
+
+@dataclass
+class _Known:
+    """A run that the store holds."""
+
+    run_id: str
+    artifact_uri: str
+    status: str
+    tags: dict[str, str]
+
+
 class Tracker:
     """The runs of one study in the store.
 
@@ -171,20 +203,23 @@ class Tracker:
         self.client = connect(self.uri)
         with _explained(self.uri):
             self.experiment_id = self._experiment()
-            self._runs = {run.data.tags.get(names.FINGERPRINT, ""): run for run in self._search(CHILDREN)}
-        self._status = {fingerprint: run.info.status for fingerprint, run in self._runs.items()}
+            self._runs = {run.data.tags.get(names.FINGERPRINT, ""): _known(run) for run in self._search(CHILDREN)}
+            path = _sqlite_file(self.uri)
+            self._sqlite = SqliteStore.known(path, self.experiment_id) if path is not None else None
         self._open: dict[str, float] = {}
         self.parent_id: str | None = None
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.study)
-        if found is not None and found.lifecycle_stage != "active":
+        if found is None:
+            made = self.client.create_experiment(self.study, artifact_location=self._artifact_location())
+            found = self.client.get_experiment(made)
+        if found.lifecycle_stage != "active":
             raise TrackingError(
                 f"the experiment {self.study!r} is deleted in the tracking store; restore it, or give another --study"
             )
-        if found is not None:
-            return str(found.experiment_id)
-        return str(self.client.create_experiment(self.study, artifact_location=self._artifact_location()))
+        self.artifact_location = str(found.artifact_location)
+        return str(found.experiment_id)
 
     def _artifact_location(self) -> str | None:
         if urlparse(self.uri).scheme in ("http", "https", "databricks"):
@@ -228,13 +263,102 @@ class Tracker:
                 self.client.log_artifact(self.parent_id, str(file))
             self.client.set_terminated(self.parent_id, status)
 
+    def is_open(self, fingerprint: str) -> bool:
+        """Whether this process has a trial's run open: all but its points and its end are there."""
+        return fingerprint in self._open
+
     def is_closed(self, fingerprint: str) -> bool:
         """Whether a trial's run is there and finished, as of the last look."""
-        return self._status.get(fingerprint) == FINISHED and fingerprint not in self._open
+        run = self._runs.get(fingerprint)
+        return run is not None and run.status == FINISHED and fingerprint not in self._open
 
     def is_running(self, fingerprint: str) -> bool:
         """Whether a trial's run is marked running, by this process or by one that was killed."""
-        return fingerprint in self._open or self._status.get(fingerprint) == RUNNING
+        run = self._runs.get(fingerprint)
+        return fingerprint in self._open or (run is not None and run.status == RUNNING)
+
+    def bring_level(self, deliveries: Sequence[Delivery]) -> None:
+        """Bring the runs of trials level with what is delivered; of an sqlite store, all in one transaction."""
+        if self._sqlite is not None:
+            with _explained(self.uri):
+                self._write_rows(self._sqlite, deliveries)
+            return
+        for delivery in deliveries:
+            self.open_trial(delivery.spec, delivery.points)
+            if delivery.end is not None:
+                end = delivery.end
+                self.close_trial(delivery.spec.fingerprint, end.status, end.tags, end.files)
+
+    def _write_rows(self, store: SqliteStore, deliveries: Sequence[Delivery]) -> None:
+        now = int(time.time() * 1000)
+        rows, after = [], []
+        for delivery in deliveries:
+            spec, end = delivery.spec, delivery.end
+            run = self._runs.get(spec.fingerprint)
+            new = run is None
+            if run is None:
+                run_id = uuid.uuid4().hex
+                run = _Known(run_id, f"{self.artifact_location}/{run_id}/artifacts", RUNNING, {})
+            last = self._open.get(spec.fingerprint, -1.0 if new else store.last_step(run.run_id))
+            points = [point for point in delivery.points if point[names.IMAGES_SEEN] > last]
+            tags = self._all_tags(spec) if new else {}
+            if end is not None:
+                tags |= {key: value for key, value in end.tags.items() if value or key in run.tags}
+            rows.append(
+                RunRow(
+                    run.run_id,
+                    spec.name,
+                    run.artifact_uri,
+                    status=RUNNING if end is None else end.status,
+                    created=now if new else None,
+                    ended=None if end is None else now,
+                    tags=tags,
+                    params={key: str(value) for key, value in spec.params.items()} if last < 0 else {},
+                    metrics=[
+                        (name, value, now, int(point[names.IMAGES_SEEN]))
+                        for point in points
+                        for name, value in point.items()
+                    ],
+                )
+            )
+            seen = max([last, *(point[names.IMAGES_SEEN] for point in points)])
+            after.append((delivery, run, tags, seen))
+        store.write(rows)
+        for delivery, run, tags, seen in after:
+            fingerprint, end = delivery.spec.fingerprint, delivery.end
+            opened = fingerprint not in self._open
+            self._runs[fingerprint] = run
+            run.tags.update(tags)
+            run.status = RUNNING if end is None else end.status
+            self._open[fingerprint] = seen
+            if end is not None:
+                del self._open[fingerprint]
+            if opened or end is not None:
+                self._keep(run, delivery.spec.texts if opened else {}, end.files if end is not None else [])
+
+    def _keep(self, run: _Known, texts: dict[str, str], files: list[Path]) -> None:
+        """Put artifacts where the store has them, without a call where that is a folder of this machine."""
+        folder = _local_folder(run.artifact_uri)
+        if folder is None:
+            for name, text in texts.items():
+                self.client.log_text(run.run_id, text, name)
+            for file in files:
+                self.client.log_artifact(run.run_id, str(file))
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+
+    def _all_tags(self, spec: RunSpec) -> dict[str, str]:
+        return {
+            **spec.tags,
+            names.FINGERPRINT: spec.fingerprint,
+            names.ROLE: names.ROLE_TRIAL,
+            MLFLOW_RUN_NAME: spec.name,
+            MLFLOW_PARENT_RUN_ID: self.parent_id or "",
+        }
 
     def open_trial(self, spec: RunSpec, points: list[dict[str, float]] | None = None) -> None:
         """Find or make a trial's run, mark it running, and log those points that it does not hold yet."""
@@ -244,79 +368,71 @@ class Tracker:
             return
         with _explained(self.uri):
             run = self._runs.get(spec.fingerprint)
-            tags = {**spec.tags, names.FINGERPRINT: spec.fingerprint, names.ROLE: names.ROLE_TRIAL}
             last = -1.0
             if run is None:
                 # All tags at once, so that a run that exists can always be found again by its fingerprint.
-                given = {**tags, MLFLOW_RUN_NAME: spec.name, MLFLOW_PARENT_RUN_ID: self.parent_id or ""}
-                run = self.client.create_run(self.experiment_id, tags=given)
+                run = _known(self.client.create_run(self.experiment_id, tags=self._all_tags(spec)))
             else:
-                last = self._last_step(run.info.run_id)
-                if self._status[spec.fingerprint] != RUNNING:
-                    self.client.update_run(run.info.run_id, status=RUNNING)
-            run_id = run.info.run_id
-            self._status[spec.fingerprint] = RUNNING
+                last = self._last_step(run.run_id)
+                if run.status != RUNNING:
+                    self.client.update_run(run.run_id, status=RUNNING)
+                    run.status = RUNNING
             self._runs[spec.fingerprint] = run
-            self._open[spec.fingerprint] = last
-            self._log(run_id, points, spec.params if last < 0 else {}, last)
-            self._open[spec.fingerprint] = max([last, *(point[names.IMAGES_SEEN] for point in points)])
+            self._log(run.run_id, points, spec.params if last < 0 else {}, last)
             for name, text in spec.texts.items():
-                self.client.log_text(run_id, text, name)
+                self.client.log_text(run.run_id, text, name)
+            self._open[spec.fingerprint] = max([last, *(point[names.IMAGES_SEEN] for point in points)])
 
     def deliver(self, fingerprint: str, points: list[dict[str, float]]) -> None:
         """Log those points of an open trial that the store does not hold yet."""
         last = self._open[fingerprint]
         if points and points[-1][names.IMAGES_SEEN] > last:
             with _explained(self.uri):
-                self._log(self._runs[fingerprint].info.run_id, points, {}, last)
+                self._log(self._runs[fingerprint].run_id, points, {}, last)
             self._open[fingerprint] = points[-1][names.IMAGES_SEEN]
 
     def close_trial(self, fingerprint: str, status: str, tags: dict[str, str], files: list[Path]) -> None:
         """End an open trial's run. It can be opened again."""
         run = self._runs[fingerprint]
         with _explained(self.uri):
-            worth_it = {key: value for key, value in tags.items() if value or key in run.data.tags}
-            self.client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in worth_it.items()])
+            worth_it = {key: value for key, value in tags.items() if value or key in run.tags}
+            self.client.log_batch(run.run_id, tags=[RunTag(*tag) for tag in worth_it.items()])
             for file in files:
-                self.client.log_artifact(run.info.run_id, str(file))
-            self.client.set_terminated(run.info.run_id, status)
-            self._status[fingerprint] = status
-            run.data.tags.update(worth_it)
+                self.client.log_artifact(run.run_id, str(file))
+            self.client.set_terminated(run.run_id, status)
+            run.status = status
+            run.tags.update(worth_it)
         self._open.pop(fingerprint, None)
 
-    def add_files(self, fingerprint: str, files: list[Path]) -> None:
-        """Log files to a trial's run that it does not hold yet."""
+    def keep_decoder(self, fingerprint: str, file: Path | None) -> None:
+        """Log a trial's best decoder to its run if it is not there yet; None removes it, where the store can."""
+        run = self._runs.get(fingerprint)
+        if run is None or (run.tags.get(names.DECODER) == "kept") == (file is not None):
+            return
         with _explained(self.uri):
-            run_id = self._runs[fingerprint].info.run_id
-            there = {entry.path for entry in self.client.list_artifacts(run_id)} if files else set()
-            for file in files:
-                if file.name not in there:
-                    self.client.log_artifact(run_id, str(file))
-
-    def drop_file(self, fingerprint: str, name: str) -> None:
-        """Remove a file from a trial's run, where the store can do that."""
-        with _explained(self.uri):
-            run = self._runs[fingerprint]
-            if name in {entry.path for entry in self.client.list_artifacts(run.info.run_id)}:
+            if file is not None:
+                self.client.log_artifact(run.run_id, str(file))
+            else:
                 with contextlib.suppress(NotImplementedError):
-                    get_artifact_repository(run.info.artifact_uri).delete_artifacts(name)
+                    get_artifact_repository(run.artifact_uri).delete_artifacts(names.BEST_CHECKPOINT)
+            run.tags[names.DECODER] = "kept" if file is not None else "removed"
+            self.client.set_tag(run.run_id, names.DECODER, run.tags[names.DECODER])
 
     def supersede(self, fingerprint: str) -> None:
         """Set a trial's run aside: the trial is to be run again, and logged to another."""
         run = self._runs.pop(fingerprint, None)
-        self._status.pop(fingerprint, None)
         if run is not None:
             with _explained(self.uri):
-                self.client.set_tag(run.info.run_id, names.ROLE, names.ROLE_SUPERSEDED)
+                self.client.set_tag(run.run_id, names.ROLE, names.ROLE_SUPERSEDED)
 
     def orphans(self) -> list[str]:
         """Fingerprints of runs that are marked running."""
-        return [fingerprint for fingerprint, status in self._status.items() if status == RUNNING]
+        return [fingerprint for fingerprint, run in self._runs.items() if run.status == RUNNING]
 
     def close_orphan(self, fingerprint: str) -> None:
         """Mark a run that nobody is writing to as killed."""
         with _explained(self.uri):
-            self.client.set_terminated(self._runs[fingerprint].info.run_id, KILLED)
+            self.client.set_terminated(self._runs[fingerprint].run_id, KILLED)
 
     def _last_step(self, run_id: str) -> float:
         history = self.client.get_metric_history(run_id, names.IMAGES_SEEN)
@@ -334,6 +450,18 @@ class Tracker:
         for start in range(0, max(len(metrics), bool(given)), METRICS_PER_CALL):
             self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL], params=given)
             given = []
+
+
+def _known(run: Run) -> _Known:
+    return _Known(run.info.run_id, str(run.info.artifact_uri), str(run.info.status), dict(run.data.tags))
+
+
+def _local_folder(uri: str) -> Path | None:
+    """The folder of an artifact URI, if it is one of this machine."""
+    parts = urlparse(uri)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(url2pathname(parts.path))
 
 
 def package_versions() -> str:

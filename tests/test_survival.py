@@ -42,7 +42,7 @@ def space(folder: Path, name: str, **changes: Any) -> None:
     """The smoke space with some of its top-level keys changed, as `name`.yaml."""
     declared: dict[str, Any] = yaml.safe_load(space_files()["smoke"].read_text())
     for key, value in changes.items():
-        declared[key] = {**declared[key], **value} if isinstance(declared.get(key), dict) else value
+        declared[key] = {**declared.get(key, {}), **value} if key == "fixed" else value
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
 
 
@@ -144,10 +144,10 @@ def test_trials_that_hang_run_out_of_memory_or_diverge_are_named_and_the_study_g
     arms = {
         "ok": {"optim.lr": 1e-3},
         "slow": {"budget.images": 100_000, "optim.lr": 1e-3},
-        "large": {"model.hidden": [400_000, 400_000]},
+        "large": {"solver.window": 10**12},
         "diverges": {"optim.lr": 1e30},
     }
-    space(tmp_path, "bad", scientific={"arms": arms}, nuisance=None, start_from=[], trials=1, hang_seconds=8.0)
+    space(tmp_path, "bad", scientific={"arms": arms}, nuisance={}, start_from=[], trials=1, hang_seconds=8.0)
     journal = lambda: Journal.read(tmp_path / "results" / "bad")  # noqa: E731
     with started(tmp_path, "sweep", "bad.yaml", "--json") as process:
         slow = lambda: [name for name, asked in journal().asked.items() if asked.arm == "slow"]  # noqa: E731

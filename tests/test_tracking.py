@@ -1,13 +1,26 @@
 """MLflow on a real sqlite store: found again, never twice, nothing lost."""
 
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.tracking import FINISHED, KILLED, RunSpec, Tracker, check_sqlite, connect, provenance, writable
+from gfe_study.tracking import (
+    FINISHED,
+    KILLED,
+    Delivery,
+    End,
+    RunSpec,
+    Tracker,
+    check_sqlite,
+    connect,
+    provenance,
+    writable,
+)
 
 SPEC = RunSpec("f" * 16, "gfe·amd seed 0", {names.SEED: "0"}, {"solver.beta": 0.75}, {names.TRIAL_FILE: "seed: 0\n"})
 
@@ -124,3 +137,63 @@ def test_a_folder_marked_read_only_is_refused_even_to_root(tmp_path: Path) -> No
 
 def test_provenance_outside_git_names_the_host_only(tmp_path: Path) -> None:
     assert set(provenance(tmp_path)) == {names.HOST}
+
+
+def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
+    """What a store holds of three trials, one of them interrupted, after two starts."""
+    (folder / names.RECONSTRUCTION).write_bytes(b"a picture")
+    spec = {
+        name: RunSpec(name, f"run of {name}", {names.SEED: "0", names.ARM: "a"}, {"optim.lr": 1e-3, "x": None}, TEXTS)
+        for name in ("aa", "bb", "cc")
+    }
+    end = End("FINISHED", {names.DIVERGED: "false", names.FAILURE: ""}, [folder / names.RECONSTRUCTION])
+    for start in range(2):
+        tracker = Tracker("both", uri)
+        assert (tracker._sqlite is not None) == uri.startswith("sqlite")
+        if not bulk:
+            tracker._sqlite = None
+        tracker.open_study({}, "?", {})
+        if start == 0:
+            tracker.bring_level([Delivery(spec["aa"], []), Delivery(spec["bb"], [point(32)])])
+            tracker.bring_level([Delivery(spec["aa"], [point(32), point(64)], end)])
+            assert tracker.is_closed("aa")
+            assert tracker.is_running("bb")
+        else:
+            tracker.bring_level([Delivery(spec["bb"], [point(32), point(64)])])
+            failed = End("FAILED", {names.FAILURE: "no more"}, [])
+            tracker.bring_level([Delivery(spec["bb"], [point(32), point(64)], failed), Delivery(spec["cc"], [])])
+            assert tracker.orphans() == ["cc"]
+    found = {}
+    for run in tracker.client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"):
+        tags = {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"}
+        assert run.data.tags["mlflow.parentRunId"] == tracker.parent_id
+        history = {
+            key: [(entry.step, entry.value) for entry in tracker.client.get_metric_history(run.info.run_id, key)]
+            for key in run.data.metrics
+        }
+        artifacts = sorted(entry.path for entry in tracker.client.list_artifacts(run.info.run_id))
+        times = (run.info.start_time > 0, run.info.end_time is not None and run.info.end_time > 0)
+        about = (run.info.run_name, run.info.status, run.info.lifecycle_stage, run.info.user_id, times)
+        found[tags[names.FINGERPRINT]] = (about, tags, run.data.params, run.data.metrics, history, artifacts)
+    return found
+
+
+TEXTS = {names.TRIAL_FILE: "seed: 0\n"}
+
+
+def test_many_runs_at_once_leave_what_mlflows_own_client_would(tmp_path: Path) -> None:
+    for name in ("bulk", "client"):
+        (tmp_path / name).mkdir()
+    bulk = delivered(f"sqlite:///{tmp_path}/bulk/store.db", tmp_path / "bulk", bulk=True)
+    client = delivered(f"sqlite:///{tmp_path}/client/store.db", tmp_path / "client", bulk=False)
+    assert bulk == client
+    assert {name: run[0][1] for name, run in bulk.items()} == {"aa": "FINISHED", "bb": "FAILED", "cc": "RUNNING"}
+    assert bulk["bb"][4][names.VAL_LOSS] == [(32, 1 / 32), (64, 1 / 64)]
+
+
+def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/store.db"
+    Tracker("x", uri)
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("ALTER TABLE metrics ADD COLUMN unit TEXT")
+    assert Tracker("x", uri)._sqlite is None

@@ -11,7 +11,7 @@ from torchvision.utils import make_grid, save_image
 
 from gfe_study import names
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from gfe_study.config import InputError, Trial
+from gfe_study.config import InputError, Trial, to_yaml
 from gfe_study.data.base import Splits
 from gfe_study.methods.base import Learner
 from gfe_study.training import TrainingState
@@ -22,7 +22,7 @@ GRID_COLUMNS = 10
 def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
     """The networks as they are, with the trial that made them; no optimiser. `read_learner` reads it."""
     content = {
-        "trial": yaml.safe_dump(state.learner.trial.dump(), sort_keys=False),
+        "trial": to_yaml(state.learner.trial.dump()),
         "networks": state.learner.networks.state_dict(),
         "height": splits.height,
         "width": splits.width,

@@ -219,6 +219,9 @@ class Driver:
         now = time.monotonic()
         if not self.start_up_seconds:
             self.start_up_seconds = now - self._started
+        if fingerprint in self._heard and fingerprint not in self._hung:
+            job = self.live[fingerprint]
+            self.observer.problem(f"{describe(job)} ({fingerprint}) lost its worker, and goes on from its checkpoint")
         self._heard[fingerprint] = now, place
         self._began.setdefault(fingerprint, now)
         self.recorder.placed(fingerprint, place)

@@ -11,10 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from gfe_study import names
-from gfe_study.config import flatten
+from gfe_study.config import flatten, to_yaml
 from gfe_study.study.journal import FAILED, FINISHED, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import Finished
@@ -23,9 +21,11 @@ from gfe_study.study.storage import Mirror
 from gfe_study.tracking import FAILED as RUN_FAILED
 from gfe_study.tracking import FINISHED as RUN_FINISHED
 from gfe_study.tracking import KILLED as RUN_KILLED
-from gfe_study.tracking import RunSpec, Tracker, TrackingError, package_versions
+from gfe_study.tracking import Delivery, End, RunSpec, Tracker, TrackingError, package_versions
 
 SECONDS_BETWEEN_ATTEMPTS = 10.0
+TRIALS_AT_ONCE = 200
+"""In one delivery."""
 SECONDS_BETWEEN_DELIVERIES = 2.0
 """Points wait so long for others to be delivered with; a trial that ends within it costs the fewest calls."""
 
@@ -148,11 +148,8 @@ class Recorder:
         """The decoders that are kept are artifacts of their runs, and no others."""
         kept = {entry[-1] for entries in self._kept.values() for entry in entries}
         for job in self.plan.finished():
-            if job.fingerprint in kept:
-                files = self._files(job, names.BEST_CHECKPOINT)
-                self.tracker.add_files(job.fingerprint, files)
-            else:
-                self.tracker.drop_file(job.fingerprint, names.BEST_CHECKPOINT)
+            files = self._files(job, names.BEST_CHECKPOINT) if job.fingerprint in kept else []
+            self.tracker.keep_decoder(job.fingerprint, files[0] if files else None)
 
     def _deliver(self, job: Job) -> None:
         with self._changed:
@@ -180,13 +177,14 @@ class Recorder:
         started = time.perf_counter()
         try:
             self.plan.journal.push()
-            for name in list(self._behind):
-                job = self._behind.pop(name)  # what is reached from here on puts it back
-                try:
-                    self._bring_level(job)
-                except TrackingError:
-                    self._behind.setdefault(name, job)
-                    raise
+            jobs = [self._behind.pop(name) for name in list(self._behind)]  # what comes from here on puts it back
+            try:
+                for start in range(0, len(jobs), TRIALS_AT_ONCE):
+                    self.tracker.bring_level([self._delivery(job) for job in jobs[start : start + TRIALS_AT_ONCE]])
+            except TrackingError:
+                for job in jobs:
+                    self._behind.setdefault(job.fingerprint, job)
+                raise
         except TrackingError as error:
             if not self._away:
                 self._on_problem(f"{error}; points are kept in the journal and delivered when it is back")
@@ -196,13 +194,12 @@ class Recorder:
         finally:
             self.tracking_seconds += time.perf_counter() - started
 
-    def _bring_level(self, job: Job) -> None:
+    def _delivery(self, job: Job) -> Delivery:
         journal = self.plan.journal
         outcome = journal.outcomes.get(job.fingerprint)  # before the points: they are complete once it is there
         points = list(journal.points.get(job.fingerprint, []))
-        self.tracker.open_trial(self._spec(job), points)
         if outcome is None:
-            return
+            return Delivery(self._spec(job), points)
         diverged = bool(points and points[-1].get(names.DIVERGED))
         tags = {
             names.DIVERGED: str(diverged).lower(),
@@ -213,7 +210,7 @@ class Recorder:
         }
         status = RUN_FAILED if outcome.state == FAILED else RUN_FINISHED
         wanted = FAILURE_FILE if outcome.state == FAILED else names.RECONSTRUCTION
-        self.tracker.close_trial(job.fingerprint, status, tags, self._files(job, wanted))
+        return Delivery(self._spec(job), points, End(status, tags, self._files(job, wanted)))
 
     def _mirror(self, job: Job) -> Mirror:
         folder, remote = self.plan.trial_folder(job), self.plan.journal.remote
@@ -226,6 +223,8 @@ class Recorder:
 
     def _spec(self, job: Job) -> RunSpec:
         trial = job.trial
+        if self.tracker.is_open(job.fingerprint):
+            return RunSpec(job.fingerprint, run_name(job), {}, {}, {})
         dumped = trial.dump()
         tags = {
             **self._tags,
@@ -239,7 +238,7 @@ class Recorder:
             names.DATASET_SHA256: job.dataset_sha256,
             names.VERSIONS: self._versions,
         }
-        text = yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
+        text = to_yaml(dumped)
         return RunSpec(job.fingerprint, run_name(job), tags, flatten(dumped), {names.TRIAL_FILE: text})
 
 

@@ -16,6 +16,7 @@ from gfe_study.config import InputError
 LONGEST_TEMPORARY_PATH = 40
 """Ray's sockets live below its temporary folder, and a socket's path is at most 107 characters."""
 
+# Tune's snapshots are never used, and each of them takes longer the more trials there are.
 _DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,6 +24,8 @@ _DEFAULTS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
 }
 
 
@@ -46,7 +49,7 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
     import ray
 
     for logger in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # lost workers are reported in a line of ours
     local: dict[str, Any] = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)

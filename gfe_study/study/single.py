@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import yaml
 
 from gfe_study import names
-from gfe_study.config import Trial, flatten
+from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import Splits, entropy_floor
 from gfe_study.study.recorder import artifact_files
 from gfe_study.study.runner import pin_threads, remove_checkpoints, run_trial
@@ -70,5 +69,5 @@ def _spec(trial: Trial, splits: Splits, fingerprint: str, device: str) -> RunSpe
         names.DEVICE: torch.cuda.get_device_name() if device == "cuda" else device,
     }
     name = f"{trial.method.name}·{trial.solver.name} {trial.data.name} seed {trial.seed}"
-    text = yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
+    text = to_yaml(dumped)
     return RunSpec(fingerprint, name, tags, flatten(dumped), {names.TRIAL_FILE: text})

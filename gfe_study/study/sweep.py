@@ -10,10 +10,8 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from gfe_study import names
-from gfe_study.config import InputError, Study
+from gfe_study.config import InputError, Study, to_yaml
 from gfe_study.data.base import data_folders, entropy_floor
 from gfe_study.study.driver import Driver, Observer, Options
 from gfe_study.study.images import Images, example
@@ -78,7 +76,7 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         splits = images.of(example(study, study.arms[0].name))
         observer.planned(plan, splits)
         shared = _tags(study, label, entropy_floor(splits.test))
-        declared = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        declared = to_yaml(study.model_dump(mode="json"))
         tracker.open_study(shared, study.question, {"study.yaml": declared})
         recorder = Recorder(plan, tracker, shared, observer.problem)
         outcome = Outcome(plan)

@@ -117,7 +117,11 @@ class JobStopper(tune.Stopper):
 def _end(place: dict[str, str]) -> Any:
     """End a worker process where it runs: one that hangs answers no call of Ray's."""
     there = NodeAffinitySchedulingStrategy(node_id=place["node"], soft=False)
-    return ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=there).remote(int(place["pid"]), signal.SIGKILL)
+    return ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there).remote(int(place["pid"]))
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
 
 
 class JobCallback(tune.Callback):
