@@ -203,7 +203,8 @@ def _journal(label: str, storage: str) -> Any:
 
 
 def _run(study: Study, label: str, options: Any, json_: bool) -> None:
-    from gfe_study.console import StudyView, closing, summary
+    from gfe_study.console import StudyView, closing
+    from gfe_study.results import summary
     from gfe_study.study.sweep import run_sweep
 
     shown = console()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -13,18 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from gfe_study import names
-from gfe_study.analysis.diagnostics import Diagnostic
-from gfe_study.analysis.stats import pareto
-from gfe_study.analysis.verdict import Verdict, diagnostics, judge
+from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import Study
 from gfe_study.config.study import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits, entropy_floor
+from gfe_study.results import front, ranked, signs, verdict_of
 from gfe_study.study.driver import Snapshot, describe
 from gfe_study.study.forecast import Forecast
-from gfe_study.study.frames import complete, curves_frame, objectives, ranges_of, trials_frame
 from gfe_study.study.images import example
 from gfe_study.study.journal import STOPPED
-from gfe_study.study.plan import Job, Plan
+from gfe_study.study.plan import Plan
 from gfe_study.study.recorder import settings
 from gfe_study.study.sweep import Outcome
 
@@ -147,12 +144,6 @@ def shape(study: Study) -> str:
     return text
 
 
-def ranked(plan: Plan) -> list[tuple[Job, float]]:
-    """Finished trials, best first."""
-    valued = [(job, value) for job in plan.finished() if (value := plan.value(job)) is not None]
-    return sorted(valued, key=lambda pair: pair[1], reverse=plan.study.metric.mode == "max")
-
-
 def plan_table(study: Study, expected: Forecast) -> Table:
     """The trials of a plan, one a row."""
     arms = study.scientific is not None
@@ -190,29 +181,6 @@ def plan_lines(study: Study, expected: Forecast) -> list[str]:
     return lines
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """A sweep's end as plain data."""
-    plan = outcome.plan
-    best = [
-        {"fingerprint": job.fingerprint, "arm": job.arm, "params": job.params, "value": value}
-        for job, value in ranked(plan)[:1]
-    ]
-    verdict = verdict_of(plan)
-    return {
-        "trials": dict(sorted(Counter(plan.state(job) for job in plan.jobs.values()).items())),
-        "best": best,
-        "verdict": verdict.as_dict() if verdict is not None else None,
-        "pareto": [{"fingerprint": job.fingerprint, "values": values} for job, *values in front(plan)],
-        "notes": [vars(sign) for sign in signs(plan)],
-        "holes": [vars(hole) for hole in plan.study.holes],
-        "failures": {job.fingerprint: plan.journal.outcomes[job.fingerprint].reason for job in plan.failed()},
-        "taken_over": outcome.taken_over,
-        "problems": [*outcome.damaged, *([outcome.stopped] if outcome.stopped else [])],
-        "slots": outcome.slots,
-        "seconds": outcome.seconds,
-    }
-
-
 def best_table(plan: Plan) -> Table:
     """The best trials of a study: final metrics, and the values of what was searched."""
     chosen = ranked(plan)
@@ -240,30 +208,6 @@ def _metric(name: str, value: float | None) -> str:
     if value is None:
         return "diverged" if name.endswith("_loss") else ""
     return f"{value:.4f}" if name.endswith("_loss") else f"{value:.1f}"
-
-
-def verdict_of(plan: Plan) -> Verdict | None:
-    """The comparison of a study's arms at its last stage that has results; None if it compares nothing."""
-    study = plan.study
-    if study.scientific is None:
-        return None
-    for stage in reversed(study.stages()):
-        trials = complete(trials_frame(plan, stage), study.seeds_of(stage))
-        if len(trials):
-            break
-    budget = example(study, study.arms[0].name).budget
-    equal = names.NFE_FORWARD if budget.nfe else names.TRAIN_SECONDS if budget.seconds else names.IMAGES_SEEN
-    return judge(
-        trials,
-        curves_frame(plan),
-        {arm.name: arm.reference for arm in study.arms},
-        metric=study.compare.metric,
-        select=study.metric.name,
-        mode=study.metric.mode,
-        margin=study.compare.margin,
-        confidence=study.compare.confidence,
-        equal=equal,
-    )
 
 
 def verdict_table(verdict: Verdict) -> Table:
@@ -296,15 +240,6 @@ def verdict_table(verdict: Verdict) -> Table:
     return table
 
 
-def signs(plan: Plan) -> list[Diagnostic]:
-    """Signs that the study was a bad one, from its first stage."""
-    study = plan.study
-    if not plan.stage_over(0):
-        return []
-    ranges = {arm.name: ranges_of(plan, arm.name) for arm in study.arms}
-    return diagnostics(trials_frame(plan, 0), ranges, study.metric.mode)
-
-
 def front_table(plan: Plan) -> Table | None:
     """The Pareto front of a search with two objectives; None for other studies."""
     against = plan.study.metric.against
@@ -317,16 +252,6 @@ def front_table(plan: Plan) -> Table | None:
     for job, first, second in front(plan):
         table.add_row(job.arm, str(job.number), f"{first:.4f}", number(second), settings(job))
     return table
-
-
-def front(plan: Plan) -> list[tuple[Job, float, float]]:
-    """The configurations of each arm that no other of it beats in both objectives."""
-    found = []
-    for arm in plan.study.arms:
-        valued = objectives(plan, arm.name)
-        sign = 1 if plan.study.metric.mode == "min" else -1
-        found += [valued[place] for place in pareto([(sign * first, second) for _, first, second in valued])]
-    return found
 
 
 def closing(outcome: Outcome, label: str, console: Console) -> None:
