@@ -75,7 +75,7 @@ test: $(READY)
 	@$(VENV)/bin/pytest -m "not slow"
 
 test-slow: $(READY)
-	@$(VENV)/bin/pytest -m slow
+	@$(VENV)/bin/pytest -m slow -rs $(if $(FOR),--slow-for $(FOR))
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

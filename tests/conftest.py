@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,24 @@ from gfe_study.data.base import Splits
 from gfe_study.data.digits import Digits
 
 torch.set_num_threads(1)
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-for", type=float, metavar="SECONDS", help="start no slow test after so many seconds")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = item.config.getoption("--slow-for")
+    if limit is not None and item.get_closest_marker("slow") and time.monotonic() - STARTED > limit:
+        pytest.skip(f"no time left: {limit:g} s of slow tests are over (--slow-for)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What matters most comes first, where the time may not do for all."""
+    items.sort(key=lambda item: "test_survival" not in item.nodeid if item.get_closest_marker("slow") else False)
+
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -263,7 +263,7 @@ def test_a_quota_stops_a_study_with_a_line_and_a_larger_one_lets_it_end(tmp_path
     assert ended.returncode == 0, ended.stderr
     assert len(children(tmp_path, "smoke")) == 6
     kept = list((tmp_path / "results" / "smoke" / "trials").glob("*/*.pt"))
-    assert [path.name for path in kept] == [names.BEST_CHECKPOINT] * 3
+    assert [path.name for path in kept] == [names.BEST_CHECKPOINT] * 5
 
 
 @pytest.mark.slow
@@ -288,6 +288,8 @@ def test_arms_are_judged_and_a_second_stage_replicates(tmp_path: Path) -> None:
     for run in children(tmp_path, "arms"):
         if run.data.tags[names.STAGE] == "1":
             values[run.data.tags[names.ARM]][run.data.tags[names.SEED]] = run.data.metrics[names.TEST_LOSS]
+    groups = {(run.data.tags[names.ARM], run.data.tags[names.GROUP]) for run in children(tmp_path, "arms")}
+    assert len(groups) == 2 * 2 + 2  # the winners of the second stage have another budget
     differences = [values["quick"][seed] - values["slow"][seed] for seed in "012"]
     assert treated["paired"]["difference"] == pytest.approx(sum(differences) / 3)
     assert treated["images"] == 320

@@ -13,7 +13,6 @@ from sweeps import (
     COMMAND,
     children,
     environment,
-    finished_count,
     gfe_study,
     history,
     longer_space,
@@ -67,31 +66,6 @@ def test_smoke_sweep_report_and_extension(tmp_path: Path) -> None:
     files = [tmp_path / file for file in json.loads(report.stdout)]
     assert {file.suffix for file in files} == {".html", ".csv", ".png", ".svg"}
     assert all(file.stat().st_size > 500 for file in files)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("restart", ["resume", "sweep"])
-def test_a_killed_sweep_goes_on_without_a_run_twice_or_a_point_lost(tmp_path: Path, restart: str) -> None:
-    longer_space(tmp_path)
-    line = ["sweep", "longer.yaml", "--trials", "12"]
-    with started(tmp_path, *line) as process:
-        wait_until(lambda: finished_count(tmp_path, "longer") >= 4, process, tmp_path / "output.log")
-        os.killpg(process.pid, signal.SIGKILL)
-    finished = {run.info.run_id: run for run in children(tmp_path, "longer") if run.info.status == "FINISHED"}
-    assert len(finished) >= 3  # a fourth may have been on its way into the store
-
-    again = gfe_study(tmp_path, *(line if restart == "sweep" else ["resume", "longer"]))
-    assert again.returncode == 0, again.stderr
-    runs = children(tmp_path, "longer")
-    assert len(runs) == 12
-    assert len({run.data.tags[names.FINGERPRINT] for run in runs}) == 12
-    for run in runs:
-        assert run.info.status == "FINISHED"
-        for metric in (names.VAL_LOSS, names.IMAGES_SEEN, names.TEST_LOSS):
-            assert [step for step, _, _ in history(tmp_path, run, metric)] == [64, 128, 256, 512, 1024, 1536]
-        if run.info.run_id in finished:
-            assert run.info.end_time == finished[run.info.run_id].info.end_time
 
 
 @pytest.mark.slow
@@ -167,18 +141,6 @@ def test_a_trial_that_raises_is_named_and_the_study_goes_on(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_seeds_are_runs_of_one_group(tmp_path: Path) -> None:
-    done = gfe_study(tmp_path, "sweep", "smoke", "--trials", "2", "--seeds", "2")
-    assert done.returncode == 0, done.stderr
-    runs = children(tmp_path, "smoke")
-    groups: dict[str, set[str]] = {}
-    for run in runs:
-        groups.setdefault(run.data.tags[names.GROUP], set()).add(run.data.tags[names.SEED])
-    assert list(groups.values()) == [{"0", "1"}, {"0", "1"}]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_more_than_ray_has_or_a_ray_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     refused = gfe_study(tmp_path, "sweep", "smoke", "--gpus-per-trial", "64")
     assert refused.returncode == 2
@@ -199,16 +161,3 @@ def test_resume_finds_the_images_where_the_sweep_found_them(tmp_path: Path, fash
     again = gfe_study(tmp_path, "resume", "smoke")
     assert again.returncode == 0, again.stderr
     assert "1 done already" in again.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_study_whose_trials_diverge_ends_and_says_so(tmp_path: Path) -> None:
-    done = gfe_study(tmp_path, "sweep", "smoke", "--trials", "3", "--set", "optim.lr=1e30")
-    assert done.returncode == 0, done.stderr
-    assert "diverged" in done.stderr
-    runs = children(tmp_path, "smoke")
-    assert [run.info.status for run in runs] == ["FINISHED"] * 3
-    assert {run.data.tags[names.DIVERGED] for run in runs} == {"true"}
-    for run in runs:
-        assert [value for _, value, _ in history(tmp_path, run, names.DIVERGED)][-1] == 1

@@ -134,7 +134,7 @@ class Study(Section):
     compare: Compare = Compare()
     then: Then | None = None
     resources: Resources = Resources()
-    keep: int = Field(3, gt=0)
+    keep: int = Field(5, gt=0)
     """Decoders kept: those of the best so many trials of every arm."""
     hang_seconds: float = Field(900.0, gt=0)
     """A trial from which nothing is heard for so long is ended as failed."""

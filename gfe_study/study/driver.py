@@ -219,6 +219,7 @@ class Driver:
         now = time.monotonic()
         if not self.start_up_seconds:
             self.start_up_seconds = now - self._started
+            self.plan.journal.record_start_up(self.start_up_seconds)
         if fingerprint in self._heard and fingerprint not in self._hung:
             job = self.live[fingerprint]
             self.observer.problem(f"{describe(job)} ({fingerprint}) lost its worker, and goes on from its checkpoint")

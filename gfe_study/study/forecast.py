@@ -30,8 +30,14 @@ PROBE_SECONDS = 20.0
 LEAST_PROBE_SECONDS = 1.0
 MOST_PROBES_PER_ARM = 4
 SECONDS_BETWEEN_TRIALS = 0.1
-SECONDS_TO_START = 9.0
-"""Ray, its workers and their imports."""
+SECONDS_TO_START = 20.0
+"""Ray, its workers and their imports, where neither an earlier start nor a probe tells."""
+STARTS_OF_A_PROCESS = 2.5
+"""The same in times that it takes to start one process of a probe."""
+SHARE_OF_RAY = 1.12
+"""Trials are so much slower where all CPUs are given to them, and Ray and the driver run beside them (measured)."""
+PROCESS_BYTES = 0.9e9
+"""A worker with torch and a small decoder, where no probe has measured one."""
 RAY_BYTES = 1.6e9
 """Ray's own processes and the driver."""
 
@@ -91,18 +97,16 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     found = finished_elsewhere(folder) if options.reuse and not is_url(options.storage) else {}
     done = {job.fingerprint for job in plan.finished()}
     over = done | {job.fingerprint for job in jobs if job.fingerprint in found}
-    trials = [
-        (job, known.get(job.fingerprint, f"in {found[job.fingerprint].study}" if job.fingerprint in over else "new"))
-        for job in jobs
-    ]
+    elsewhere = {name: f"in {trial.study}" for name, trial in found.items()}
+    trials = [(job, known.get(job.fingerprint) or elsewhere.get(job.fingerprint, "new")) for job in jobs]
     slots = _slots(options)
     left = _left(plan, over)
-    estimates, told_from = _estimates(plan, images, left, slots, options, probe=probe)
+    estimates, told_from, start_up = _estimates(plan, images, left, slots, options, probe=probe)
     seconds = memory = None
     if estimates is not None:
         shares = _share_run(study.asha) if study.stops_early else 1.0
         lengths = [estimates[kind].seconds * share * (shares if kind[0] == 0 else 1.0) for kind, share in left]
-        seconds = SECONDS_TO_START + _makespan(lengths, slots) if lengths else 0.0
+        seconds = start_up + _makespan(lengths, slots) if lengths else 0.0
         memory = (RAY_BYTES + slots * max((e.memory_bytes for e in estimates.values()), default=0.0)) / 1e6
     budgets = {kind: _budget(plan, kind) for kind, _ in left}
     return Forecast(
@@ -156,28 +160,30 @@ def _budget(plan: Plan, kind: Kind) -> int:
 
 def _estimates(
     plan: Plan, images: Images, left: list[tuple[Kind, float]], slots: int, options: Options, *, probe: bool
-) -> tuple[dict[Kind, Estimate] | None, str]:
-    """What a trial of each kind takes, from finished ones of it, else from probes."""
+) -> tuple[dict[Kind, Estimate] | None, str, float]:
+    """What a trial of each kind takes, from finished ones of it, else from probes; and seconds to start."""
     kinds = list(dict.fromkeys(kind for kind, _ in left))
-    past = {kind: estimate for kind in kinds if (estimate := _past(plan, kind)) is not None}
-    unknown = [kind for kind in kinds if kind not in past]
+    estimates = {kind: estimate for kind in kinds if (estimate := _past(plan, kind)) is not None}
+    unknown = [kind for kind in kinds if kind not in estimates]
+    start_up = plan.journal.start_up_seconds
     if not unknown:
-        return past, "finished trials"
+        return estimates, "finished trials", start_up or SECONDS_TO_START
     if not probe:
-        return None, ""
+        return None, "", 0.0
     chosen = [(kind, job) for kind in unknown for job in _examples(plan, kind)]
     seconds = max(LEAST_PROBE_SECONDS, PROBE_SECONDS * slots / len(chosen))
-    timed = probe_all([(job.trial, images.of(job.trial)) for _, job in chosen], slots, options.cpus, seconds)
+    trials = [(job.trial, images.of(job.trial)) for _, job in chosen]
+    timed, process_start = probe_all(trials, slots, options.cpus, seconds)
+    beside_ray = SHARE_OF_RAY if slots * options.cpus > (os.cpu_count() or 1) - 1 else 1.0
     for kind in unknown:
         of_kind = [estimate for (owner, _), estimate in zip(chosen, timed, strict=True) if owner == kind]
-        past[kind] = Estimate(
+        estimates[kind] = Estimate(
             sum(e.images for e in of_kind) / len(of_kind),
-            sum(e.seconds for e in of_kind) / len(of_kind),
-            max(e.memory_bytes for e in of_kind),
+            sum(e.seconds for e in of_kind) / len(of_kind) * beside_ray,
+            max(e.memory_bytes for e in timed),
         )
-    memory = max(estimate.memory_bytes for estimate in timed)
-    past = {kind: e if e.memory_bytes else Estimate(e.images, e.seconds, memory) for kind, e in past.items()}
-    return past, f"{len(chosen)} probes of {seconds:.0f} s"
+    told = f"{len(chosen)} probes of {seconds:.0f} s"
+    return estimates, told, start_up or STARTS_OF_A_PROCESS * process_start
 
 
 def _past(plan: Plan, kind: Kind) -> Estimate | None:
@@ -187,7 +193,7 @@ def _past(plan: Plan, kind: Kind) -> Estimate | None:
     if not last:
         return None
     images = sum(point[names.IMAGES_SEEN] for point in last) / len(last)
-    return Estimate(images, sum(map(spent, last)) / len(last), 0.0)
+    return Estimate(images, sum(map(spent, last)) / len(last), PROCESS_BYTES)
 
 
 def _examples(plan: Plan, kind: Kind) -> list[Job]:

@@ -81,6 +81,7 @@ class Journal:
         asked: planned trials by fingerprint, in the order they were asked.
         points: metrics of each trial, by fingerprint, in order of images seen.
         outcomes: how trials ended, by fingerprint; a failed trial that is tried again loses its entry.
+        start_up_seconds: from the last start to its first trial under way; 0 if there was none.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class Journal:
     asked: dict[str, Asked] = field(default_factory=dict)
     points: dict[str, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    start_up_seconds: float = 0.0
     _descriptor: int | None = None
     _lock: FileLock | None = None
     _mirror: Mirror | None = None
@@ -188,6 +190,10 @@ class Journal:
         """A finished trial is to be run once more; its points and outcome no longer count."""
         self._append("again", fingerprint=fingerprint)
 
+    def record_start_up(self, seconds: float) -> None:
+        """The first trial of a start is under way, so long after it began."""
+        self._append("start-up", seconds=seconds)
+
     def record_retry(self, fingerprint: str) -> None:
         """A failed trial is about to be tried again."""
         self._append("retry", fingerprint=fingerprint)
@@ -234,5 +240,7 @@ class Journal:
             case "again":
                 self.points.pop(entry["fingerprint"], None)
                 self.outcomes.pop(entry["fingerprint"], None)
+            case "start-up":
+                self.start_up_seconds = entry["seconds"]
             case "retry":
                 self.outcomes.pop(entry["fingerprint"], None)

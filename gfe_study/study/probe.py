@@ -30,22 +30,31 @@ class Estimate:
     images: float
     seconds: float
     memory_bytes: float
+    started: float = 0.0
+    """Time of the day at which its process was ready."""
 
 
-def probe_all(trials: list[tuple[Trial, Splits]], slots: int, cpus: float, seconds: float) -> list[Estimate]:
+def probe_all(
+    trials: list[tuple[Trial, Splits]], slots: int, cpus: float, seconds: float
+) -> tuple[list[Estimate], float]:
     """An estimate for each trial, `slots` of them timed at once in processes of their own as in a sweep.
 
     Args:
         seconds: of training spent on each.
+
+    Returns the estimates, and the seconds that it took until a process was ready.
     """
+    began = time.time()
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(max_workers=min(slots, len(trials)), mp_context=context) as pool:
         waiting = [pool.submit(probe, trial.dump(), splits, cpus, seconds) for trial, splits in trials]
-        return [done.result() for done in waiting]
+        estimates = [done.result() for done in waiting]
+    return estimates, min(estimate.started for estimate in estimates) - began
 
 
 def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -> Estimate:
     """Train for some seconds and evaluate some images, and reckon from that for the whole trial."""
+    started = time.time()
     pin_threads(cpus)
     trial = Trial.build(dumped)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,7 +68,7 @@ def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -
     images = min(options.val_images, len(splits.val)) + min(options.test_images, len(splits.test)) * encodings
     points = bisect_right(options.points(trial.budget.images), trained.images - 1) + 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Estimate(trained.images, trained.seconds + points * images * per_image, peak)
+    return Estimate(trained.images, trained.seconds + points * images * per_image, peak, started)
 
 
 def _phases(trial: Trial) -> list[tuple[int, int]]:
