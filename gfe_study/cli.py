@@ -134,7 +134,7 @@ def plan(
     from gfe_study.study.forecast import forecast
 
     declared = _load(space, sets, trials, seeds)
-    options = Options(storage, cpus_per_trial, gpus_per_trial, reuse=not no_reuse)
+    options = Options(storage, cpus_per_trial, gpus_per_trial, reuse=not no_reuse, again=no_reuse)
     expected = forecast(declared, _label(study, space), options, probe=probe)
     if json_:
         _print_json(expected.as_dict())
@@ -163,7 +163,7 @@ def sweep(
     from gfe_study.study.driver import Options
 
     declared = _load(space, sets, trials, seeds)
-    options = Options(storage, cpus_per_trial, gpus_per_trial, address, quota_gb, reuse=not no_reuse)
+    options = Options(storage, cpus_per_trial, gpus_per_trial, address, quota_gb, reuse=not no_reuse, again=no_reuse)
     _run(declared, _label(study, space), options, json_)
 
 
@@ -185,8 +185,8 @@ def resume(
     recorded = journal.study
     declared = Study.build(recorded["study"], **recorded["source"])
     given = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
-    changed = {key: value for key, value in given.items() if value is not None}
-    options = Options(**{**recorded["options"], **changed, "storage": storage, "quota_gb": quota_gb})
+    changed = {key: value for key, value in {**given, "quota_gb": quota_gb}.items() if value is not None}
+    options = Options(**{**recorded["options"], **changed, "storage": storage})
     _run(declared, label, options, json_)
 
 

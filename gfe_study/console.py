@@ -192,14 +192,14 @@ def best_table(plan: Plan) -> Table:
     arms = plan.study.scientific is not None
     if arms:
         table.add_column("arm", no_wrap=True)
-    for header in ("#", "seed", *metrics) if plan.study.seeds_of(stage) > 1 else ("#", *metrics):
+    for header in ("#", "seed", *metrics) if len(plan.study.seeds_of(stage)) > 1 else ("#", *metrics):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("settings")
     table.add_column("fingerprint", no_wrap=True)
     for job, point in rows:
         shown = [_metric(name, point.get(name)) for name in metrics]
         first = [*([job.arm] if arms else []), str(job.number)]
-        seed = [str(job.seed)] if plan.study.seeds_of(stage) > 1 else []
+        seed = [str(job.seed)] if len(plan.study.seeds_of(stage)) > 1 else []
         table.add_row(*first, *seed, *shown, settings(job), job.fingerprint)
     return table
 

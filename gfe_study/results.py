@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -27,12 +28,18 @@ def verdict_of(plan: Plan) -> Verdict | None:
     if study.scientific is None:
         return None
     for stage in reversed(study.stages()):
-        trials = complete(trials_frame(plan, stage), study.seeds_of(stage))
+        trials = complete(trials_frame(plan, stage), len(study.seeds_of(stage)))
         if len(trials):
             break
-    budget = example(study, study.arms[0].name).budget
-    equal = names.NFE_FORWARD if budget.nfe else names.TRAIN_SECONDS if budget.seconds else names.IMAGES_SEEN
-    return judge(
+    given = {arm.name: example(study, arm.name, stage).budget for arm in study.arms}
+    first = given[study.arms[0].name]
+    if first.nfe is not None:
+        equal, budgets = names.NFE_FORWARD, {name: float(b.nfe or math.inf) for name, b in given.items()}
+    elif first.seconds is not None:
+        equal, budgets = names.TRAIN_SECONDS, {name: b.seconds or math.inf for name, b in given.items()}
+    else:
+        equal, budgets = names.IMAGES_SEEN, {name: float(b.images) for name, b in given.items()}
+    verdict = judge(
         trials,
         curves_frame(plan),
         {arm.name: arm.reference for arm in study.arms},
@@ -42,7 +49,19 @@ def verdict_of(plan: Plan) -> Verdict | None:
         margin=study.compare.margin,
         confidence=study.compare.confidence,
         equal=equal,
+        budgets=budgets,
+        as_declared=study.compare.budgets == "as_declared",
+        alone={arm.name: arm.alone for arm in study.arms if arm.alone},
     )
+    tried = {name: len(numbers) for name, numbers in plan.tuned().items()}
+    if stage and len(set(tried.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in tried.items())
+        verdict.warnings.insert(
+            0,
+            f"unequal numbers of tuning trials ({told}): winners were chosen among the first "
+            f"{min(count for count in tried.values() if count)} of each",
+        )
+    return verdict
 
 
 def signs(plan: Plan) -> list[Diagnostic]:

@@ -35,10 +35,11 @@ DEFAULT_STORE = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
 """Folder beside an sqlite store."""
 
-# Defaults only: what the user has set goes before. A server that is down must not hold a study up.
+# Defaults only: what the user has set goes before. A server that is down must not hold a study up, and a call that
+# MLflow repeats by itself may be carried out twice: what has failed is looked up, and then delivered, by us.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
@@ -67,6 +68,11 @@ class TrackingError(InputError):
 def store_uri() -> str:
     """The store: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
     return os.environ.get(URI_VARIABLE) or DEFAULT_STORE
+
+
+def without_password(uri: str) -> str:
+    """A store's URI as it may be shown."""
+    return _without_password(uri, uri)
 
 
 def _without_password(text: str, uri: str) -> str:
@@ -205,7 +211,9 @@ class Tracker:
             self.experiment_id = self._experiment()
             self._runs = {run.data.tags.get(names.FINGERPRINT, ""): _known(run) for run in self._search(CHILDREN)}
             path = _sqlite_file(self.uri)
-            self._sqlite = SqliteStore.known(path, self.experiment_id) if path is not None else None
+            local = path is not None and _local_folder(self.artifact_location) is not None
+            self._sqlite = SqliteStore.known(path, self.experiment_id) if path is not None and local else None
+        self._unsure: set[str] = set()
         self._open: dict[str, float] = {}
         self.parent_id: str | None = None
 
@@ -284,10 +292,16 @@ class Tracker:
                 self._write_rows(self._sqlite, deliveries)
             return
         for delivery in deliveries:
-            self.open_trial(delivery.spec, delivery.points)
-            if delivery.end is not None:
-                end = delivery.end
-                self.close_trial(delivery.spec.fingerprint, end.status, end.tags, end.files)
+            fingerprint, end = delivery.spec.fingerprint, delivery.end
+            try:
+                self.open_trial(delivery.spec, delivery.points)
+                if end is not None:
+                    self.close_trial(fingerprint, end.status, end.tags, end.files)
+            except TrackingError:
+                # A call may have been carried out whose answer was lost: look before the next one.
+                self._open.pop(fingerprint, None)
+                self._unsure.add(fingerprint)
+                raise
 
     def _write_rows(self, store: SqliteStore, deliveries: Sequence[Delivery]) -> None:
         now = int(time.time() * 1000)
@@ -323,33 +337,18 @@ class Tracker:
             )
             seen = max([last, *(point[names.IMAGES_SEEN] for point in points)])
             after.append((delivery, run, tags, seen))
+            # Artifacts before rows: a run that the store says is finished has them all.
+            texts = spec.texts if spec.fingerprint not in self._open else {}
+            _keep(run, texts, end.files if end is not None else [])
         store.write(rows)
         for delivery, run, tags, seen in after:
             fingerprint, end = delivery.spec.fingerprint, delivery.end
-            opened = fingerprint not in self._open
             self._runs[fingerprint] = run
             run.tags.update(tags)
             run.status = RUNNING if end is None else end.status
             self._open[fingerprint] = seen
             if end is not None:
                 del self._open[fingerprint]
-            if opened or end is not None:
-                self._keep(run, delivery.spec.texts if opened else {}, end.files if end is not None else [])
-
-    def _keep(self, run: _Known, texts: dict[str, str], files: list[Path]) -> None:
-        """Put artifacts where the store has them, without a call where that is a folder of this machine."""
-        folder = _local_folder(run.artifact_uri)
-        if folder is None:
-            for name, text in texts.items():
-                self.client.log_text(run.run_id, text, name)
-            for file in files:
-                self.client.log_artifact(run.run_id, str(file))
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        for file in files:
-            shutil.copyfile(file, folder / file.name)
 
     def _all_tags(self, spec: RunSpec) -> dict[str, str]:
         return {
@@ -369,6 +368,9 @@ class Tracker:
         with _explained(self.uri):
             run = self._runs.get(spec.fingerprint)
             last = -1.0
+            if run is None and spec.fingerprint in self._unsure:
+                wanted = f"{CHILDREN} AND tags.{names.FINGERPRINT} = '{spec.fingerprint}'"
+                run = next((_known(found) for found in self._search(wanted)), None)
             if run is None:
                 # All tags at once, so that a run that exists can always be found again by its fingerprint.
                 run = _known(self.client.create_run(self.experiment_id, tags=self._all_tags(spec)))
@@ -454,6 +456,18 @@ class Tracker:
 
 def _known(run: Run) -> _Known:
     return _Known(run.info.run_id, str(run.info.artifact_uri), str(run.info.status), dict(run.data.tags))
+
+
+def _keep(run: _Known, texts: dict[str, str], files: list[Path]) -> None:
+    """Put artifacts into a run's folder on this machine."""
+    folder = _local_folder(run.artifact_uri)
+    if folder is None or not (texts or files):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
 
 
 def _local_folder(uri: str) -> Path | None:

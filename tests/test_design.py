@@ -246,7 +246,7 @@ def test_the_second_stage_has_a_budget_and_seeds_of_its_own() -> None:
     study = searched(trials=6, then={"best": 2, "seeds": 3, "budget": {"images": 640}, "fixed": {"eval.mixed": False}})
     first, second = (study.trial({"solver.name": "rk4"}, 1, "", stage) for stage in (0, 1))
     assert (first.budget.images, second.budget.images) == (64, 640)
-    assert (study.seeds_of(0), study.seeds_of(1)) == (1, 3)
+    assert (study.seeds_of(0), study.seeds_of(1)) == (range(1), range(1, 4))  # the second stage has its own
     assert (study.configurations(""), study.configurations("", 1)) == (6, 2)
 
 
@@ -288,3 +288,66 @@ def test_the_same_seed_gives_every_arm_the_same_decoder_images_and_order() -> No
         images.add((trial.data.load().sha256, trial.eval, tuple(training_order(trial.seed, 1197, 0, 32))))
     assert all(torch.equal(decoders[0], other) for other in decoders)
     assert len(images) == 1
+
+
+def test_a_second_budget_on_another_axis_replaces_the_first() -> None:
+    study = searched(trials=6, budget={"seconds": 6}, then={"best": 1, "budget": {"images": 640}})
+    budget = study.trial(study.completed({}, ""), 0, "", 1).budget
+    assert (budget.images, budget.seconds) == (640, None)
+
+
+def test_a_factor_that_applies_to_one_level_only_does_not_hide_the_counterpart() -> None:
+    beta = {"choice": [0.5, 0.75], "when": {"solver.name": "amd"}}
+    design = {"factorial": {"solver.name": ["lbfgs", "amd"], "solver.beta": beta}}
+    study = compared(design, fixed={"preset": "paper"})
+    assert references(study) == {"lbfgs": None, "amd, beta=0.5": "lbfgs", "amd, beta=0.75": "lbfgs"}
+    other = compared(design, fixed={"preset": "paper"}, compare={"reference": "amd"})
+    assert other.arm("lbfgs").alone == "no single counterpart: 2 cells have amd"
+
+
+def test_an_arm_whose_reference_is_a_hole_says_so() -> None:
+    design = {"factorial": {"solver.name": ["lbfgs", "amd"], "gradient.name": ["adjoint", "approx"]}}
+    study = compared(design, fixed={"preset": "paper"})
+    assert study.arm("amd, adjoint").reference is None
+    assert study.arm("amd, adjoint").alone == "no counterpart: lbfgs, adjoint is left out"
+
+
+@pytest.mark.parametrize(
+    ("declared", "part"),
+    [
+        ({"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}}, "arm 'a': optim.lr is given by the arm and by"),
+        ({"scientific": {"arms": {"a": {"seed": 3}, "b": {}}}}, "arm 'a': seed is given"),
+        ({"scientific": None, "trials": 5}, "trials 5 given without nuisance"),
+        ({"scientific": None, "seeds": 10**9}, "seeds: given 1000000000; allowed: less than or equal to 10000"),
+        ({"nuisance": {"model.latent_dim": []}}, "nuisance.model.latent_dim: given no range"),
+        ({"nuisance": {"model.latent_dim": {"int": [4, 8], "when": {"arm": "c"}}}}, "which holds in no arm"),
+        ({"nuisance": {"eval.val_images": {"int": [4, 8]}}}, "eval.val_images cannot be searched"),
+        ({"nuisance": {"solver.beta": {"uniform": [0.3, 1.1], "when": {"solver.name": "amd"}}}}, "solver.beta"),
+        ({"compare": {"factor": "a"}}, "compare.factor: given 'a' with arms, which have no factors"),
+        ({"scientific": {"factorial": {"optim.lr": [0.1, 0.10000001]}}}, "values that read differently"),
+        ({"resources": {"cpu": 0}}, "resources.cpu: given 0; allowed: greater than or equal to 0.01"),
+        ({"sampler": "grid", "nuisance": {"model.latent_dim": {"uniform": [1, 2], "points": 10**9}}}, "points"),
+    ],
+)
+def test_what_would_be_ignored_or_never_end_is_refused(declared: dict[str, Any], part: str) -> None:
+    arms = {"arms": {"a": {"optim.lr": 1e-3}, "b": {"optim.lr": 2e-3}}}
+    with pytest.raises(InputError) as refused:
+        build(**{"scientific": arms, **declared})
+    assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_grid_with_starting_points_is_tried_whole() -> None:
+    rates = {"optim.lr": {"loguniform": [1e-4, 1e-2]}}
+    study = build(sampler="grid", nuisance=rates, start_from=[{"optim.lr": 5e-4}])
+    assert study.configurations("") == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [({"budget": 5}, "--set budget: given 5"), ({"budget": {"images": "abc"}}, "--set: images: given 'abc'")],
+)
+def test_a_bad_budget_on_the_command_line_is_one_line(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Study.build(BASE, "my.yaml", changes)
+    assert part in str(refused.value)

@@ -9,9 +9,9 @@ import pytest
 
 from gfe_study import names
 from gfe_study.config import Study, find_space
-from gfe_study.study.journal import FINISHED, Journal, Outcome
+from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
-from gfe_study.study.searcher import Suggester
+from gfe_study.study.searcher import Suggester, add_certain
 
 SHA = "0" * 64
 
@@ -286,7 +286,9 @@ def test_the_winners_of_the_first_stage_are_replicated_in_the_second(tmp_path: P
             finish(journal, job, conditional_loss(job))
         replicated = plan.advance()
         best = sorted(plan.finished(), key=conditional_loss)[:2]
-        assert [(job.params, job.seed) for job in replicated] == [(w.params, seed) for w in best for seed in range(3)]
+        assert [(job.params, job.seed) for job in replicated] == [
+            (w.params, seed) for w in best for seed in range(1, 4)
+        ]
         assert {job.trial.budget.images for job in replicated} == {128}
         finish(journal, replicated[0], 0.5)
         again = Plan.make(study, SHA, journal)
@@ -294,15 +296,44 @@ def test_the_winners_of_the_first_stage_are_replicated_in_the_second(tmp_path: P
         assert again.orphaned == []
 
 
-def test_a_second_stage_that_asks_for_nothing_new_shares_the_trials_of_the_first(tmp_path: Path) -> None:
-    study = conditional(trials=2, then={"best": 1, "seeds": 2}, scheduler="none")
+def test_winners_are_chosen_among_equally_many_of_each_arm(tmp_path: Path) -> None:
+    arms = {"arms": {"a": {"optim.batch_size": 16}, "b": {"optim.batch_size": 8}}}
+    study = conditional(trials=4, scientific=arms, then={"best": 1, "seeds": 2}, scheduler="none")
+    with Journal.open(tmp_path) as journal:
+        plan = Plan.make(study, SHA, journal)
+        add_certain(plan)
+        for job in plan.missing():
+            if job.arm == "b" and job.number in (1, 2):
+                journal.record_asked(job.asked())
+                journal.record_outcome(job.fingerprint, Outcome(FAILED, "no more"))
+            else:
+                finish(journal, job, 1.0 - 0.1 * job.number)
+        winners = {job.arm: job.number for job in plan.advance()}
+        assert {arm: len(numbers) for arm, numbers in plan.tuned().items()} == {"a": 4, "b": 2}
+        assert winners == {"a": 1, "b": 3}  # the best of the first two of each
+        assert not [job for job in Plan.make(study, SHA, journal).jobs.values() if job.stage]  # failures go first
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_small_space_is_searched_to_its_last_point(tmp_path: Path, sampler: str) -> None:
+    nuisance = {"model.latent_dim": {"int": [1, 40]}}
+    study = conditional(nuisance=nuisance, trials=60, scheduler="none", sampler=sampler)
     with Journal.open(tmp_path) as journal:
         plan = Plan.make(study, SHA, journal)
         suggester = Suggester(plan)
-        while plan.unasked():
-            params = suggester.ask(plan.next_number())
-            assert params is not None
+        while (params := suggester.ask(plan.next_number())) is not None:
             for job in plan.add(plan.next_number(), params):
-                finish(journal, job, conditional_loss(job))
-        assert [job.seed for job in plan.advance()] == [1]
-        assert plan.total == len(plan.jobs) == 3
+                finish(journal, job, job.params["model.latent_dim"] / 40)
+    assert sorted(job.params["model.latent_dim"] for job in plan.jobs.values()) == list(range(1, 41))
+
+
+def test_a_point_that_gives_no_trial_is_drawn_again(tmp_path: Path) -> None:
+    nuisance = {
+        "gradient.name": {"choice": ["approx", "adjoint"]},
+        "solver.name": {"choice": ["amd", "lbfgs"]},
+    }
+    study = conditional(nuisance=nuisance, trials=9, scheduler="none", fixed={"preset": "paper"})
+    with Journal.open(tmp_path) as journal:
+        plan = Plan.make(study, SHA, journal)
+        add_certain(plan)
+    assert len(plan.jobs) == 3

@@ -138,3 +138,18 @@ def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
             recorder.finished(job)
             assert recorder.close(interrupted=False)
             assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64, 128, 256])}
+
+
+def test_runs_of_trials_that_no_longer_belong_are_closed(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    with Journal.open(tmp_path / "study") as journal:
+        _, job = planned(journal)
+        plan = Plan.make(Study.load(find_space("smoke")), "0" * 64, journal)
+        recorder = Recorder(plan, opened(uri), {}, print)
+        recorder.started(job)
+        recorder.flush()
+        journal.record_points(job.fingerprint, [point(32)])  # killed before it was delivered
+        other = Plan.make(Study.load(find_space("smoke"), {"model": {"latent_dim": 9}}), "0" * 64, journal)
+        tracker = opened(uri)
+        assert Recorder(other, tracker, {}, print).close(interrupted=False)
+    assert stored(uri, tracker) == {job.fingerprint: ("KILLED", [32])}

@@ -75,3 +75,15 @@ def test_a_driver_killed_before_its_journal_was_brought_there_loses_nothing_here
         journal.record_asked(Asked(1, 0, {}, "bb", {}))
         monkeypatch.setattr(journal, "push", lambda: None)
     assert list(Journal.read(*here).asked) == ["aa", "bb"]
+
+
+def test_looking_at_a_running_study_on_a_url_disturbs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"file://{tmp_path}/shared"
+    here = study_folder(url, "amd"), remote_folder(url, "amd")
+    with Journal.open(*here) as journal:
+        for number, name in enumerate(("aa", "bb", "cc")):
+            journal.record_asked(Asked(number, 0, {}, name, {}))
+            journal.push()
+            assert "aa" in Journal.read(*here).asked
+    assert list(Journal.read(*here).asked) == ["aa", "bb", "cc"]

@@ -1,6 +1,8 @@
 """MLflow on a real sqlite store: found again, never twice, nothing lost."""
 
+import contextlib
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gfe_study.tracking import (
     End,
     RunSpec,
     Tracker,
+    TrackingError,
     check_sqlite,
     connect,
     provenance,
@@ -197,3 +200,39 @@ def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -
     with sqlite3.connect(tmp_path / "store.db") as connection:
         connection.execute("ALTER TABLE metrics ADD COLUMN unit TEXT")
     assert Tracker("x", uri)._sqlite is None
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch"])
+def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = start(uri)
+    tracker._sqlite = None  # as with a server
+    real, lost = getattr(tracker.client, call), []
+
+    def answer_lost(*given: Any, **named: Any) -> Any:
+        answer = real(*given, **named)
+        if not lost:
+            lost.append(answer)
+            raise TimeoutError("the answer did not come")
+        return answer
+
+    monkeypatch.setattr(tracker.client, call, answer_lost)
+    for points in ([point(32)], [point(32), point(64)]):
+        for _ in range(2):
+            with contextlib.suppress(TrackingError):
+                tracker.bring_level([Delivery(SPEC, points)])
+    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
+    assert len(lost) == len(runs) == 1
+    history = tracker.client.get_metric_history(runs[0].info.run_id, names.VAL_LOSS)
+    assert [entry.step for entry in history] == [32, 64]
+
+
+def test_an_artifact_that_cannot_be_written_leaves_no_run_behind(uri: str, tmp_path: Path) -> None:
+    tracker = start(uri)
+    broken = End(FINISHED, {}, [tmp_path / "is not there"])
+    for _ in range(3):
+        with pytest.raises(TrackingError):
+            tracker.bring_level([Delivery(SPEC, [point(32)]), Delivery(replace(SPEC, fingerprint="bb"), [], broken)])
+    wanted = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"
+    assert tracker.client.search_runs([tracker.experiment_id], wanted) == []
+    tracker.bring_level([Delivery(SPEC, [point(32)]), Delivery(replace(SPEC, fingerprint="bb"), [])])
+    assert len(tracker.client.search_runs([tracker.experiment_id], wanted)) == 2

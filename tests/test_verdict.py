@@ -40,8 +40,8 @@ def curves(rows: list[dict[str, Any]]) -> pd.DataFrame:
     found = []
     for each in rows:
         for part, factor in ((0.5, 2.0), (1.0, 1.0)):
-            at = {names.IMAGES_SEEN: each[names.IMAGES_SEEN] * part, METRIC: each[METRIC] * factor}
-            found.append({"fingerprint": each["fingerprint"], **at})
+            spent = {name: each[name] * part for name in (names.IMAGES_SEEN, names.TRAIN_SECONDS)}
+            found.append({**each, **spent, METRIC: each[METRIC] * factor})
     return pd.DataFrame(found)
 
 
@@ -92,19 +92,39 @@ def test_unequal_budgets_are_named_and_cut_to_the_smaller() -> None:
     rows += [row("b", s, v, images=1920) for s, v in enumerate(RIGHT)]
     verdict = judged(rows)
     assert len(verdict.warnings) == 1
-    assert "unequal budgets: 'b' saw 1,920 images and 'a' 960" in verdict.warnings[0]
+    assert "unequal budgets: 'b' had 1,920 images and 'a' 960" in verdict.warnings[0]
     treated = verdict.rows[1]
     assert treated.paired is not None
     assert treated.images == 960
     # b's own value at 960 images was twice its last: a was then the better one.
     assert treated.paired.difference == pytest.approx(np.mean(np.subtract(np.multiply(2, RIGHT), LEFT)))
-    assert treated.text == "worse than a"
+    assert treated.text == "worse than a at 960 images"
+    assert treated.value.mean == pytest.approx(2 * np.mean(RIGHT))
+    assert treated.seconds_ratio == pytest.approx(1.0)  # half of b's two seconds, against a's one
+    declared = judged(rows, as_declared=True)
+    assert "as the study declares" in declared.warnings[0]
+    assert declared.rows[1].text == "better than a"
+
+
+def test_unequal_budgets_without_a_common_point_are_not_compared() -> None:
+    rows = [row("a", s, v, images=100) for s, v in enumerate(LEFT)]
+    rows += [row("b", s, v, images=150) for s, v in enumerate(RIGHT)]
+    treated = judged(rows).rows[1]
+    assert treated.paired is None
+    assert treated.text.startswith("not comparable with a")
+
+
+def test_unequal_budgets_in_seconds_are_cut_by_seconds() -> None:
+    rows = [row("a", s, v) for s, v in enumerate(LEFT)] + [row("b", s, v, images=1920) for s, v in enumerate(RIGHT)]
+    verdict = judged(rows, equal=names.TRAIN_SECONDS, budgets={"a": 1.0, "b": 2.0})
+    assert "'b' had 2 seconds of training and 'a' 1" in verdict.warnings[0]
+    assert verdict.rows[1].text == "worse than a at 960 images"
 
 
 def test_a_budget_told_in_seconds_is_not_cut_by_images() -> None:
     rows = [row("a", s, v, images=900 + s) for s, v in enumerate(LEFT)]
     rows += [row("b", s, v, images=1920 + s) for s, v in enumerate(RIGHT)]
-    verdict = judged(rows, equal=names.TRAIN_SECONDS)
+    verdict = judged(rows, equal=names.TRAIN_SECONDS, budgets={"a": 6.0, "b": 6.0})
     assert verdict.warnings == []
     assert verdict.rows[1].text == "better than a"
 
@@ -135,7 +155,25 @@ def test_seeds_that_diverged_are_left_out_on_both_sides_and_named() -> None:
     assert verdict.rows[1].paired is not None
     assert verdict.rows[1].paired.count == 4
     assert verdict.rows[1].paired.difference == pytest.approx(np.mean(np.delete(np.subtract(RIGHT, LEFT), 1)))
-    assert any("'b': 1 of 5 seeds diverged" in text for text in verdict.warnings)
+    assert any("'b': 1 of 5 seeds failed, diverged or" in text for text in verdict.warnings)
+    assert verdict.rows[1].text.endswith("; 1 seeds lost")
+
+
+def test_a_seed_that_failed_does_not_take_the_others_with_it() -> None:
+    rows = two_arms()
+    rows[6] |= {"failed": True, METRIC: np.nan, names.VAL_LOSS: np.nan}
+    treated = judged(rows).rows[1]
+    assert treated.paired is not None
+    assert (treated.paired.count, treated.lost) == (4, 1)
+
+
+def test_fewer_losses_go_before_a_better_mean() -> None:
+    steady = [row("b", s, 0.3, number=0) for s in range(3)]
+    fragile = [row("b", s, 0.1, number=1, diverged=s == 2) for s in range(3)]
+    others = [row("a", s, 0.2, number=n) for s in range(3) for n in range(2)]
+    assert judged([*others, *fragile, *steady]).rows[1].configuration == 0
+    worse = [row("b", s, 0.5, number=0, diverged=s > 0) for s in range(3)]
+    assert judged([*others, *fragile, *worse]).rows[1].configuration == 1
 
 
 def test_seeds_on_one_side_only_are_left_out_and_named() -> None:

@@ -29,6 +29,9 @@ class Row:
         reference: the arm it is compared with, and `paired` how; None for a reference itself.
         p_holm: Holm's p over the study's comparisons.
         seconds_ratio, nfe_ratio: training seconds and decoder evaluations per seed, over the reference's.
+        lost: seeds that failed or diverged.
+        cut: whether the comparison is made short of this arm's or its reference's end.
+        alone: why the arm is compared with none, where it is no reference.
         text: the verdict in words.
     """
 
@@ -44,6 +47,9 @@ class Row:
     p_holm: float | None = None
     seconds_ratio: float | None = None
     nfe_ratio: float | None = None
+    lost: int = 0
+    cut: bool = False
+    alone: str = ""
     text: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,42 +86,54 @@ def judge(
     margin: float | None = None,
     confidence: float = 0.95,
     equal: str = names.IMAGES_SEEN,
+    budgets: Mapping[str, float] | None = None,
+    as_declared: bool = False,
+    alone: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Compare every arm with its reference.
 
-    An arm is stood for by its best configuration, by the mean of `select` over its seeds. Arms of which unequal
-    numbers of configurations are finished are cut to the first so many of each; with a budget told in images,
-    arms that ended at different numbers are compared where the shorter one ended. Both is said.
+    An arm is stood for by its best configuration: the one with the fewest seeds lost, then by the mean of `select`
+    over the others. Arms of which unequal numbers of configurations are finished are cut to the first so many of
+    each; arms of unequal budgets are compared where the smaller one ends. Both is said.
 
     Args:
-        trials: one row per trial that is over: `arm`, `number`, `seed`, `fingerprint`, `diverged`, and metrics.
+        trials: one row per trial that is over or failed: `arm`, `number`, `seed`, `fingerprint`, `diverged`,
+            `failed`, and metrics.
         curves: one row per (fingerprint, images seen), with metrics.
         references: arm -> the arm that it is compared with, or None; in the order of the result.
         metric: what is compared; the smaller the better.
         select: the metric by which a configuration was chosen, of which `mode` is the better end.
-        equal: the metric that the budget holds equal.
+        equal: what budgets are told in: `images_seen`, `train_seconds`, or `nfe_forward` for decoder evaluations.
+        budgets: what each arm was given of it; from the trials themselves if not given.
+        as_declared: compare arms of unequal budgets each at its own end, and say so.
+        alone: arm -> why it is compared with none.
     """
     verdict = Verdict(metric, margin, confidence)
-    there = trials[trials[ARM].isin(references)]
-    if metric not in there.columns or not len(there):
+    there = trials[trials[ARM].isin(references)] if len(trials) else trials
+    if not len(there) or metric not in there.columns:
         verdict.warnings.append(f"no finished trial reports {metric}; nothing can be compared")
         return verdict
     there = _equally_tuned(there, verdict.warnings)
-    chosen = {arm: _best(group, select, mode) for arm, group in there.groupby(ARM, sort=False)}
-    ends = {arm: rows[names.IMAGES_SEEN] for arm, rows in chosen.items()}
+    chosen = {str(arm): _best(group, select, mode).set_index("seed") for arm, group in there.groupby(ARM, sort=False)}
+    given = budgets or {arm: float(rows.loc[_usable(rows, metric), equal].max()) for arm, rows in chosen.items()}
     rows = []
     for arm, reference in references.items():
         if arm not in chosen:
             verdict.warnings.append(f"arm {arm!r} has no complete configuration; it is left out")
             continue
-        images = _common_images(arm, reference, ends, equal, verdict.warnings)
-        rows.append(_row(arm, reference if reference in chosen else None, chosen, curves, images, verdict))
+        beside = reference if reference in chosen else None
+        limit = _limit(arm, beside, given, equal, verdict.warnings, as_declared=as_declared)
+        rows.append(_row(arm, beside, chosen, curves, equal, limit, verdict, (alone or {}).get(arm, "")))
     compared = [row for row in rows if row.paired is not None and row.paired.p_value is not None]
     adjusted = holm([float(row.paired.p_value) for row in compared if row.paired and row.paired.p_value is not None])
     by_arm = dict(zip([row.arm for row in compared], adjusted, strict=True))
     for row in rows:
         verdict.rows.append(_with_words(row, by_arm.get(row.arm), len(compared), verdict))
     return verdict
+
+
+def _usable(rows: pd.DataFrame, metric: str) -> pd.Series[bool]:
+    return ~rows["diverged"] & ~rows["failed"] & rows[metric].notna()
 
 
 def _equally_tuned(trials: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
@@ -133,111 +151,123 @@ def _equally_tuned(trials: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
 
 
 def _best(group: pd.DataFrame, select: str, mode: str) -> pd.DataFrame:
-    """Rows of the best configuration of an arm, by the mean over its seeds; a divergence is the worst there is."""
-    worst = math.inf if mode == "min" else -math.inf
-    judged = group[select].where(~group["diverged"], worst)
-    means = judged.groupby(group[NUMBER]).mean()
-    number = means.idxmin() if mode == "min" else means.idxmax()
-    return group[group[NUMBER] == number].sort_values("seed")
+    """Rows of the best configuration of an arm: fewest seeds lost, then the mean of `select` over the others."""
+    usable = _usable(group, select)
+    lost = (~usable).groupby(group[NUMBER]).sum()
+    sign = 1 if mode == "min" else -1
+    means = (sign * group[select].where(usable)).groupby(group[NUMBER]).mean()
+    ranks = pd.DataFrame({"lost": lost, "mean": means}).sort_values(["lost", "mean"], kind="stable")
+    return group[group[NUMBER] == ranks.index[0]].sort_values("seed")
 
 
-def _common_images(
-    arm: str, reference: str | None, ends: Mapping[Any, pd.Series[Any]], equal: str, warnings: list[str]
-) -> int | None:
-    own = ends[arm]
-    if reference is None or reference not in ends or equal != names.IMAGES_SEEN:
-        return int(own.iloc[0]) if own.nunique() == 1 else None
-    mine, other = int(own.max()), int(ends[reference].max())
-    if mine != other:
-        warnings.append(
-            f"unequal budgets: {arm!r} saw {mine:,} images and {reference!r} {other:,}; compared at the last point "
-            f"that both have, at most {min(mine, other):,}"
-        )
+def _limit(
+    arm: str,
+    reference: str | None,
+    budgets: Mapping[str, float],
+    equal: str,
+    warnings: list[str],
+    *,
+    as_declared: bool,
+) -> float | None:
+    """The smaller of two unequal budgets; None where they are equal, or meant to be unequal."""
+    if reference is None:
+        return None
+    mine, other = budgets[arm], budgets[reference]
+    if mine == other or math.isnan(mine) or math.isnan(other):
+        return None
+    unit = UNITS[equal]
+    what = f"unequal budgets: {arm!r} had {mine:,.4g} {unit} and {reference!r} {other:,.4g}"
+    if as_declared:
+        warnings.append(f"{what}, as the study declares; each is taken at its own end")
+        return None
+    warnings.append(f"{what}; compared at the last point of both within {min(mine, other):,.4g}")
     return min(mine, other)
+
+
+UNITS = {
+    names.IMAGES_SEEN: "images",
+    names.TRAIN_SECONDS: "seconds of training",
+    names.NFE_FORWARD: "decoder evaluations",
+}
+OVERSHOOT = 1.05
+"""A budget told in seconds or evaluations ends with the batch that reaches it."""
 
 
 def _row(
     arm: str,
     reference: str | None,
-    chosen: Mapping[Any, pd.DataFrame],
+    chosen: Mapping[str, pd.DataFrame],
     curves: pd.DataFrame,
-    images: int | None,
+    equal: str,
+    limit: float | None,
     verdict: Verdict,
+    alone: str,
 ) -> Row:
-    rows = chosen[arm].set_index("seed")
-    values = _values(rows, verdict.metric)
-    unusable = sorted(set(rows.index) - set(values))
-    if unusable:
+    rows = chosen[arm]
+    lost = int((~_usable(rows, verdict.metric)).sum())
+    if lost:
         verdict.warnings.append(
-            f"arm {arm!r}: {len(unusable)} of {len(rows)} seeds diverged or report no {verdict.metric}; left out"
+            f"arm {arm!r}: {lost} of {len(rows)} seeds failed, diverged or report no {verdict.metric}; left out"
         )
-    other = _values(chosen[reference].set_index("seed"), verdict.metric) if reference is not None else {}
-    shared = sorted(set(values) & set(other))
-    if reference is not None and images is not None:
-        common = _point_of_both(chosen[arm], chosen[reference], curves, images, verdict.metric)
-        if common is not None:
-            images, values, other = common
-            shared = sorted(set(values) & set(other))
+    own = rows[_usable(rows, verdict.metric)]
+    other = chosen[reference][_usable(chosen[reference], verdict.metric)] if reference is not None else own.iloc[:0]
+    if limit is not None:
+        own, other = _cut(own, other, curves, equal, limit, verdict.metric)
+    shared = sorted(set(own.index) & set(other.index))
     compared = None
     ratios: tuple[float | None, float | None] = (None, None)
     if reference is not None and shared:
         compared = paired(
-            [values[seed] for seed in shared],
-            [other[seed] for seed in shared],
+            [float(value) for value in own.loc[shared, verdict.metric]],
+            [float(value) for value in other.loc[shared, verdict.metric]],
             margin=verdict.margin,
             confidence=verdict.confidence,
         )
-        beside = chosen[reference].set_index("seed")
-        ratios = (_ratio(rows, beside, shared, _seconds), _ratio(rows, beside, shared, _nfe))
-        missing = sorted(set(rows.index) ^ set(beside.index))
+        ratios = (_ratio(own, other, shared, _seconds), _ratio(own, other, shared, _nfe))
+        missing = sorted(set(rows.index) ^ set(chosen[reference].index))
         if missing:
             told = ", ".join(map(str, missing))
             verdict.warnings.append(f"{arm!r} and {reference!r}: seeds {told} are there on one side only; left out")
-    finite = list(values.values()) or [math.nan]
+    images = {int(seen) for seen in own[names.IMAGES_SEEN]} if len(own) else set()
     return Row(
         arm,
         int(rows[NUMBER].iloc[0]),
-        sorted(values),
-        images,
-        mean_interval(finite, verdict.confidence) if values else Interval(math.nan, None, None, 0, verdict.confidence),
-        float(_seconds(rows).mean()),
-        float(_nfe(rows).mean()),
+        [int(seed) for seed in own.index],
+        images.pop() if len(images) == 1 else None,
+        mean_interval([float(value) for value in own[verdict.metric]], verdict.confidence)
+        if len(own)
+        else Interval(math.nan, None, None, 0, verdict.confidence),
+        float(_seconds(own).mean()) if len(own) else math.nan,
+        float(_nfe(own).mean()) if len(own) else math.nan,
         reference,
         compared,
         None,
         *ratios,
+        lost=lost,
+        cut=limit is not None,
+        alone=alone,
     )
 
 
-def _values(rows: pd.DataFrame, metric: str) -> dict[int, float]:
-    usable = rows[~rows["diverged"] & rows[metric].notna()]
-    return dict(zip(map(int, usable.index), map(float, usable[metric]), strict=True))
-
-
-def _point_of_both(
-    arm: pd.DataFrame, reference: pd.DataFrame, curves: pd.DataFrame, images: int, metric: str
-) -> tuple[int, dict[int, float], dict[int, float]] | None:
-    """The last images seen, up to `images`, at which all seeds of both were evaluated, and the values there."""
-    both = [_curves_of(rows, curves, metric) for rows in (arm, reference)]
-    points = [set.intersection(*(set(curve) for curve in side.values())) for side in both if side]
-    if len(points) < 2:
-        return None
-    common = [point for point in set.intersection(*points) if point <= images]
-    if not common:
-        return None
-    at = max(common)
-    mine, other = ({seed: curve[at] for seed, curve in side.items()} for side in both)
-    return int(at), mine, other
-
-
-def _curves_of(rows: pd.DataFrame, curves: pd.DataFrame, metric: str) -> dict[int, dict[float, float]]:
-    usable = rows[~rows["diverged"]]
-    seeds = dict(zip(usable[FINGERPRINT], usable["seed"], strict=True))
-    there = curves[curves[FINGERPRINT].isin(list(seeds)) & curves[metric].notna()]
-    return {
-        int(seeds[name]): dict(zip(curve[names.IMAGES_SEEN], curve[metric], strict=True))
-        for name, curve in there.groupby(FINGERPRINT)
-    }
+def _cut(
+    own: pd.DataFrame, other: pd.DataFrame, curves: pd.DataFrame, equal: str, limit: float, metric: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The points at which two arms are compared within a limit: for images, the last that all seeds of both have."""
+    reached = curves[curves[metric].notna()].copy()
+    spent = _nfe(reached) if equal == names.NFE_FORWARD else reached[equal]
+    within = limit if equal == names.IMAGES_SEEN else limit * OVERSHOOT
+    reached = reached[spent <= within]
+    if equal == names.IMAGES_SEEN:
+        every = [set(reached[reached[FINGERPRINT] == name][equal]) for name in (*own[FINGERPRINT], *other[FINGERPRINT])]
+        common = set.intersection(*every) if every else set()
+        reached = reached[reached[equal] == max(common)] if common else reached.iloc[:0]
+    last = reached.sort_values(names.IMAGES_SEEN).groupby(FINGERPRINT).last()
+    cut = []
+    for rows in (own, other):
+        seeds = {str(name): seed for seed, name in rows[FINGERPRINT].items()}
+        there = last[last.index.isin(list(seeds))]
+        cut.append(there.set_index(pd.Index([seeds[str(name)] for name in there.index], name="seed")).sort_index())
+    return cut[0], cut[1]
 
 
 def _seconds(rows: pd.DataFrame) -> pd.Series[float]:
@@ -258,11 +288,19 @@ def _with_words(row: Row, p_holm: float | None, family: int, verdict: Verdict) -
 
 
 def _words(row: Row, p_holm: float | None, family: int, verdict: Verdict) -> str:
+    where = f" at {row.images:,} images" if row.cut and row.images is not None else " within the smaller budget"
+    lost = f"; {row.lost} seeds lost" if row.lost else ""
+    return f"{_found(row, p_holm, family, verdict)}{where if row.cut and row.paired is not None else ''}{lost}"
+
+
+def _found(row: Row, p_holm: float | None, family: int, verdict: Verdict) -> str:
     compared = row.paired
     if compared is None:
-        if row.value.count == 1:
-            return "no interval: one seed"
-        return "reference" if row.reference is None else f"not comparable with {row.reference!r}"
+        if row.alone:
+            return row.alone
+        if row.reference is not None:
+            return f"not comparable with {row.reference}: no seed that ended, or no point within the budget, of both"
+        return "no interval: one seed" if row.value.count == 1 else "reference" if row.value.count else "no seed ended"
     match compared.verdict:
         case "one seed":
             return "no interval: one seed"

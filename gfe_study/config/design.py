@@ -25,12 +25,14 @@ class Arm:
         name: unique in its study; empty in a study that compares nothing.
         changes: nested configuration laid over the study's `fixed`.
         reference: name of the arm that this one is compared with; None for a reference itself.
+        alone: why it is compared with none, though it is no reference.
         levels: of a factorial, factor -> level.
     """
 
     name: str
     changes: dict[str, Any]
     reference: str | None = None
+    alone: str = ""
     levels: tuple[tuple[str, str], ...] = ()
 
 
@@ -95,7 +97,10 @@ class Factorial(Section):
             choice = value["choice"]
             if not isinstance(choice, list | tuple) or not choice:
                 raise refused(choice, f"{key}: a list of at least one value")
-            return {"levels": {_text(level): unflatten({key: level}) for level in choice}, **rest}
+            levels = {_text(level): unflatten({key: level}) for level in choice}
+            if len(levels) < len(choice):
+                raise refused(choice, f"{key}: values that read differently; or named levels, {{levels: {{name: …}}}}")
+            return {"levels": levels, **rest}
         named = value["levels"]
         if not isinstance(named, Mapping):
             raise refused(named, f"{key}: levels: {{name: {{key: value}}}}")
@@ -169,6 +174,8 @@ class Scientific(Section):
     def _nested_arms(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and isinstance(given.get("arms"), Mapping):
             arms = {str(name): _nested(changes or {}, f"arms.{name}") for name, changes in given["arms"].items()}
+            if len(arms) < len(given["arms"]):
+                raise refused(list(given["arms"]), "arms: names that read differently")
             return {**given, "arms": arms}
         return given
 
@@ -198,7 +205,9 @@ class Scientific(Section):
         if self.factorial is not None:
             return self._combinations(self.factorial, flat, factor, level)
         reference = level or next(iter(self.arms))
-        if reference not in self.arms or factor is not None:
+        if factor is not None:
+            raise InputError(f"compare.factor: given {factor!r} with arms, which have no factors; leave it")
+        if reference not in self.arms:
             raise InputError(f"compare.reference: given {reference!r}; allowed: {', '.join(self.arms)}")
         arms = [Arm(name, changes, None if name == reference else reference) for name, changes in self.arms.items()]
         return arms, []
@@ -231,9 +240,23 @@ class Scientific(Section):
                 cells[tuple(chosen.items())] = changes
         arms = []
         for levels, changes in cells.items():
-            opposite = tuple((key, reference if key == along else name) for key, name in levels)
-            other = _cell_name(opposite) if opposite in cells and opposite != levels else None
-            arms.append(Arm(_cell_name(levels), changes, other, levels))
+            own = dict(levels)
+            if own.get(along) == reference:
+                arms.append(Arm(_cell_name(levels), changes, None, "", levels))
+                continue
+            # A factor that applies to one of the two only does not tell them apart.
+            beside = [
+                other
+                for other in cells
+                if dict(other).get(along) == reference
+                and all(own[key] == name for key, name in other if key != along and key in own)
+            ]
+            counterpart = _cell_name(beside[0]) if len(beside) == 1 else None
+            told = "no counterpart" if not beside else f"no single counterpart: {len(beside)} cells have {reference}"
+            arms.append(Arm(_cell_name(levels), changes, counterpart, "" if counterpart else told, levels))
+        unused = [why for why in design.exclude if why not in holes.values()]
+        if unused:
+            raise InputError(f"scientific.factorial.exclude: {unused[0]!r} matches no cell; allowed: cells there are")
         return arms, [Hole(_cell_name(levels), why) for levels, why in holes.items()]
 
 

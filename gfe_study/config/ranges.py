@@ -15,6 +15,7 @@ RangeKind = Literal["uniform", "loguniform", "int", "logint", "choice"]
 _FORMS = "{uniform: [low, high]}, {loguniform: [low, high]}, {int: …}, {logint: …} or {choice: [a, b, …]}"
 GRID_POINTS = 3
 """Values of a continuous range in a grid, if it does not say."""
+MOST_POINTS = 10_000
 
 
 def refused(given: Any, allowed: str) -> PydanticCustomError:
@@ -64,8 +65,8 @@ class Range(Section):
         kind, values = kinds[0], given[kinds[0]]
         extra: dict[str, Any] = {"when": given["when"]} if "when" in given else {}
         if "points" in given:
-            if type(given["points"]) is not int or given["points"] < 2:
-                raise refused(given["points"], "points: a whole number, 2 at least")
+            if type(given["points"]) is not int or not 2 <= given["points"] <= MOST_POINTS:
+                raise refused(given["points"], f"points: a whole number from 2 to {MOST_POINTS}")
             extra["points"] = given["points"]
         if not isinstance(values, list | tuple):
             raise refused(dict(given), _FORMS)

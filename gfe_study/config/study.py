@@ -54,7 +54,8 @@ IMAGES_WITHOUT_LIMIT = 10_000_000
 """Images a trial may see whose budget is told in decoder evaluations or seconds alone."""
 
 
-WHOLE_GRID = 1_000_000
+MOST_TRIALS, MOST_SEEDS = 100_000, 10_000
+WHOLE_GRID = MOST_TRIALS
 """Trials of a grid that does not say how many: all."""
 
 
@@ -80,6 +81,8 @@ class Compare(Section):
     margin: float | None = Field(None, gt=0)
     """Differences below this, in units of the metric, count as none; without it no verdict is `equivalent`."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    budgets: Literal["equal", "as_declared"] = "equal"
+    """`equal`: arms of unequal budgets are compared where the smaller ends; `as_declared`: each at its own end."""
 
 
 class Then(Section):
@@ -87,8 +90,10 @@ class Then(Section):
 
     best: int = Field(1, gt=0)
     """Configurations of every arm that go on, by the mean of the metric over their seeds."""
-    seeds: int = Field(1, gt=0)
+    seeds: int = Field(1, gt=0, le=MOST_SEEDS)
+    """Runs of each, with seeds that the first stage has not used: it has chosen the winners by those."""
     budget: StudyBudget = StudyBudget()
+    """Replaces the first stage's, if given."""
     fixed: Nested = {}
     """Configuration laid over the winners'."""
 
@@ -96,8 +101,8 @@ class Then(Section):
 class Resources(Section):
     """What every trial is granted; a fraction of a GPU shares one."""
 
-    cpu: float = Field(1.0, gt=0)
-    gpu: float = Field(0.0, ge=0)
+    cpu: float = Field(1.0, ge=0.01, le=1024)
+    gpu: float = Field(0.0, ge=0, le=1024)
 
 
 class Study(Section):
@@ -118,9 +123,9 @@ class Study(Section):
     start_from: tuple[str | dict[str, Any], ...] = ()
     """Tried first: names of presets, whose values of the searched keys are taken, or mappings of dotted keys."""
     budget: StudyBudget = StudyBudget()
-    trials: int = Field(1, gt=0)
+    trials: int = Field(1, gt=0, le=MOST_TRIALS)
     """Configurations tried in every arm; with `seeds`, each is run that many times."""
-    seeds: int = Field(1, gt=0)
+    seeds: int = Field(1, gt=0, le=MOST_SEEDS)
     """Runs of every configuration, with seeds 0, 1, …; the search is told their mean."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     sampler_seed: int = Field(0, ge=0)
@@ -144,6 +149,7 @@ class Study(Section):
     _arms: list[Arm] = PrivateAttr(default_factory=list)
     _holes: list[Hole] = PrivateAttr(default_factory=list)
     _flat: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
+    _grid_sizes: dict[str, int] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -157,10 +163,19 @@ class Study(Section):
         for key in self.nuisance:
             if key in flatten(self.fixed):
                 raise ValueError(f"{key} is given both under fixed and under nuisance")
-            if key.startswith("data."):
-                raise ValueError(f"{key} cannot be searched: losses on different data are not comparable")
-        if "seed" in {*self.fixed, *self.nuisance}:
+            if key == "seed":
+                raise ValueError("seed is given; allowed: seeds, the number of runs of every configuration")
+            if key.partition(".")[0] in ("data", "eval", "budget"):
+                raise ValueError(f"{key} cannot be searched: losses on other data or budgets are not comparable")
+            if not self.nuisance[key]:
+                raise ValueError(f"nuisance.{key}: given no range; allowed: one, or a list of them")
+        if "seed" in self.fixed or (self.then is not None and "seed" in self.then.fixed):
             raise ValueError("seed is given; allowed: seeds, the number of runs of every configuration")
+        if self.then is not None and (twice := sorted(set(flatten(self.then.fixed)) & set(self.nuisance))):
+            raise ValueError(f"{twice[0]} is given both under then.fixed and under nuisance")
+        if not self.nuisance and (self.start_from or self.trials > 1) and self.sampler != "grid":
+            what = f"trials {self.trials}" if self.trials > 1 else "start_from"
+            raise ValueError(f"{what} given without nuisance, with nothing to search; allowed: seeds, for replicates")
         if self.scheduler == "asha" and not self.explores:
             raise ValueError(
                 "scheduler: given 'asha'; allowed: none, where arms or seeds are compared: "
@@ -210,9 +225,12 @@ class Study(Section):
             start if isinstance(start, str) else {key: start[key] for key in start if key not in changed}
             for start in self.start_from
         )
-        budget = self.budget
-        if own := {key: value for key, value in changes.get("budget", {}).items() if key in StudyBudget.model_fields}:
-            budget = StudyBudget.model_validate({**budget.model_dump(), **own})
+        budget, given = self.budget, changes.get("budget", {})
+        if not isinstance(given, Mapping):
+            raise InputError(f"--set budget: given {given!r}; allowed: budget.images, budget.nfe or budget.seconds")
+        if own := {key: value for key, value in given.items() if key in StudyBudget.model_fields}:
+            with explained("--set"):
+                budget = StudyBudget.model_validate({**budget.model_dump(), **own})
         fixed = merge(self.fixed, changes)
         return self.model_copy(update={"fixed": fixed, "nuisance": searched, "start_from": starts, "budget": budget})
 
@@ -255,21 +273,30 @@ class Study(Section):
         """0 is the search or the comparison itself, 1 what `then` adds."""
         return range(1 if self.then is None else 2)
 
-    def seeds_of(self, stage: int) -> int:
-        """Runs of every configuration of a stage."""
-        return self.seeds if stage == 0 or self.then is None else self.then.seeds
+    def seeds_of(self, stage: int) -> range:
+        """Seeds of every configuration of a stage; the second stage has its own, the first chose by the others."""
+        if stage == 0 or self.then is None:
+            return range(self.seeds)
+        return range(self.seeds, self.seeds + self.then.seeds)
 
     def configurations(self, arm: Arm | str, stage: int = 0) -> int:
         """Configurations of an arm in a stage, at most."""
         wanted = self.trials if self.nuisance else 1
+        name = arm if isinstance(arm, str) else arm.name
         if self.sampler == "grid":
-            wanted = min(wanted, len(self.grid(arm)))
+            if name not in self._grid_sizes:
+                cells, starts = self.grid(arm), self.start_points(arm)
+                self._grid_sizes[name] = len(cells) + sum(start not in cells for start in starts)
+            wanted = min(wanted, self._grid_sizes[name])
         return min(self.then.best, wanted) if stage and self.then is not None else wanted
 
     def grid(self, arm: Arm | str) -> list[dict[str, Any]]:
-        """Every point of an arm's grid, the last key varying fastest."""
+        """Every point of an arm's grid, the last key varying fastest. Raises `InputError` if there are too many."""
         points: list[dict[str, Any]] = [{}]
         for key in self.nuisance:
+            most = max(len(drawn.values) if drawn.kind == "choice" else drawn.points for drawn in self.nuisance[key])
+            if len(points) * most > MOST_TRIALS:
+                raise InputError(f"{self._source}: sampler: grid: more than {MOST_TRIALS:,} points; allowed: fewer")
             points = [
                 {**point, key: value} if drawn_from else point
                 for point in points
@@ -286,7 +313,9 @@ class Study(Section):
         arm = self.arm(arm) if isinstance(arm, str) else arm
         layers: list[Mapping[str, Any]] = [self.budget.layer(), self.fixed, arm.changes]
         if stage and self.then is not None:
-            layers += [self.then.budget.layer(), self.then.fixed]
+            if replaced := self.then.budget.layer():
+                layers.append({"budget": {"nfe": None, "seconds": None, **replaced["budget"]}})
+            layers.append(self.then.fixed)
         return layers
 
     def _where(self, arm: Arm | str) -> str:
@@ -299,7 +328,7 @@ class Study(Section):
         if arm.name not in self._flat:
             trial = Trial.build(*self._layers(arm), where=self._where(arm))
             self._flat[arm.name] = {ARM: arm.name, **dict(arm.levels), **flatten(trial.dump())}
-        flat = {**self._flat[arm.name], **drawn}
+        flat = {**self._flat[arm.name], **flatten(unflatten(drawn))}
         return next((drawn_from for drawn_from in self.nuisance[key] if holds(drawn_from.when, flat)), None)
 
     def fits(self, params: Mapping[str, Any], arm: Arm | str) -> bool:
@@ -370,6 +399,13 @@ class Study(Section):
             raise InputError(f"{self._source}: {error}") from error
         same: dict[str, str] = {}
         for arm in cells:
+            own = flatten(arm.changes)
+            if twice := sorted(set(own) & {*self.nuisance, "seed"}):
+                allowed = "seeds" if twice[0] == "seed" else "one of them"
+                raise InputError(
+                    f"{self._where(arm)}: {twice[0]} is given by the arm and by the study's search or seeds; "
+                    f"allowed: {allowed}"
+                )
             try:
                 content = Trial.build(*self._layers(arm), where=self._where(arm)).group("")
             except ImpossiblePair as error:
@@ -386,10 +422,14 @@ class Study(Section):
         if not self._arms:
             raise InputError(f"{self._source}: scientific: no arm can exist: {self._holes[0].reason}")
         there = {arm.name for arm in self._arms}
-        self._arms = [arm if arm.reference in there else replace(arm, reference=None) for arm in self._arms]
+        for place, arm in enumerate(self._arms):
+            if arm.reference is not None and arm.reference not in there:
+                lost = f"no counterpart: {arm.reference} is left out"
+                self._arms[place] = replace(arm, reference=None, alone=lost)
 
     def _check(self) -> None:
         # Both ends of every range, so that no draw can fail an hour into the study.
+        drawn_at_all: set[tuple[str, str]] = set()
         for arm in self._arms:
             starts = self.start_points(arm)
             middle = starts[0] if starts else self.completed({}, arm)
@@ -397,11 +437,20 @@ class Study(Section):
                 self.trial(middle, 0, arm, stage)
             for key in self.nuisance:
                 for drawn in self.nuisance[key]:
+                    met = {other: values[0] for other, values in drawn.when.items() if other in self.nuisance}
                     for value in drawn.values:
-                        point = self.completed({**middle, key: value}, arm)
-                        if point.get(key) == value and (there := self.range_of(key, arm, point)) == drawn:
-                            assert there is not None
+                        point = self.completed({**middle, **met, key: value}, arm)
+                        if key in point and point[key] == value and self.range_of(key, arm, point) == drawn:
                             self.trial(point, 0, arm)
+                            drawn_at_all.add((key, drawn.model_dump_json()))
+        for key in self.nuisance:
+            for drawn in self.nuisance[key]:
+                if drawn.when and (key, drawn.model_dump_json()) not in drawn_at_all:
+                    condition = drawn.model_dump()["when"]
+                    raise InputError(
+                        f"{self._source}: nuisance.{key}: when: given {condition}, which holds in no arm; "
+                        "allowed: keys and values of the configuration, factors, or arm"
+                    )
 
 
 def space_folders() -> list[Path]:

@@ -15,7 +15,7 @@ from gfe_study import names
 from gfe_study.config import CHOICES, InputError, Trial
 from gfe_study.study.driver import folder_bytes
 from gfe_study.study.storage import JOURNAL_FILE, is_url, studies_of, study_folder
-from gfe_study.tracking import ARTIFACTS, Tracker, connect, store_uri
+from gfe_study.tracking import ARTIFACTS, Tracker, connect, store_uri, without_password
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pydantic", "pandas", "scikit-learn")
 
@@ -108,7 +108,7 @@ def _store() -> Finding:
         connect(store_uri())
     except InputError as error:
         return Finding("store", False, str(error))
-    return Finding("store", True, store_uri())
+    return Finding("store", True, without_password(store_uri()))
 
 
 def _orphans(label: str, fix: bool) -> Finding:

@@ -24,6 +24,7 @@ from gfe_study.study.storage import remote_folder
 SECONDS_BETWEEN_LOOKS = 5.0
 """How often the disk is looked at."""
 LEAST_FREE_BYTES = 200e6
+MOST_PER_TRIAL = 1024
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Options:
     quota_gb: float | None = None
     """The study's folder may not grow beyond this."""
     reuse: bool = True
-    """Whether finished trials count; else they are run again."""
+    """Whether trials that other studies have finished count."""
+    again: bool = False
+    """Run the finished trials of this study again; not while that is under way already."""
     data_folders: tuple[str, ...] = ()
     """Where the images were looked for when the study was last run; looked at after today's folders."""
 
@@ -52,6 +55,12 @@ class Options:
 
     def granted(self, resources: Resources) -> Options:
         """The same with a study's resources where none are given."""
+        for kind, amount in (("cpus", self.cpus_per_trial), ("gpus", self.gpus_per_trial)):
+            least = 0.0 if kind == "gpus" else 0.01
+            if amount is not None and not least <= amount <= MOST_PER_TRIAL:
+                raise InputError(f"--{kind}-per-trial: given {amount:g}; allowed: from {least:g} to {MOST_PER_TRIAL}")
+        if (self.gpus_per_trial or resources.gpu) > 1 and (self.gpus_per_trial or resources.gpu) % 1:
+            raise InputError("gpus per trial: given a fraction above 1; allowed: a fraction of one, or whole ones")
         cpus = self.cpus_per_trial or resources.cpu
         gpus = resources.gpu if self.gpus_per_trial is None else self.gpus_per_trial
         return replace(self, cpus_per_trial=cpus, gpus_per_trial=gpus)
@@ -135,7 +144,10 @@ class Driver:
         self.slots = slots
         self._started = started
         study = self.plan.study
-        parallel = max(LEAST_PARALLEL, slots + 1)
+        journal = self.plan.journal
+        if journal.parallel is None:
+            journal.record_parallel(max(LEAST_PARALLEL, slots + 1))
+        parallel = journal.parallel or LEAST_PARALLEL
         if study.nuisance:
             self._suggesters = {arm.name: Suggester(self.plan, arm.name, parallel) for arm in study.arms}
         if study.stops_early:
@@ -190,8 +202,11 @@ class Driver:
 
     def _enqueue(self, jobs: list[Job]) -> None:
         for job in jobs:
+            if self.plan.over(job.fingerprint):
+                continue
             found = self._found.get(job.fingerprint)
-            if found is not None and job.fingerprint not in self.plan.journal.points:
+            known = self.plan.journal.points.get(job.fingerprint) or job.fingerprint in self.plan.journal.again
+            if found is not None and not known and found.counts_for(job.trial):
                 self.recorder.taken_over(job, found)
                 self.taken_over[found.study] += 1
             else:
@@ -240,9 +255,9 @@ class Driver:
         self.recorder.reached(job, points)
         self._show()
         known = self.plan.journal.points[fingerprint]
-        if self._halving is not None and points and job.stage == 0 and not known[-1].get(names.DIVERGED):
+        if self._halving is not None and points and not done and job.stage == 0:
             reason = self._halving.stops(fingerprint, known)
-            if reason is not None and not job.trial.budget.spent(known[-1][names.IMAGES_SEEN], 0.0, 0.0):
+            if reason is not None:
                 self._stopped_early[fingerprint] = reason
         return fingerprint in self._hung or fingerprint in self._stopped_early
 

@@ -95,7 +95,7 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     place = {arm.name: number for number, arm in enumerate(study.arms)}
     jobs = sorted(plan.jobs.values(), key=lambda job: (job.stage, place[job.arm], job.number, job.seed))
     found = finished_elsewhere(folder) if options.reuse and not is_url(options.storage) else {}
-    done = {job.fingerprint for job in plan.finished()}
+    done = {job.fingerprint for job in plan.finished()} if not options.again else set()
     over = done | {job.fingerprint for job in jobs if job.fingerprint in found}
     elsewhere = {name: f"in {trial.study}" for name, trial in found.items()}
     trials = [(job, known.get(job.fingerprint) or elsewhere.get(job.fingerprint, "new")) for job in jobs]
@@ -105,7 +105,10 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     seconds = memory = None
     if estimates is not None:
         shares = _share_run(study.asha) if study.stops_early else 1.0
-        lengths = [estimates[kind].seconds * share * (shares if kind[0] == 0 else 1.0) for kind, share in left]
+        lengths = [
+            estimates[kind].seconds * share * (shares if kind[0] == 0 and estimates[kind].started else 1.0)
+            for kind, share in left
+        ]
         seconds = start_up + _makespan(lengths, slots) if lengths else 0.0
         memory = (RAY_BYTES + slots * max((e.memory_bytes for e in estimates.values()), default=0.0)) / 1e6
     budgets = {kind: _budget(plan, kind) for kind, _ in left}
@@ -148,8 +151,8 @@ def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
                 points = plan.journal.points.get(name)
                 seen = points[-1][names.IMAGES_SEEN] / plan.jobs[name].trial.budget.images if points else 0.0
                 left.append(((stage, arm.name), 1.0 - seen))
-            unknown = plan.study.configurations(arm, stage) - len(there)
-            left += [((stage, arm.name), 1.0)] * (max(0, unknown) * plan.study.seeds_of(stage))
+            unknown = plan.size(arm.name, stage) - len(there)
+            left += [((stage, arm.name), 1.0)] * (max(0, unknown) * len(plan.study.seeds_of(stage)))
     return left
 
 
@@ -181,6 +184,7 @@ def _estimates(
             sum(e.images for e in of_kind) / len(of_kind),
             sum(e.seconds for e in of_kind) / len(of_kind) * beside_ray,
             max(e.memory_bytes for e in timed),
+            of_kind[0].started,
         )
     told = f"{len(chosen)} probes of {seconds:.0f} s"
     return estimates, told, start_up or STARTS_OF_A_PROCESS * process_start
@@ -227,6 +231,6 @@ def _bytes(plan: Plan, images: Images, jobs: list[Job]) -> float:
             sum(w.numel() for w in job.trial.model.decoder(images.of(job.trial).pixels).parameters())
             for job in {job.arm: job for job in jobs}.values()
         ]
-    kept = min(plan.study.keep, plan.study.trials * plan.study.seeds) * len(plan.study.arms)
+    kept = min(plan.study.keep * len(plan.study.arms), plan.total)
     # Kept decoders lie in the trial's folder and among the store's artifacts.
     return 2 * kept * max(weights) * BYTES_PER_WEIGHT + plan.total * SMALL_FILES_BYTES

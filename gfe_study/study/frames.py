@@ -8,7 +8,7 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.config import Range
-from gfe_study.study.journal import FAILED
+from gfe_study.study.journal import FAILED, STOPPED
 from gfe_study.study.plan import Job, Plan
 
 
@@ -21,7 +21,7 @@ def trials_frame(plan: Plan, stage: int) -> pd.DataFrame:
     rows = []
     for (of_stage, arm), there in plan.configurations.items():
         for configuration in there.values() if of_stage == stage else ():
-            for seed, name in enumerate(configuration.fingerprints):
+            for seed, name in zip(plan.study.seeds_of(stage), configuration.fingerprints, strict=True):
                 outcome = plan.journal.outcomes.get(name)
                 if outcome is None:
                     continue
@@ -70,10 +70,10 @@ def ranges_of(plan: Plan, arm: str) -> dict[str, Range]:
 
 
 def complete(frame: pd.DataFrame, seeds: int) -> pd.DataFrame:
-    """The rows of configurations all of whose seeds ran to their end or diverged."""
+    """The rows of configurations all of whose seeds have ended, in failure or not, and none of them early."""
     if not len(frame):
         return frame
-    over = frame[(frame["state"] == "finished")]
+    over = frame[frame["state"] != STOPPED]
     counts = over.groupby(["arm", "number"])["seed"].transform("count")
     return over[counts == seeds]
 

@@ -48,20 +48,24 @@ class Images:
             InputError: they cannot be had, or arms that are compared are not tested on the same ones.
         """
         images = cls(folders, download=download)
-        splits = {arm.name: images.of(example(study, arm.name)) for arm in study.arms}
-        for arm in study.arms:
-            if arm.reference is not None and (
-                splits[arm.name].test.digest() != splits[arm.reference].test.digest()
-                or splits[arm.name].val.digest() != splits[arm.reference].val.digest()
-            ):
-                raise InputError(
-                    f"{study.source}: scientific: arms {arm.name!r} and {arm.reference!r} are compared, but not "
-                    "evaluated on the same images; allowed: compare.factor, a factor other than the data"
-                )
+        for stage in study.stages():
+            trials = {arm.name: example(study, arm.name, stage) for arm in study.arms}
+            seen = {name: images._evaluated(trial) for name, trial in trials.items()}
+            for arm in study.arms:
+                if arm.reference is not None and seen[arm.name] != seen[arm.reference]:
+                    raise InputError(
+                        f"{study.source}: scientific: arms {arm.name!r} and {arm.reference!r} are compared, but not "
+                        "evaluated on the same images; allowed: equal data and eval, or another compare.factor"
+                    )
         return images
 
+    def _evaluated(self, trial: Trial) -> tuple[bytes, bytes, int, int]:
+        """What tells the images that two trials are evaluated on apart."""
+        splits = self.of(trial)
+        return splits.val.digest(), splits.test.digest(), trial.eval.val_images, trial.eval.test_images
 
-def example(study: Study, arm: str) -> Trial:
+
+def example(study: Study, arm: str, stage: int = 0) -> Trial:
     """One trial of an arm: its first starting point, or the first values of its ranges."""
     starts = study.start_points(arm)
-    return study.trial(starts[0] if starts else study.completed({}, arm), 0, arm)
+    return study.trial(starts[0] if starts else study.completed({}, arm), 0, arm, stage)

@@ -55,18 +55,12 @@ class Outcome:
     run: dict[str, str] = field(default_factory=dict)
 
 
-def _bring(folder: Path, remote: str | None) -> None:
+def _content(folder: Path, remote: str | None) -> bytes:
     """The longer of the journals here and there: both are beginnings of the same one."""
-    if remote is None:
-        return
     local = folder / JOURNAL_FILE
-    before = local.read_bytes() if local.exists() else b""
-    try:
-        Mirror(folder, remote).fetch(JOURNAL_FILE)
-    except OSError as error:
-        raise InputError(f"{remote}: cannot be read ({error.strerror or error}); choose another --storage") from error
-    if local.exists() and len(before) > local.stat().st_size:
-        local.write_bytes(before)
+    here = local.read_bytes() if local.exists() else b""
+    there = Mirror(folder, remote).read(JOURNAL_FILE)
+    return there if len(there) > len(here) else here
 
 
 @dataclass
@@ -81,6 +75,8 @@ class Journal:
         asked: planned trials by fingerprint, in the order they were asked.
         points: metrics of each trial, by fingerprint, in order of images seen.
         outcomes: how trials ended, by fingerprint; a failed trial that is tried again loses its entry.
+        again: trials that are to be run once more, and have no outcome since.
+        parallel: configurations that the searches may have under way, as of the first start.
         start_up_seconds: from the last start to its first trial under way; 0 if there was none.
     """
 
@@ -90,6 +86,8 @@ class Journal:
     points: dict[str, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     start_up_seconds: float = 0.0
+    again: set[str] = field(default_factory=set)
+    parallel: int | None = None
     _descriptor: int | None = None
     _lock: FileLock | None = None
     _mirror: Mirror | None = None
@@ -104,12 +102,13 @@ class Journal:
         Raises:
             InputError: a line that is not the last is damaged; the message names it. Or the URL cannot be used.
         """
-        _bring(folder, remote)
+        return cls._parsed(folder, _content(folder, remote))
+
+    @classmethod
+    def _parsed(cls, folder: Path, content: bytes) -> Self:
         journal = cls(folder)
-        path = folder / JOURNAL_FILE
-        if path.exists():
-            for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was cut by a kill
-                journal._take(line)
+        for line in content.split(b"\n")[:-1]:  # what follows the last newline was cut by a kill
+            journal._take(line)
         return journal
 
     @classmethod
@@ -128,12 +127,14 @@ class Journal:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --storage") from error
         try:
-            journal = cls.read(folder, remote)
+            content = _content(folder, remote)
+            journal = cls._parsed(folder, content)
             journal._lock = lock
             journal._mirror = Mirror(folder, remote)
             path = folder / JOURNAL_FILE
+            if not path.exists() or path.stat().st_size < len(content):
+                path.write_bytes(content)
             journal._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            content = path.read_bytes()
             os.ftruncate(journal._descriptor, content.rfind(b"\n") + 1)
         except BaseException:
             lock.release()
@@ -186,9 +187,13 @@ class Journal:
         """A trial that another study has finished, whole in one line."""
         self._append("taken over", fingerprint=fingerprint, points=points, outcome=vars(outcome))
 
-    def record_again(self, fingerprint: str) -> None:
-        """A finished trial is to be run once more; its points and outcome no longer count."""
-        self._append("again", fingerprint=fingerprint)
+    def record_again(self, fingerprints: list[str]) -> None:
+        """Finished trials are to be run once more; their points and outcomes no longer count."""
+        self._append("again", fingerprints=fingerprints)
+
+    def record_parallel(self, configurations: int) -> None:
+        """How many configurations of an arm may be under way at once; later starts keep to it."""
+        self._append("parallel", configurations=configurations)
 
     def record_start_up(self, seconds: float) -> None:
         """The first trial of a start is under way, so long after it began."""
@@ -234,12 +239,17 @@ class Journal:
             case "outcome":
                 content = {key: entry[key] for key in ("state", "reason", "origin", "run") if key in entry}
                 self.outcomes[entry["fingerprint"]] = Outcome(**content)
+                self.again.discard(entry["fingerprint"])
             case "taken over":
                 self.points[entry["fingerprint"]] = entry["points"]
                 self.outcomes[entry["fingerprint"]] = Outcome(**entry["outcome"])
             case "again":
-                self.points.pop(entry["fingerprint"], None)
-                self.outcomes.pop(entry["fingerprint"], None)
+                self.again |= set(entry["fingerprints"])
+                for name in entry["fingerprints"]:
+                    self.points.pop(name, None)
+                    self.outcomes.pop(name, None)
+            case "parallel":
+                self.parallel = entry["configurations"]
             case "start-up":
                 self.start_up_seconds = entry["seconds"]
             case "retry":

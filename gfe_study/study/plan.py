@@ -81,7 +81,8 @@ class Plan:
         if not study.nuisance:
             for arm in study.arms:
                 plan.add(0, {}, arm.name)
-        plan.advance()
+        if not plan.failed():  # they are tried again first: one of them may be a winner
+            plan.advance()
         waiting = len(study.stages()) > 1 and not plan.stage_over(0)
         plan.orphaned = [
             record
@@ -112,7 +113,7 @@ class Plan:
         there = self.configurations[stage, arm]
         if number in there:
             return []
-        jobs = [self.job(number, params, seed, arm, stage) for seed in range(self.study.seeds_of(stage))]
+        jobs = [self.job(number, params, seed, arm, stage) for seed in self.study.seeds_of(stage)]
         new = [job for job in jobs if job.fingerprint not in self.jobs]
         self.jobs.update((job.fingerprint, job) for job in new)
         there[number] = Configuration(stage, arm, number, params, [job.fingerprint for job in jobs])
@@ -122,12 +123,25 @@ class Plan:
         """Add the second stage once the first is over; returns the jobs that are new."""
         if len(self.study.stages()) == 1 or not self.stage_over(0):
             return []
+        tried = self.tuned()
+        fewest = min((len(numbers) for numbers in tried.values() if numbers), default=0)
         return [
             job
             for arm in self.study.arms
-            for chosen in self.ranked(0, arm.name)[: self.study.configurations(arm, 1)]
+            for chosen in [c for c in self.ranked(0, arm.name) if c.number in tried[arm.name][:fewest]][
+                : self.study.configurations(arm, 1)
+            ]
             for job in self.add(chosen.number, chosen.params, arm.name, 1)
         ]
+
+    def tuned(self) -> dict[str, list[int]]:
+        """The configurations of every arm that ran to their end in the first stage, in the order they were asked."""
+        return {arm.name: sorted(c.number for c in self.ranked(0, arm.name)) for arm in self.study.arms}
+
+    def size(self, arm: str, stage: int = 0) -> int:
+        """Configurations of an arm in a stage; of a space that holds no more, those that it holds."""
+        wanted = self.study.configurations(arm, stage)
+        return min(wanted, len(self.configurations[0, arm])) if arm in self.exhausted else wanted
 
     def stage_over(self, stage: int) -> bool:
         """Whether every configuration of a stage is known and has ended."""
@@ -148,7 +162,7 @@ class Plan:
         """Trials of the whole study, known or not."""
         return (
             sum(
-                self.study.configurations(arm, stage) * self.study.seeds_of(stage)
+                self.size(arm.name, stage) * len(self.study.seeds_of(stage))
                 for stage in self.study.stages()
                 for arm in self.study.arms
             )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gfe_study import names
-from gfe_study.config import flatten, to_yaml
+from gfe_study.config import InputError, flatten, to_yaml
 from gfe_study.study.journal import FAILED, FINISHED, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import Finished
@@ -21,7 +21,7 @@ from gfe_study.study.storage import Mirror
 from gfe_study.tracking import FAILED as RUN_FAILED
 from gfe_study.tracking import FINISHED as RUN_FINISHED
 from gfe_study.tracking import KILLED as RUN_KILLED
-from gfe_study.tracking import Delivery, End, RunSpec, Tracker, TrackingError, package_versions
+from gfe_study.tracking import Delivery, End, RunSpec, Tracker, package_versions
 
 SECONDS_BETWEEN_ATTEMPTS = 10.0
 TRIALS_AT_ONCE = 200
@@ -90,7 +90,10 @@ class Recorder:
         """A trial need not be run: another study has."""
         if job.fingerprint not in self.plan.journal.asked:
             self.plan.journal.record_asked(job.asked())
-        found.copy_files(self.plan.trial_folder(job))
+        try:
+            found.copy_files(self.plan.trial_folder(job))
+        except OSError as error:
+            self._on_problem(f"the decoder of {job.fingerprint} cannot be copied from {found.study} ({error.strerror})")
         outcome = Outcome(FINISHED, origin=found.study, run=found.outcome.run)
         self.plan.journal.record_taken_over(job.fingerprint, found.points, outcome)
         self._tidy(job)
@@ -107,7 +110,7 @@ class Recorder:
 
     def _tidy(self, job: Job) -> None:
         """Remove what a trial that is over needs no more, and decoders that are no longer among an arm's best."""
-        self._mirror(job).remove(*CONTINUATION)
+        self._remove(job, *CONTINUATION)
         value = self.plan.value(job)
         if value is None:
             return
@@ -116,8 +119,14 @@ class Recorder:
         kept.append((-job.stage, sign * value, job.fingerprint))
         kept.sort()
         for _, _, name in kept[self.plan.study.keep :]:
-            self._mirror(self.plan.jobs[name]).remove(names.BEST_CHECKPOINT)
+            self._remove(self.plan.jobs[name], names.BEST_CHECKPOINT)
         del kept[self.plan.study.keep :]
+
+    def _remove(self, job: Job, *unwanted: str) -> None:
+        try:
+            mirror_of(self.plan, job).remove(*unwanted)
+        except InputError as error:  # a file too many is no reason to end a study
+            self._on_problem(str(error))
 
     def flush(self) -> None:
         """Bring the store level now, as far as it can be."""
@@ -134,15 +143,26 @@ class Recorder:
             for job in self.plan.missing():
                 if self.tracker.is_running(job.fingerprint):
                     self.tracker.close_trial(job.fingerprint, RUN_KILLED, {}, [])
+            self._close_orphans()
             self._keep_best()
             best = self.plan.best()
             tags = {names.BEST_FINGERPRINT: best[0].fingerprint, names.BEST_VALUE: f"{best[1]:.6f}"} if best else {}
             files = self._files(best[0], names.BEST_CHECKPOINT, names.RECONSTRUCTION) if best else []
             self.tracker.close_study(RUN_KILLED if interrupted else RUN_FINISHED, tags, files)
-        except TrackingError as error:
+        except (InputError, OSError) as error:
             self._on_problem(str(error))
             return False
         return not self._behind
+
+    def _close_orphans(self) -> None:
+        """Runs of trials that no longer belong to the study, of which a kill left some open."""
+        journal = self.plan.journal
+        for name in self.tracker.orphans():
+            if name in self.plan.jobs:
+                continue
+            outcome, points = journal.outcomes.get(name), list(journal.points.get(name, []))
+            status = RUN_KILLED if outcome is None else RUN_FAILED if outcome.state == FAILED else RUN_FINISHED
+            self.tracker.bring_level([Delivery(RunSpec(name, name, {}, {}, {}), points, End(status, {}, []))])
 
     def _keep_best(self) -> None:
         """The decoders that are kept are artifacts of their runs, and no others."""
@@ -181,11 +201,11 @@ class Recorder:
             try:
                 for start in range(0, len(jobs), TRIALS_AT_ONCE):
                     self.tracker.bring_level([self._delivery(job) for job in jobs[start : start + TRIALS_AT_ONCE]])
-            except TrackingError:
+            except BaseException:
                 for job in jobs:
                     self._behind.setdefault(job.fingerprint, job)
                 raise
-        except TrackingError as error:
+        except (InputError, OSError) as error:
             if not self._away:
                 self._on_problem(f"{error}; points are kept in the journal and delivered when it is back")
             self._away = True
@@ -212,12 +232,8 @@ class Recorder:
         wanted = FAILURE_FILE if outcome.state == FAILED else names.RECONSTRUCTION
         return Delivery(self._spec(job), points, End(status, tags, self._files(job, wanted)))
 
-    def _mirror(self, job: Job) -> Mirror:
-        folder, remote = self.plan.trial_folder(job), self.plan.journal.remote
-        return Mirror(folder, f"{remote}/{folder.parent.name}/{folder.name}" if remote is not None else None)
-
     def _files(self, job: Job, *wanted: str) -> list[Path]:
-        self._mirror(job).fetch(*wanted)
+        mirror_of(self.plan, job).fetch(*wanted)
         files = (self.plan.trial_folder(job) / name for name in wanted)
         return [file for file in files if file.exists()]
 
@@ -240,6 +256,12 @@ class Recorder:
         }
         text = to_yaml(dumped)
         return RunSpec(job.fingerprint, run_name(job), tags, flatten(dumped), {names.TRIAL_FILE: text})
+
+
+def mirror_of(plan: Plan, job: Job) -> Mirror:
+    """A trial's folder, and its counterpart where the study's storage is a URL."""
+    folder, remote = plan.trial_folder(job), plan.journal.remote
+    return Mirror(folder, f"{remote}/{folder.parent.name}/{folder.name}" if remote is not None else None)
 
 
 def run_name(job: Job, *, with_seed: bool = True) -> str:

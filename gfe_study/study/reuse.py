@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from gfe_study import names
-from gfe_study.config import InputError
+from gfe_study.config import InputError, Trial
 from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Journal, Outcome
 from gfe_study.study.plan import TRIALS_FOLDER
 
@@ -20,6 +21,10 @@ class Finished:
     points: list[dict[str, float]]
     outcome: Outcome
     folder: Path
+
+    def counts_for(self, trial: Trial) -> bool:
+        """Whether the trial would be the same here: one whose budget is told in seconds, on this machine only."""
+        return trial.budget.seconds is None or self.outcome.run.get(names.HOST) == socket.gethostname()
 
     def copy_files(self, folder: Path) -> None:
         """Copy the best decoder and the picture, where they were kept."""

@@ -11,13 +11,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from gfe_study.config import Range, Study
+from gfe_study.config import InputError, Range, Study
 from gfe_study.study.plan import Plan
 
 STARTUP_TRIALS = 6
 """Configurations drawn at random before TPE models what came of them."""
-ATTEMPTS = 50
-"""Draws in a row that may repeat a known configuration before a space is taken to be exhausted."""
+ATTEMPTS, REPEATS = 50, 5
+"""Draws in a row, of which the first few are TPE's, that may repeat a known configuration."""
+MOST_ENUMERATED = 2000
+"""A space of choices and whole numbers with no more points is known point by point."""
 LEAST_PARALLEL = 3
 WORST = 1e9
 """Stands for the objectives of a divergence where there are two: hypervolumes bear no infinity."""
@@ -58,6 +60,7 @@ class Suggester:
         self._parallel = plan.study.parallel or parallel
         self._starts = plan.study.start_points(arm)
         self._grid = plan.study.grid(arm) if plan.study.sampler == "grid" else []
+        self._finite = points_of(plan.study, arm)
         self._order: list[int] = []
         self._told = 0
         self._known: set[str] = set()
@@ -95,13 +98,25 @@ class Suggester:
             self._optuna.sampler = self._sampler(number, attempt)
             suggested = self._optuna.ask()
             params = self._draw(suggested)
-            if _text(params) not in self._known:
+            if _text(params) not in self._known and self._possible(params):
                 self._known.add(_text(params))
                 self._order.append(number)
                 self._optuna_numbers[number] = suggested.number
                 return params
             self._optuna.tell(suggested, state=TrialState.FAIL)
+        for params in self._finite:  # nearly all of a small space is known: draws find the rest too seldom
+            if _text(params) not in self._known and self._possible(params):
+                self._enter(number, params)
+                return params
         return None
+
+    def _possible(self, params: dict[str, Any]) -> bool:
+        """Whether a point gives a trial: two values, each of them allowed, may not go together."""
+        try:
+            self._study.trial(params, 0, self._arm)
+        except InputError:
+            return False
+        return True
 
     def _draw(self, suggested: optuna.Trial) -> dict[str, Any]:
         params: dict[str, Any] = {}
@@ -153,9 +168,30 @@ class Suggester:
         arm = f"/{self._arm}" if self._arm else ""
         text = f"{self._study.sampler_seed}{arm}/{number}/{attempt}"
         seed = int.from_bytes(sha256(text.encode()).digest()[:4], "big")
-        if self._study.sampler == "random":
+        if self._study.sampler == "random" or attempt >= REPEATS:
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+
+
+def points_of(study: Study, arm: str) -> list[dict[str, Any]]:
+    """Every point of an arm's space, if it holds choices and whole numbers only, and not too many of them."""
+    points: list[dict[str, Any]] = [{}]
+    for key in study.nuisance:
+        grown = []
+        for point in points:
+            drawn = study.range_of(key, arm, point)
+            if drawn is None:
+                grown.append(point)
+            elif drawn.kind == "choice":
+                grown += [{**point, key: value} for value in drawn.values]
+            elif drawn.kind in ("int", "logint") and drawn.values[1] - drawn.values[0] < MOST_ENUMERATED:
+                grown += [{**point, key: value} for value in range(drawn.values[0], drawn.values[1] + 1)]
+            else:
+                return []
+            if len(grown) > MOST_ENUMERATED:
+                return []
+        points = grown
+    return points
 
 
 def add_certain(plan: Plan) -> None:

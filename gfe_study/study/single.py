@@ -58,7 +58,7 @@ def run_single(
 def _spec(trial: Trial, splits: Splits, fingerprint: str, device: str) -> RunSpec:
     dumped = trial.dump()
     tags = {
-        **provenance(Path.cwd()),
+        **provenance(Path(__file__).parent),
         names.GROUP: trial.group(splits.sha256),
         names.SEED: str(trial.seed),
         names.METHOD: trial.method.name,

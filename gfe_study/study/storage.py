@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ class Mirror:
         remote: an fsspec URL, or None.
 
     Raises:
-        InputError: the URL's protocol is unknown, or the library that speaks it is not installed.
+        InputError: the URL's protocol is unknown, or the library that speaks it is not installed; later, the storage
+            does not answer.
     """
 
     def __init__(self, local: Path, remote: str | None) -> None:
@@ -65,42 +68,61 @@ class Mirror:
             except (ImportError, ValueError) as error:
                 raise InputError(f"--storage: given {remote!r}; {error}") from error
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # every protocol has its own
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise InputError(f"{self.remote or self.local}: the storage cannot be used ({reason})") from error
+
+    def read(self, name: str) -> bytes:
+        """The content of a remote file; empty if there is none."""
+        if self._fs is None:
+            return b""
+        with self._explained():
+            return bytes(self._fs.cat_file(self._path(name))) if self._fs.exists(self._path(name)) else b""
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
     def fetch(self, *wanted: str) -> None:
         """Bring files here, over what lies here; those the remote does not have are left alone."""
         for name in wanted if self._fs is not None else ():
-            if self._fs.exists(self._path(name)):
-                self.local.mkdir(parents=True, exist_ok=True)
-                beside = self.local / f".{name}.fetched"
-                self._fs.get_file(self._path(name), str(beside))
-                beside.replace(self.local / name)
+            with self._explained():
+                if self._fs.exists(self._path(name)):
+                    self.local.mkdir(parents=True, exist_ok=True)
+                    beside = self.local / f".{name}.fetched"
+                    self._fs.get_file(self._path(name), str(beside))
+                    beside.replace(self.local / name)
 
     def push(self, *wanted: str) -> None:
         """Bring files there; those that do not lie here are left alone."""
         for name in wanted if self._fs is not None else ():
             if (self.local / name).exists():
-                self._fs.makedirs(self._root, exist_ok=True)
-                beside = self._path(f".{name}.part")
-                self._fs.put_file(str(self.local / name), beside)
-                self._fs.mv(beside, self._path(name))
+                with self._explained():
+                    self._fs.makedirs(self._root, exist_ok=True)
+                    beside = self._path(f".{name}.part")
+                    self._fs.put_file(str(self.local / name), beside)
+                    self._fs.mv(beside, self._path(name))
 
     def push_checkpoint(self) -> None:
         """Bring the checkpoint there, the one it replaces staying as the previous one."""
         if self._fs is None:
             return
         there = self._path(names.CHECKPOINT)
-        if self._fs.exists(there):
-            self._fs.mv(there, self._path(names.PREVIOUS_CHECKPOINT))
+        with self._explained():
+            if self._fs.exists(there):
+                self._fs.mv(there, self._path(names.PREVIOUS_CHECKPOINT))
         self.push(names.CHECKPOINT)
 
     def remove(self, *unwanted: str) -> None:
         """Remove files on both sides."""
         for name in unwanted:
-            (self.local / name).unlink(missing_ok=True)
-            if self._fs is not None and self._fs.exists(self._path(name)):
-                self._fs.rm_file(self._path(name))
+            with self._explained():
+                (self.local / name).unlink(missing_ok=True)
+                if self._fs is not None and self._fs.exists(self._path(name)):
+                    self._fs.rm_file(self._path(name))
 
     def folders(self) -> list[str]:
         """Names of the folders on the remote side."""

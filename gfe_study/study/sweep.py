@@ -17,8 +17,9 @@ from gfe_study.study.driver import Driver, Observer, Options
 from gfe_study.study.images import Images, example
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Job, Plan
-from gfe_study.study.recorder import Recorder
+from gfe_study.study.recorder import Recorder, mirror_of
 from gfe_study.study.reuse import finished_elsewhere
+from gfe_study.study.runner import CONTINUATION
 from gfe_study.study.session import ray_session
 from gfe_study.study.storage import is_url, remote_folder, study_folder
 from gfe_study.tracking import Tracker, provenance, writable
@@ -68,10 +69,10 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
     tracker = Tracker(label)
     with Journal.open(folder, remote_folder(options.storage, label)) as journal:
         source = {"source": study.source, "source_sha256": study.source_sha256}
-        recorded = {key: value for key, value in asdict(options).items() if key != "reuse"}
+        recorded = {key: value for key, value in asdict(options).items() if key != "again"}
         journal.record_study(study.model_dump(mode="json"), source, recorded)
         plan = Plan.make(study, images.sha256, journal)
-        if not options.reuse:
+        if options.again and not journal.again:
             _run_again(plan, tracker)
         splits = images.of(example(study, study.arms[0].name))
         observer.planned(plan, splits)
@@ -94,7 +95,7 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
 def _tags(study: Study, label: str, floor: float) -> dict[str, str]:
     space = Path(study.source)
     return {
-        **provenance(space.absolute().parent),
+        **provenance(Path(__file__).parent),
         names.STUDY: label,
         names.SPACE: space.name,
         names.SPACE_SHA256: study.source_sha256,
@@ -103,9 +104,11 @@ def _tags(study: Study, label: str, floor: float) -> dict[str, str]:
 
 
 def _run_again(plan: Plan, tracker: Tracker) -> None:
-    for job in plan.finished():
+    jobs = plan.finished()
+    plan.journal.record_again([job.fingerprint for job in jobs])
+    for job in jobs:
         tracker.supersede(job.fingerprint)
-        plan.journal.record_again(job.fingerprint)
+        mirror_of(plan, job).remove(*CONTINUATION, names.BEST_CHECKPOINT)
 
 
 def _run_missing(
