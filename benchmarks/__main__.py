@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import encoding, evaluation, gradients, study, training
+from benchmarks import encoding, evaluation, gradients, seeds, study, training
 from benchmarks.common import Bench, console
 from gfe_study.config import InputError, Trial, suggestion
 
@@ -18,6 +18,7 @@ PARTS = {
     "gradients": gradients.run,
     "encoding": encoding.run,
     "training": training.run,
+    "seeds": seeds.run,
     "study": study.run,
 }
 
