@@ -59,7 +59,7 @@ def verdict_of(plan: Plan) -> Verdict | None:
         verdict.warnings.insert(
             0,
             f"unequal numbers of tuning trials ({told}): winners were chosen among the first "
-            f"{min(count for count in tried.values() if count)} of each",
+            f"{plan.fewest_tuned()} of each",
         )
     return verdict
 

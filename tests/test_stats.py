@@ -289,7 +289,9 @@ def test_seeds_to_see_are_the_fewest(effect: float, confidence: float, power: fl
         return float(stats.nct.sf(critical, count - 1, effect * math.sqrt(count)))
 
     count = seeds_to_see(effect, 1.0, confidence, power)
-    assert count is not None
+    if count is None:
+        assert reached(MOST_SEEDS) < power + 1e-9
+        return
     assert reached(count) >= power - 1e-9
     assert count == 2 or reached(count - 1) < power + 1e-9
 

@@ -102,6 +102,13 @@ class Range(Section):
         inside = self.values[0] <= value <= self.values[1]
         return bool(inside and (self.kind in ("uniform", "loguniform") or value == int(value)))
 
+    def every(self) -> list[Any]:
+        """All values, of choices and of whole numbers that are not too many; none of a continuous range."""
+        if self.kind == "choice":
+            return list(self.values)
+        low, high = self.values
+        return list(range(low, high + 1)) if self.kind in ("int", "logint") and high - low < MOST_POINTS else []
+
     def grid(self) -> list[Any]:
         """The values that a grid takes: all choices, or `points` evenly spaced ones (in the logarithm for log)."""
         if self.kind == "choice":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -292,17 +292,26 @@ class Study(Section):
 
     def grid(self, arm: Arm | str) -> list[dict[str, Any]]:
         """Every point of an arm's grid, the last key varying fastest. Raises `InputError` if there are too many."""
+        points = self.points(arm, Range.grid, MOST_TRIALS)
+        if not points:
+            raise InputError(f"{self._source}: sampler: grid: more than {MOST_TRIALS:,} points; allowed: fewer")
+        return points
+
+    def points(self, arm: Arm | str, values_of: Callable[[Range], list[Any]], most: int) -> list[dict[str, Any]]:
+        """Every combination of some values of an arm's ranges, where they apply; none if a range has no such values,
+        or if there are more than `most`."""
         points: list[dict[str, Any]] = [{}]
         for key in self.nuisance:
-            most = max(len(drawn.values) if drawn.kind == "choice" else drawn.points for drawn in self.nuisance[key])
-            if len(points) * most > MOST_TRIALS:
-                raise InputError(f"{self._source}: sampler: grid: more than {MOST_TRIALS:,} points; allowed: fewer")
-            points = [
-                {**point, key: value} if drawn_from else point
-                for point in points
-                for drawn_from in [self.range_of(key, arm, point)]
-                for value in (drawn_from.grid() if drawn_from else [None])
-            ]
+            grown: list[dict[str, Any]] = []
+            for point in points:
+                drawn_from = self.range_of(key, arm, point)
+                values = values_of(drawn_from) if drawn_from is not None else []
+                if drawn_from is not None and not values:
+                    return []
+                grown += [{**point, key: value} for value in values] if drawn_from is not None else [point]
+                if len(grown) > most:
+                    return []
+            points = grown
         return points
 
     def trial(self, params: Mapping[str, Any], seed: int, arm: Arm | str = "", stage: int = 0) -> Trial:

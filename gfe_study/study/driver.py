@@ -14,12 +14,12 @@ from gfe_study.config import InputError
 from gfe_study.config.study import Resources
 from gfe_study.data.base import Splits
 from gfe_study.study.halving import Halving
+from gfe_study.study.images import example
 from gfe_study.study.journal import FINISHED, STOPPED
 from gfe_study.study.plan import Job, Plan
-from gfe_study.study.recorder import Recorder
-from gfe_study.study.reuse import Finished
+from gfe_study.study.recorder import Recorder, mirror_of
+from gfe_study.study.reuse import Finished, usable
 from gfe_study.study.searcher import LEAST_PARALLEL, Suggester, add_certain
-from gfe_study.study.storage import remote_folder
 
 SECONDS_BETWEEN_LOOKS = 5.0
 """How often the disk is looked at."""
@@ -52,6 +52,11 @@ class Options:
     @property
     def gpus(self) -> float:
         return self.gpus_per_trial or 0.0
+
+    def slots_in(self, resources: Mapping[str, float]) -> int:
+        """Trials that fit into resources (`CPU`, `GPU`) at once; 0 if they are not even those of one."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus}
+        return min(int(resources.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount > 0)
 
     def granted(self, resources: Resources) -> Options:
         """The same with a study's resources where none are given."""
@@ -151,7 +156,7 @@ class Driver:
         if study.nuisance:
             self._suggesters = {arm.name: Suggester(self.plan, arm.name, parallel) for arm in study.arms}
         if study.stops_early:
-            budget = study.trial(study.completed({}, study.arms[0]), 0, study.arms[0]).budget.images
+            budget = example(study, study.arms[0].name).budget.images
             self._halving = Halving(study.asha, study.metric.name, study.metric.mode, budget)
             for name in self.plan.jobs:
                 self._halving.record(name, self.plan.journal.points.get(name, []))
@@ -204,9 +209,8 @@ class Driver:
         for job in jobs:
             if self.plan.over(job.fingerprint):
                 continue
-            found = self._found.get(job.fingerprint)
-            known = self.plan.journal.points.get(job.fingerprint) or job.fingerprint in self.plan.journal.again
-            if found is not None and not known and found.counts_for(job.trial):
+            found = usable(self._found, job, self.plan.journal)
+            if found is not None:
                 self.recorder.taken_over(job, found)
                 self.taken_over[found.study] += 1
             else:
@@ -219,13 +223,12 @@ class Driver:
 
     def description(self, job: Job) -> dict[str, Any]:
         """What a worker needs to run a job, as plain data."""
-        remote = remote_folder(self.options.storage, self.plan.journal.folder.name)
-        folder = self.plan.trial_folder(job)
+        mirror = mirror_of(self.plan, job)
         return {
             "trial": job.trial.dump(),
             "fingerprint": job.fingerprint,
-            "folder": str(folder),
-            "remote": f"{remote}/{folder.parent.name}/{folder.name}" if remote is not None else None,
+            "folder": str(mirror.local),
+            "remote": mirror.remote,
             "cpus": self.options.cpus,
         }
 

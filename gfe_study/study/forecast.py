@@ -14,13 +14,13 @@ from gfe_study.config import Hole, Study
 from gfe_study.config.study import Asha
 from gfe_study.data.base import data_folders
 from gfe_study.study.driver import Options
-from gfe_study.study.images import Images
+from gfe_study.study.images import Images, example
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.probe import Estimate, probe_all, spent
-from gfe_study.study.reuse import finished_elsewhere
+from gfe_study.study.reuse import finished_elsewhere, usable
 from gfe_study.study.searcher import add_certain
-from gfe_study.study.storage import is_url, remote_folder, study_folder
+from gfe_study.study.storage import remote_folder, study_folder
 
 BYTES_PER_WEIGHT = 4
 SMALL_FILES_BYTES = 60e3
@@ -94,24 +94,21 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     add_certain(plan)
     place = {arm.name: number for number, arm in enumerate(study.arms)}
     jobs = sorted(plan.jobs.values(), key=lambda job: (job.stage, place[job.arm], job.number, job.seed))
-    found = finished_elsewhere(folder) if options.reuse and not is_url(options.storage) else {}
+    finished = finished_elsewhere(folder, options)
+    found = {job.fingerprint: trial for job in jobs if (trial := usable(finished, job, journal))}
     done = {job.fingerprint for job in plan.finished()} if not options.again else set()
-    over = done | {job.fingerprint for job in jobs if job.fingerprint in found}
+    over = done | set(found)
     elsewhere = {name: f"in {trial.study}" for name, trial in found.items()}
     trials = [(job, known.get(job.fingerprint) or elsewhere.get(job.fingerprint, "new")) for job in jobs]
-    slots = _slots(options)
+    slots = max(1, options.slots_in({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}))
     left = _left(plan, over)
     estimates, told_from, start_up = _estimates(plan, images, left, slots, options, probe=probe)
     seconds = memory = None
     if estimates is not None:
-        shares = _share_run(study.asha) if study.stops_early else 1.0
-        lengths = [
-            estimates[kind].seconds * share * (shares if kind[0] == 0 and estimates[kind].started else 1.0)
-            for kind, share in left
-        ]
+        lengths = [estimates[kind].seconds * share for kind, share in left]
         seconds = start_up + _makespan(lengths, slots) if lengths else 0.0
         memory = (RAY_BYTES + slots * max((e.memory_bytes for e in estimates.values()), default=0.0)) / 1e6
-    budgets = {kind: _budget(plan, kind) for kind, _ in left}
+    budgets = {(stage, arm): example(study, arm, stage).budget.images for (stage, arm), _ in left}
     return Forecast(
         trials=trials,
         holes=study.holes,
@@ -133,13 +130,6 @@ Kind = tuple[int, str]
 """Stage and arm: trials that are taken to be alike."""
 
 
-def _slots(options: Options) -> int:
-    slots = int((os.cpu_count() or 1) / options.cpus)
-    if options.gpus:
-        slots = min(slots, int(torch.cuda.device_count() / options.gpus))
-    return max(1, slots)
-
-
 def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
     """Every trial that is still to be run, as its kind and the share of it that is left."""
     left: list[tuple[Kind, float]] = []
@@ -154,11 +144,6 @@ def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
             unknown = plan.size(arm.name, stage) - len(there)
             left += [((stage, arm.name), 1.0)] * (max(0, unknown) * len(plan.study.seeds_of(stage)))
     return left
-
-
-def _budget(plan: Plan, kind: Kind) -> int:
-    stage, arm = kind
-    return int(plan.study.trial(plan.study.completed({}, arm), 0, arm, stage).budget.images)
 
 
 def _estimates(
@@ -179,12 +164,12 @@ def _estimates(
     timed, process_start = probe_all(trials, slots, options.cpus, seconds)
     beside_ray = SHARE_OF_RAY if slots * options.cpus > (os.cpu_count() or 1) - 1 else 1.0
     for kind in unknown:
+        early = _share_run(plan.study.asha) if plan.study.stops_early and kind[0] == 0 else 1.0
         of_kind = [estimate for (owner, _), estimate in zip(chosen, timed, strict=True) if owner == kind]
         estimates[kind] = Estimate(
             sum(e.images for e in of_kind) / len(of_kind),
-            sum(e.seconds for e in of_kind) / len(of_kind) * beside_ray,
+            sum(e.seconds for e in of_kind) / len(of_kind) * beside_ray * early,
             max(e.memory_bytes for e in timed),
-            of_kind[0].started,
         )
     told = f"{len(chosen)} probes of {seconds:.0f} s"
     return estimates, told, start_up or STARTS_OF_A_PROCESS * process_start

@@ -123,8 +123,7 @@ class Plan:
         """Add the second stage once the first is over; returns the jobs that are new."""
         if len(self.study.stages()) == 1 or not self.stage_over(0):
             return []
-        tried = self.tuned()
-        fewest = min((len(numbers) for numbers in tried.values() if numbers), default=0)
+        tried, fewest = self.tuned(), self.fewest_tuned()
         return [
             job
             for arm in self.study.arms
@@ -137,6 +136,10 @@ class Plan:
     def tuned(self) -> dict[str, list[int]]:
         """The configurations of every arm that ran to their end in the first stage, in the order they were asked."""
         return {arm.name: sorted(c.number for c in self.ranked(0, arm.name)) for arm in self.study.arms}
+
+    def fewest_tuned(self) -> int:
+        """The smallest of those numbers, arms of which none did left out: winners are chosen among so many of each."""
+        return min((len(numbers) for numbers in self.tuned().values() if numbers), default=0)
 
     def size(self, arm: str, stage: int = 0) -> int:
         """Configurations of an arm in a stage; of a space that holds no more, those that it holds."""
@@ -170,7 +173,7 @@ class Plan:
         )
 
     def _shared(self) -> int:
-        # A winner whose second stage asks for nothing new is one trial of both.
+        # Arms whose searches come to the same configuration share its trials.
         listed = [name for there in self.configurations.values() for c in there.values() for name in c.fingerprints]
         return len(listed) - len(self.jobs)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gfe_study import names
-from gfe_study.config import InputError, flatten, to_yaml
+from gfe_study.config import InputError, Trial, flatten, to_yaml
 from gfe_study.study.journal import FAILED, FINISHED, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import Finished
@@ -244,18 +244,25 @@ class Recorder:
         dumped = trial.dump()
         tags = {
             **self._tags,
-            names.GROUP: trial.group(job.dataset_sha256),
+            **trial_tags(trial, job.dataset_sha256),
             names.ARM: job.arm or run_name(job, with_seed=False),
             names.STAGE: str(job.stage),
-            names.SEED: str(job.seed),
-            names.METHOD: trial.method.name,
-            names.PRESET: trial.preset,
-            names.DATASET: trial.data.name,
-            names.DATASET_SHA256: job.dataset_sha256,
             names.VERSIONS: self._versions,
         }
         text = to_yaml(dumped)
         return RunSpec(job.fingerprint, run_name(job), tags, flatten(dumped), {names.TRIAL_FILE: text})
+
+
+def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:
+    """What every trial's run is tagged with, of a study or not."""
+    return {
+        names.GROUP: trial.group(dataset_sha256),
+        names.SEED: str(trial.seed),
+        names.METHOD: trial.method.name,
+        names.PRESET: trial.preset,
+        names.DATASET: trial.data.name,
+        names.DATASET_SHA256: dataset_sha256,
+    }
 
 
 def mirror_of(plan: Plan, job: Job) -> Mirror:

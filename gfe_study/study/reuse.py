@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import shutil
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gfe_study import names
-from gfe_study.config import InputError, Trial
+from gfe_study.config import InputError
 from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Journal, Outcome
-from gfe_study.study.plan import TRIALS_FOLDER
+from gfe_study.study.plan import TRIALS_FOLDER, Job
+from gfe_study.study.storage import is_url
+
+if TYPE_CHECKING:
+    from gfe_study.study.driver import Options
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,6 @@ class Finished:
     outcome: Outcome
     folder: Path
 
-    def counts_for(self, trial: Trial) -> bool:
-        """Whether the trial would be the same here: one whose budget is told in seconds, on this machine only."""
-        return trial.budget.seconds is None or self.outcome.run.get(names.HOST) == socket.gethostname()
-
     def copy_files(self, folder: Path) -> None:
         """Copy the best decoder and the picture, where they were kept."""
         for name in (names.BEST_CHECKPOINT, names.RECONSTRUCTION):
@@ -34,9 +36,24 @@ class Finished:
                 shutil.copyfile(self.folder / name, folder / name)
 
 
-def finished_elsewhere(study_folder: Path) -> dict[str, Finished]:
-    """Finished trials, by fingerprint, of the studies that lie beside a study's folder."""
+def usable(found: Mapping[str, Finished], job: Job, journal: Journal) -> Finished | None:
+    """The finished trial that a job need not be run for; None if there is none.
+
+    A job that has begun here, or is to be run again, is run; one whose budget is told in seconds is the same on the
+    machine that ran it only.
+    """
+    there = found.get(job.fingerprint)
+    if there is None or journal.points.get(job.fingerprint) or job.fingerprint in journal.again:
+        return None
+    elsewhere = there.outcome.run.get(names.HOST) != socket.gethostname()
+    return None if elsewhere and job.trial.budget.seconds is not None else there
+
+
+def finished_elsewhere(study_folder: Path, options: Options) -> dict[str, Finished]:
+    """Finished trials, by fingerprint, of the studies that lie beside a study's folder, if they are to count."""
     found: dict[str, Finished] = {}
+    if not options.reuse or is_url(options.storage):
+        return found
     for path in sorted(study_folder.parent.glob(f"*/{JOURNAL_FILE}")):
         if path.parent == study_folder:
             continue

@@ -60,7 +60,6 @@ class Suggester:
         self._parallel = plan.study.parallel or parallel
         self._starts = plan.study.start_points(arm)
         self._grid = plan.study.grid(arm) if plan.study.sampler == "grid" else []
-        self._finite = points_of(plan.study, arm)
         self._order: list[int] = []
         self._told = 0
         self._known: set[str] = set()
@@ -104,7 +103,9 @@ class Suggester:
                 self._optuna_numbers[number] = suggested.number
                 return params
             self._optuna.tell(suggested, state=TrialState.FAIL)
-        for params in self._finite:  # nearly all of a small space is known: draws find the rest too seldom
+        for params in self._study.points(
+            self._arm, Range.every, MOST_ENUMERATED
+        ):  # nearly all of a small space is known: draws find the rest too seldom
             if _text(params) not in self._known and self._possible(params):
                 self._enter(number, params)
                 return params
@@ -171,27 +172,6 @@ class Suggester:
         if self._study.sampler == "random" or attempt >= REPEATS:
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-
-
-def points_of(study: Study, arm: str) -> list[dict[str, Any]]:
-    """Every point of an arm's space, if it holds choices and whole numbers only, and not too many of them."""
-    points: list[dict[str, Any]] = [{}]
-    for key in study.nuisance:
-        grown = []
-        for point in points:
-            drawn = study.range_of(key, arm, point)
-            if drawn is None:
-                grown.append(point)
-            elif drawn.kind == "choice":
-                grown += [{**point, key: value} for value in drawn.values]
-            elif drawn.kind in ("int", "logint") and drawn.values[1] - drawn.values[0] < MOST_ENUMERATED:
-                grown += [{**point, key: value} for value in range(drawn.values[0], drawn.values[1] + 1)]
-            else:
-                return []
-            if len(grown) > MOST_ENUMERATED:
-                return []
-        points = grown
-    return points
 
 
 def add_certain(plan: Plan) -> None:

@@ -10,9 +10,9 @@ import torch
 from gfe_study import names
 from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import Splits, entropy_floor
-from gfe_study.study.recorder import artifact_files
-from gfe_study.study.runner import pin_threads, remove_checkpoints, run_trial
-from gfe_study.tracking import FINISHED, RunSpec, Tracker, provenance, writable
+from gfe_study.study.recorder import artifact_files, trial_tags
+from gfe_study.study.runner import device_name, pin_threads, remove_checkpoints, run_trial
+from gfe_study.tracking import FINISHED, RunSpec, Tracker, package_versions, provenance, writable
 
 EXPERIMENT = "train"
 
@@ -59,14 +59,10 @@ def _spec(trial: Trial, splits: Splits, fingerprint: str, device: str) -> RunSpe
     dumped = trial.dump()
     tags = {
         **provenance(Path(__file__).parent),
-        names.GROUP: trial.group(splits.sha256),
-        names.SEED: str(trial.seed),
-        names.METHOD: trial.method.name,
-        names.PRESET: trial.preset,
-        names.DATASET: trial.data.name,
-        names.DATASET_SHA256: splits.sha256,
+        **trial_tags(trial, splits.sha256),
         names.ENTROPY_FLOOR: f"{entropy_floor(splits.test):.6f}",
-        names.DEVICE: torch.cuda.get_device_name() if device == "cuda" else device,
+        names.DEVICE: device_name(device),
+        names.VERSIONS: package_versions(),
     }
     name = f"{trial.method.name}·{trial.solver.name} {trial.data.name} seed {trial.seed}"
     text = to_yaml(dumped)

@@ -126,9 +126,10 @@ class Mirror:
 
     def folders(self) -> list[str]:
         """Names of the folders on the remote side."""
-        if self._fs is None or not self._fs.exists(self._root):
+        if self._fs is None:
             return []
-        listed = self._fs.ls(self._root, detail=True)
+        with self._explained():
+            listed = self._fs.ls(self._root, detail=True) if self._fs.exists(self._root) else []
         return sorted(
             str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory"
         )

@@ -21,7 +21,7 @@ from gfe_study.study.recorder import Recorder, mirror_of
 from gfe_study.study.reuse import finished_elsewhere
 from gfe_study.study.runner import CONTINUATION
 from gfe_study.study.session import ray_session
-from gfe_study.study.storage import is_url, remote_folder, study_folder
+from gfe_study.study.storage import remote_folder, study_folder
 from gfe_study.tracking import Tracker, provenance, writable
 
 RAY_FOLDER = "ray"
@@ -115,8 +115,7 @@ def _run_missing(
     recorder: Recorder, options: Options, images: Images, observer: Observer, outcome: Outcome, started: float
 ) -> None:
     plan = recorder.plan
-    found = {} if not options.reuse or is_url(options.storage) else finished_elsewhere(plan.journal.folder)
-    driver = Driver(recorder, observer, options, found)
+    driver = Driver(recorder, observer, options, finished_elsewhere(plan.journal.folder, options))
     if driver.take_over():
         outcome.taken_over = driver.taken_over
         return
@@ -147,6 +146,4 @@ def _slots(resources: dict[str, float], options: Options) -> int:
                 f"--{kind.lower()}s-per-trial: given {amount:g}; allowed: at most {resources.get(kind, 0.0):g}, "
                 f"the {kind}s of this Ray"
             )
-    from gfe_study.study.tune_bridge import slots_in
-
-    return slots_in(resources, options)
+    return options.slots_in(resources)

@@ -32,12 +32,6 @@ SECONDS_BETWEEN_COUNTS = 5.0
 """How often nodes that have joined or left are looked for."""
 
 
-def slots_in(resources: Mapping[str, float], options: Options) -> int:
-    """Trials that fit into a Ray's resources at once; 0 if it has not even those of one."""
-    wanted = {"CPU": options.cpus, "GPU": options.gpus}
-    return min(int(resources.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount > 0)
-
-
 class Bridge:
     """Holds the driver outside what Ray pickles: its snapshots of a sweep are never used."""
 
@@ -108,7 +102,7 @@ class JobStopper(tune.Stopper):
         driver = self._bridge.driver
         if time.monotonic() - self._counted > SECONDS_BETWEEN_COUNTS:
             self._counted = time.monotonic()
-            driver.slots = max(1, slots_in(ray.cluster_resources(), driver.options))
+            driver.slots = max(1, driver.options.slots_in(ray.cluster_resources()))
         for place in driver.hanging():
             self._ending.append(_end(place))
         return driver.broken is not None or driver.look_at_disk()
