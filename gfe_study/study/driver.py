@@ -14,13 +14,14 @@ from gfe_study.config import InputError
 from gfe_study.config.study import Resources
 from gfe_study.data.base import Splits
 from gfe_study.study.halving import Halving
-from gfe_study.study.images import example
 from gfe_study.study.journal import FINISHED, STOPPED
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.recorder import Recorder, mirror_of
 from gfe_study.study.reuse import Finished, usable
 from gfe_study.study.searcher import LEAST_PARALLEL, Suggester, add_certain
 
+RETRIES = 3
+"""How often a trial whose process or node has gone is started again; it goes on from its own checkpoint."""
 SECONDS_BETWEEN_LOOKS = 5.0
 """How often the disk is looked at."""
 LEAST_FREE_BYTES = 200e6
@@ -128,6 +129,7 @@ class Driver:
         self._hung: dict[str, str] = {}
         self._stopped_early: dict[str, str] = {}
         self._over: set[str] = set()
+        self._losses: Counter[str] = Counter()
         self._heard: dict[str, tuple[float, dict[str, str]]] = {}
         self._began: dict[str, float] = {}
         self._started = time.monotonic()
@@ -156,7 +158,7 @@ class Driver:
         if study.nuisance:
             self._suggesters = {arm.name: Suggester(self.plan, arm.name, parallel) for arm in study.arms}
         if study.stops_early:
-            budget = example(study, study.arms[0].name).budget.images
+            budget = study.example(study.arms[0]).budget.images
             self._halving = Halving(study.asha, study.metric.name, study.metric.mode, budget)
             for name in self.plan.jobs:
                 self._halving.record(name, self.plan.journal.points.get(name, []))
@@ -218,8 +220,8 @@ class Driver:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to be started."""
-        return not self._queue and not self.plan.unasked() and self._advanced
+        """Whether nothing is left to be started, again or for the first time."""
+        return not self._queue and not self.live and not self.plan.unasked() and self._advanced
 
     def description(self, job: Job) -> dict[str, Any]:
         """What a worker needs to run a job, as plain data."""
@@ -233,14 +235,11 @@ class Driver:
         }
 
     def placed(self, fingerprint: str, place: dict[str, str]) -> None:
-        """A trial has begun, or begun again, on a worker."""
+        """A trial has begun, or goes on, on a worker."""
         now = time.monotonic()
         if not self.start_up_seconds:
             self.start_up_seconds = now - self._started
             self.plan.journal.record_start_up(self.start_up_seconds)
-        if fingerprint in self._heard and fingerprint not in self._hung:
-            job = self.live[fingerprint]
-            self.observer.problem(f"{describe(job)} ({fingerprint}) lost its worker, and goes on from its checkpoint")
         self._heard[fingerprint] = now, place
         self._began.setdefault(fingerprint, now)
         self.recorder.placed(fingerprint, place)
@@ -263,6 +262,18 @@ class Driver:
             if reason is not None:
                 self._stopped_early[fingerprint] = reason
         return fingerprint in self._hung or fingerprint in self._stopped_early
+
+    def lost(self, fingerprint: str, reason: str) -> None:
+        """A trial's process or node has gone; it is started again, unless that has been tried often enough."""
+        self._losses[fingerprint] += 1
+        over = fingerprint in self._over or fingerprint in self._stopped_early
+        if over or fingerprint in self._hung or self._losses[fingerprint] > RETRIES:
+            self.ended(fingerprint, None if over else reason)
+            return
+        job = self.live.pop(fingerprint)
+        self._heard.pop(fingerprint, None)
+        self._queue.appendleft(job)
+        self.observer.problem(f"{describe(job)} ({fingerprint}) lost its worker, and goes on from its checkpoint")
 
     def ended(self, fingerprint: str, failure: str | None) -> None:
         """A trial is over, or has failed for the reason given, or was cut short with the study."""

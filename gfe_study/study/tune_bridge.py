@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,6 @@ from gfe_study.study.trainable import FAILURE, PLACE, POINTS, PROBLEMS, StudyTra
 
 if TYPE_CHECKING:
     from gfe_study.study.driver import Driver, Options
-
-RAY_RETRIES = 3
-"""How often Ray starts a trial again whose process or node died; it goes on from its own checkpoint."""
-
 
 SECONDS_BETWEEN_COUNTS = 5.0
 """How often nodes that have joined or left are looked for."""
@@ -126,17 +122,19 @@ class JobCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         fingerprint = _fingerprint(trial)
-        self._ended(fingerprint, self._bridge.failures.pop(fingerprint, None))
+        failure = self._bridge.failures.pop(fingerprint, None)
+        self._tell(lambda driver: driver.ended(fingerprint, failure))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._ended(_fingerprint(trial), _reason(trial))
+        # What a trial raises is a result: what comes here is the end of its process or its node.
+        self._tell(lambda driver: driver.lost(_fingerprint(trial), _reason(trial)))
 
-    def _ended(self, fingerprint: str, failure: str | None) -> None:
+    def _tell(self, what: Callable[[Driver], None]) -> None:
         driver = self._bridge.driver
         if driver.broken is not None:
             return
         try:
-            driver.ended(fingerprint, failure)
+            what(driver)
         except InputError as error:
             driver.broken = error
 
@@ -148,6 +146,8 @@ def _fingerprint(trial: RayTrial) -> str:
 def _reason(trial: RayTrial) -> str:
     """The exception of a failed trial in one line."""
     error = trial.get_error()
+    if error is None:
+        return "its process or its node was lost before it began"
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     kind = type(cause).__name__
@@ -173,7 +173,8 @@ def fit(bridge: Bridge, folder: Path, options: Options, images: Mapping[str, Spl
             verbose=0,
             stop=JobStopper(bridge),
             callbacks=[JobCallback(bridge)],
-            failure_config=tune.FailureConfig(max_failures=RAY_RETRIES),
+            # Ray's own retries leave out trials that were about to start on a node that dies: the driver has its own.
+            failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
     tuner.fit()
