@@ -305,9 +305,10 @@ def report(
     json_: Json = False,
 ) -> None:
     """The study's page, figures and tables, from the tracking store. Example: gfe-study report amd"""
+    from gfe_study.analysis.load import Store
     from gfe_study.analysis.report import write_report
 
-    files = write_report(label, Path(storage) / label / "report")
+    files = write_report(Store(), label, Path(storage) / label / "report")
     if json_:
         _print_json([str(file) for file in files])
     else:

@@ -15,11 +15,10 @@ from gfe_study import names
 from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import Study
 from gfe_study.config.study import IMAGES_WITHOUT_LIMIT
-from gfe_study.data.base import Splits, entropy_floor
-from gfe_study.results import front, ranked, signs, verdict_of
+from gfe_study.data.base import Splits
+from gfe_study.results import front, ranked, signs, verdict
 from gfe_study.study.driver import Snapshot, describe
 from gfe_study.study.forecast import Forecast
-from gfe_study.study.images import example
 from gfe_study.study.journal import STOPPED
 from gfe_study.study.plan import Plan
 from gfe_study.study.recorder import settings
@@ -65,11 +64,12 @@ class StudyView:
 
     def planned(self, plan: Plan, splits: Splits) -> None:
         study, done = plan.study, len(plan.finished())
-        trial = example(study, study.arms[0].name)
+        trial = study.example(study.arms[0])
         self.console.print(f"[bold]{study.question}[/bold]", highlight=False)
+        floor = splits.test_floor(trial.eval.test_images)
         self._say(
             f"{trial.data.name}: {len(splits.train):,} training, {len(splits.val):,} validation, "
-            f"{len(splits.test):,} test images; entropy floor {entropy_floor(splits.test):.4f} nats per pixel"
+            f"{len(splits.test):,} test images; entropy floor {floor:.4f} nats per pixel"
         )
         state = f"; {done} done already" if done else ""
         unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
@@ -128,7 +128,7 @@ def shape(study: Study) -> str:
         parts.append(f"{counts[0]} trials" if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)} trials")
     if study.seeds > 1:
         parts.append(f"{study.seeds} seeds")
-    trial = example(study, study.arms[0].name)
+    trial = study.example(study.arms[0])
     budget = trial.budget
     limits = [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
     limits += [f"{budget.seconds:g} seconds of training"] if budget.seconds is not None else []
@@ -258,10 +258,10 @@ def closing(outcome: Outcome, label: str, console: Console) -> None:
     """The end of a sweep: verdict, best trials, what went wrong, and what to type next."""
     plan = outcome.plan
     if plan.finished():
-        verdict, pareto_front = verdict_of(plan), front_table(plan)
-        if verdict is not None:
-            console.print(verdict_table(verdict))
-            for text in verdict.warnings:
+        judged, pareto_front = verdict(plan), front_table(plan)
+        if judged is not None:
+            console.print(verdict_table(judged))
+            for text in judged.warnings:
                 console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
         else:
             console.print(best_table(plan))

@@ -26,7 +26,7 @@ from urllib.request import url2pathname
 
 from filelock import FileLock
 
-from gfe_study import names
+from gfe_study import mlflow_view, names
 from gfe_study.config import InputError
 from gfe_study.sqlite_store import RunRow, SqliteStore
 
@@ -255,12 +255,22 @@ class Tracker:
             else:
                 given = {names.ROLE: names.ROLE_STUDY, MLFLOW_RUN_NAME: self.study}
                 self.parent_id = self.client.create_run(self.experiment_id, tags=given).info.run_id
-                self.client.set_experiment_tag(self.experiment_id, MLFLOW_RUN_NOTE, description)
             self.client.log_batch(
                 self.parent_id, tags=[RunTag(*tag) for tag in {**tags, MLFLOW_RUN_NOTE: description}.items()]
             )
             for name, text in texts.items():
                 self.client.log_text(self.parent_id, text, name)
+            self._describe_experiment(description, texts.get(mlflow_view.STUDY_FILE))
+
+    def _describe_experiment(self, description: str, declared: str | None) -> None:
+        there = self.client.get_experiment(self.experiment_id)
+        wanted = {MLFLOW_RUN_NOTE: description}
+        if declared is not None:
+            study, made, note = mlflow_view.read_study(declared), there.creation_time, there.tags.get(MLFLOW_RUN_NOTE)
+            wanted = mlflow_view.experiment_tags(study, self.study, self.experiment_id, made or 0, note or "")
+        for key, value in wanted.items():
+            if there.tags.get(key) != value:
+                self.client.set_experiment_tag(self.experiment_id, key, value)
 
     def close_study(self, status: str, tags: dict[str, str], files: list[Path]) -> None:
         """End the parent run, with tags that name the best trial, and that trial's files."""
@@ -400,25 +410,34 @@ class Tracker:
             worth_it = {key: value for key, value in tags.items() if value or key in run.tags}
             self.client.log_batch(run.run_id, tags=[RunTag(*tag) for tag in worth_it.items()])
             for file in files:
-                self.client.log_artifact(run.run_id, str(file))
+                with contextlib.suppress(FileNotFoundError):  # another trial has taken its place among the best
+                    self.client.log_artifact(run.run_id, str(file))
             self.client.set_terminated(run.run_id, status)
             run.status = status
             run.tags.update(worth_it)
         self._open.pop(fingerprint, None)
 
-    def keep_decoder(self, fingerprint: str, file: Path | None) -> None:
-        """Log a trial's best decoder to its run if it is not there yet; None removes it, where the store can."""
+    def keep_decoder(self, fingerprint: str, files: list[Path]) -> None:
+        """Log a trial's `KEPT_FILES` to its run if they are not there yet; none removes them, where the store can."""
         run = self._runs.get(fingerprint)
-        if run is None or (run.tags.get(names.DECODER) == "kept") == (file is not None):
+        if run is None or (run.tags.get(names.DECODER) == "kept") == bool(files):
             return
         with _explained(self.uri):
-            if file is not None:
+            for file in files:
                 self.client.log_artifact(run.run_id, str(file))
-            else:
-                with contextlib.suppress(NotImplementedError):
-                    get_artifact_repository(run.artifact_uri).delete_artifacts(names.BEST_CHECKPOINT)
-            run.tags[names.DECODER] = "kept" if file is not None else "removed"
-            self.client.set_tag(run.run_id, names.DECODER, run.tags[names.DECODER])
+            for name in names.KEPT_FILES if not files else ():
+                with contextlib.suppress(NotImplementedError, OSError):
+                    get_artifact_repository(run.artifact_uri).delete_artifacts(name)
+            self.tag_trial(fingerprint, {names.DECODER: "kept" if files else "removed"})
+
+    def tag_trial(self, fingerprint: str, tags: dict[str, str]) -> None:
+        """Set tags of a trial's run that it does not have already."""
+        run = self._runs.get(fingerprint)
+        new = {key: value for key, value in tags.items() if run is not None and run.tags.get(key) != value}
+        if run is not None and new:
+            with _explained(self.uri):
+                self.client.log_batch(run.run_id, tags=[RunTag(*tag) for tag in new.items()])
+            run.tags.update(new)
 
     def supersede(self, fingerprint: str) -> None:
         """Set a trial's run aside: the trial is to be run again, and logged to another."""
@@ -467,7 +486,8 @@ def _keep(run: _Known, texts: dict[str, str], files: list[Path]) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     for file in files:
-        shutil.copyfile(file, folder / file.name)
+        with contextlib.suppress(FileNotFoundError):  # another trial has taken its place among the best
+            shutil.copyfile(file, folder / file.name)
 
 
 def _local_folder(uri: str) -> Path | None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gfe_study import names
 from gfe_study.config import Trial
@@ -52,6 +53,8 @@ class TrainingState:
     eval_seconds: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
+    test_latent_NL: Tensor | None = None
+    """Latents of the test images at the last evaluation, on the CPU; not part of the state."""
 
     _COUNTERS = (
         "images_seen",
@@ -167,11 +170,12 @@ def train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, An
 
 
 class Evaluated(NamedTuple):
-    """Mean loss over the images of a split, decoder evaluations and pullbacks per image, and seconds."""
+    """Mean loss over the images of a split, decoder evaluations and pullbacks per image, seconds, and latents."""
 
     loss: float
     nfe: float
     seconds: float
+    latent_NL: Tensor
 
 
 def evaluate(
@@ -180,13 +184,15 @@ def evaluate(
     """Encode and decode the first `images` images of a split."""
     count = min(images, len(split))
     loss_sum = nfe_sum = 0.0
+    latents = []
     started = time.perf_counter()
     for start in range(0, count, ENCODE_BATCH):
         target_BD = split.images(slice(start, min(start + ENCODE_BATCH, count)), device)
         encoded = learner.encode(target_BD, encoding)
         loss_sum += float(encoded.loss_B.double().sum())
         nfe_sum += float((encoded.nfe_forward_B + encoded.nfe_backward_B).sum())
-    return Evaluated(loss_sum / count, nfe_sum / count, time.perf_counter() - started)
+        latents.append(encoded.latent_BL.cpu())
+    return Evaluated(loss_sum / count, nfe_sum / count, time.perf_counter() - started, torch.cat(latents))
 
 
 def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
@@ -195,6 +201,7 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
     started = time.perf_counter()
     val = evaluate(learner, splits.val, options.val_images, progress.device)
     test = evaluate(learner, splits.test, options.test_images, progress.device)
+    progress.test_latent_NL = test.latent_NL
     metrics = {
         names.IMAGES_SEEN: float(progress.images_seen),
         names.IMAGES_USED: float(progress.images_used),

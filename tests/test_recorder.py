@@ -52,14 +52,14 @@ def test_a_store_that_lost_everything_is_filled_again_from_the_journal(tmp_path:
     first, second = (f"sqlite:///{tmp_path / name}.db" for name in ("first", "second"))
     with Journal.open(tmp_path / "study") as journal:
         plan, job = planned(journal)
-        recorder = Recorder(plan, opened(first), {}, print)
+        recorder = Recorder(plan, opened(first), {}, lambda _: 0.0, print)
         recorder.started(job)
         recorder.reached(job, [point(32)])
         recorder.reached(job, [point(32), point(64)])
         recorder.finished(job)
         assert recorder.close(interrupted=False)
         tracker = opened(second)
-        assert Recorder(plan, tracker, {}, print).close(interrupted=False)
+        assert Recorder(plan, tracker, {}, lambda _: 0.0, print).close(interrupted=False)
     assert stored(second, tracker) == {job.fingerprint: ("FINISHED", [32, 64])}
 
 
@@ -68,7 +68,7 @@ def test_a_failure_is_a_tag_and_a_second_try_the_same_run(tmp_path: Path) -> Non
     with Journal.open(tmp_path / "study") as journal:
         plan, job = planned(journal)
         tracker = opened(uri)
-        recorder = Recorder(plan, tracker, {}, print)
+        recorder = Recorder(plan, tracker, {}, lambda _: 0.0, print)
         recorder.started(job)
         recorder.reached(job, [point(32)])
         recorder.failed(job, "MemoryError: no more")
@@ -122,7 +122,7 @@ def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
         plan, job = planned(journal)
         with server(tmp_path, port):
             tracker = opened(uri)
-            recorder = Recorder(plan, tracker, {}, problems.append)
+            recorder = Recorder(plan, tracker, {}, lambda _: 0.0, problems.append)
             recorder.started(job)
             recorder.reached(job, [point(32)])
             recorder.flush()
@@ -145,11 +145,11 @@ def test_runs_of_trials_that_no_longer_belong_are_closed(tmp_path: Path) -> None
     with Journal.open(tmp_path / "study") as journal:
         _, job = planned(journal)
         plan = Plan.make(Study.load(find_space("smoke")), "0" * 64, journal)
-        recorder = Recorder(plan, opened(uri), {}, print)
+        recorder = Recorder(plan, opened(uri), {}, lambda _: 0.0, print)
         recorder.started(job)
         recorder.flush()
         journal.record_points(job.fingerprint, [point(32)])  # killed before it was delivered
         other = Plan.make(Study.load(find_space("smoke"), {"model": {"latent_dim": 9}}), "0" * 64, journal)
         tracker = opened(uri)
-        assert Recorder(other, tracker, {}, print).close(interrupted=False)
+        assert Recorder(other, tracker, {}, lambda _: 0.0, print).close(interrupted=False)
     assert stored(uri, tracker) == {job.fingerprint: ("KILLED", [32])}

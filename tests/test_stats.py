@@ -11,18 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from gfe_study.analysis.stats import (
     EXACT_UP_TO,
     FLIPS,
     MOST_SEEDS,
     Paired,
+    describe_interval,
+    describe_p,
     holm,
     mean_interval,
     paired,
     pareto,
+    seeds_to_reach,
     seeds_to_see,
+    smallest_p,
 )
 
 # Eighths: sums and differences of them are exact, so that properties hold to the bit.
@@ -42,13 +46,6 @@ def arms_apart(count: int, difference: float, sd: float) -> Paired:
     values = np.arange(count) - (count - 1) / 2
     differences = difference + sd * values / values.std(ddof=1)
     return paired(differences, np.zeros(count))
-
-
-def interval_bounds(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Student's 95 % bounds of many samples at once, one sample per row."""
-    count = differences.shape[1]
-    half = stats.t.ppf(0.975, count - 1) * stats.sem(differences, axis=1)
-    return differences.mean(axis=1) - half, differences.mean(axis=1) + half
 
 
 # Intervals of a mean.
@@ -140,7 +137,7 @@ def test_signs_drawn_never_give_a_p_value_of_zero() -> None:
 @pytest.mark.parametrize("count", [1, 3, 5, 14])
 def test_a_sign_flip_test_of_a_few_pairs_has_a_smallest_p_value(count: int) -> None:
     found = paired(np.linspace(1, 2, count), np.zeros(count))
-    assert found.p_permutation == found.smallest_p == 2 / 2**count
+    assert found.p_permutation == found.smallest_p == smallest_p(count) == 2 / 2**count
 
 
 def test_the_effect_size_by_hand() -> None:
@@ -316,67 +313,76 @@ def test_seeds_to_decide_of_a_difference_are_those_to_see_it() -> None:
     assert arms_apart(5, 0.01, 1.0).seeds_to_decide is None
 
 
-# Calibration: what the figures promise holds on simulated seeds.
+@pytest.mark.parametrize(("level", "family", "expected"), [(0.05, 1, 6), (0.05, 10, 9), (0.01, 1, 8), (0.25, 1, 3)])
+def test_seeds_to_reach_a_level_by_hand(level: float, family: int, expected: int) -> None:
+    assert seeds_to_reach(level, family) == expected
 
 
-@pytest.mark.parametrize("count", [3, 5, 10])
-def test_the_interval_covers_and_false_alarms_are_as_rare_as_promised(count: int) -> None:
-    repeats, treatments, reference = 2000, *normal(10 + count, 2, 2000, count)
-    seeds = normal(20 + count, repeats, count)
-    apart = 8.0
-    # Both arms share their seed's part of the noise; the treatment is 8 higher.
-    comparisons = [
-        paired(seed + 0.3 * treatment + apart, seed + 0.3 * control)
-        for seed, treatment, control in zip(seeds, treatments, reference, strict=True)
-    ]
-    covered = np.mean([found.low <= apart <= found.high for found in comparisons if found.low and found.high])
-    assert 0.93 <= covered <= 0.97
-    # The same samples without the difference: an alarm is the old interval's missing the difference.
-    same = [
-        paired(seed + 0.3 * treatment, seed + 0.3 * control)
-        for seed, treatment, control in zip(seeds, treatments, reference, strict=True)
-    ]
-    alarms = np.mean([found.verdict in ("better", "worse") for found in same])
-    assert 0.03 <= alarms <= 0.07
-    assert 0.03 <= np.mean([found.p_value is not None and found.p_value < 0.05 for found in same]) <= 0.07
-    # The sign-flip test never exceeds its level, and is conservative for its few p-values.
-    assert np.mean([found.p_permutation <= 0.05 for found in same]) <= 0.07
+@given(st.floats(1e-6, 0.5), st.integers(1, 50))
+def test_seeds_to_reach_are_the_fewest_that_holm_lets_through(level: float, family: int) -> None:
+    def reached(count: int) -> bool:
+        return min(holm([smallest_p(count)] + [1.0] * (family - 1))) <= level
+
+    count = seeds_to_reach(level, family)
+    if count is None:
+        assert not reached(MOST_SEEDS)
+    else:
+        assert reached(count)
+        assert count == 1 or not reached(count - 1)
 
 
-@pytest.mark.parametrize("effect", [0.25, 0.5, 0.8])
-def test_seeds_to_decide_decide_four_times_in_five(effect: float) -> None:
-    count = arms_apart(4, effect, 1.0).seeds_to_decide
-    assert count is not None
-    low, high = interval_bounds(normal(31, 4000, count) + effect)
-    assert np.mean((low > 0) | (high < 0)) == pytest.approx(0.8, abs=0.03)
+def test_limits_of_seeds_to_reach() -> None:
+    assert seeds_to_reach(1e-6) is None
+    with pytest.raises(ValueError, match="level must lie in"):
+        seeds_to_reach(5)
+    with pytest.raises(ValueError, match="comparisons must be at least 1"):
+        seeds_to_reach(family=0)
 
 
-@pytest.mark.parametrize("difference", [0.0, 0.3, 0.5, 0.7, 1.2])
-def test_seeds_to_decide_with_a_margin_decide_four_times_in_five(difference: float) -> None:
-    sd, margin = 2.0, 1.0
-    values = np.linspace(-1, 1, 5)
-    found = paired(difference + sd * values / values.std(ddof=1), np.zeros(5), margin=margin)
-    assert found.seeds_to_decide is not None
-    assert found.seeds_to_decide <= (seeds_to_see(difference, sd) or MOST_SEEDS)
-    low, high = interval_bounds(difference + sd * normal(32, 4000, found.seeds_to_decide))
-    decided = (low > 0) | (high < 0) | ((low > -margin) & (high < margin))
-    assert np.mean(decided) == pytest.approx(0.8, abs=0.04)
+@given(st.floats(0, 2), st.floats(-1.2, 1.2), st.integers(2, 8), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+@settings(max_examples=60, deadline=1000)
+def test_seeds_to_decide_are_the_first_that_do(difference: float, log_sd: float, count: int, confidence: float) -> None:
+    margin, sd = 1.0, 10**log_sd
+    values = np.arange(count) - (count - 1) / 2
+    found = paired(difference + sd * values / values.std(ddof=1), np.zeros(count), margin=margin, confidence=confidence)
+    needed = found.seeds_to_decide
+    if needed is None:
+        return
+    # The search bisects, and must find what going through the counts one by one finds.
+    counts = np.union1d(np.arange(count + 1, min(count + 20, needed) + 1), np.geomspace(count + 1, needed, 30).round())
+    reached = decided(counts, difference, sd, margin, confidence)
+    # 0.002: what the classes of standard deviations, on both sides, are wrong by.
+    assert (reached[counts < needed] < 0.8 + 0.002).all()
+    assert reached[-1] > 0.8 - 0.002
 
 
-def test_two_one_sided_tests_have_their_power_and_their_level() -> None:
-    margin, repeats = 1.0, 1500
-    values = np.linspace(-1.15, 1.15, 5)
-    count = paired(values, np.zeros(5), margin=margin).seeds_to_decide
-    assert count is not None
-    sd = values.std(ddof=1)
+def decided(
+    counts: NDArray[np.float64], difference: float, sd: float, margin: float, confidence: float
+) -> NDArray[np.float64]:
+    """Probabilities of a verdict, but for the wrong sign, all averaged over 500 classes of standard deviations."""
+    freedom, error = counts[:, None] - 1, sd / np.sqrt(counts[:, None])
+    deviations = np.sqrt(special.gammaincinv(freedom / 2, (np.arange(500) + 0.5) / 500) / (freedom / 2))
+    half = special.stdtrit(freedom, (1 + confidence) / 2) * error * deviations
+    # Of the means within the interval's half width of 0, those that stay clear of the margin.
+    reach = np.clip(np.minimum(half, margin - half), 0, None)
+    inside = special.ndtr((reach - difference) / error) - special.ndtr((-reach - difference) / error)
+    return np.mean(special.ndtr((difference - half) / error) + inside, axis=1)
 
-    def equivalent(difference: float) -> float:
-        samples = difference + sd * normal(33, repeats, count)
-        return float(np.mean([paired(s, np.zeros(count), margin=margin).verdict == "equivalent" for s in samples]))
 
-    # Arms that are alike are found alike; arms that differ by the margin almost never are.
-    assert equivalent(0.0) == pytest.approx(0.8, abs=0.05)
-    assert equivalent(margin) <= 0.04
+# Words.
+
+
+def test_an_interval_in_words() -> None:
+    assert describe_interval(mean_interval([1.0, 2.0, 3.0]), 2) == "2.00 ± 2.48 (95 %, 3 seeds)"
+    assert describe_interval(mean_interval([1.0, 2.0], 0.999)) == "1.5000 ± 318.3096 (99.9 %, 2 seeds)"
+    assert describe_interval(mean_interval([0.11364])) == "0.1136 (no interval: one seed)"
+
+
+def test_p_values_in_words() -> None:
+    assert describe_p(paired([1.0], [2.0])) == "no p-value: one seed"
+    few = paired([1.0, 2.0, 4.0], [0.0] * 3)
+    assert describe_p(few) == "p 0.12 (paired t), 0.25 (sign flips, the smallest that 3 seeds can give)"
+    assert describe_p(paired([-1.0, 2.0, 4.0], [0.0] * 3)) == "p 0.37 (paired t), 0.5 (sign flips)"
 
 
 # Many comparisons, and fronts.

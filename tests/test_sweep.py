@@ -50,7 +50,7 @@ def test_smoke_sweep_report_and_extension(tmp_path: Path) -> None:
         assert run.data.params["solver.name"] == "amd"
         client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
         artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
-        assert artifacts == {names.TRIAL_FILE, names.BEST_CHECKPOINT, names.RECONSTRUCTION}
+        assert artifacts == {names.TRIAL_FILE, *names.KEPT_FILES, names.RECONSTRUCTION}
     assert len({run.data.tags[names.FINGERPRINT] for run in runs}) == 4
 
     before = table(tmp_path, "smoke")
@@ -64,7 +64,7 @@ def test_smoke_sweep_report_and_extension(tmp_path: Path) -> None:
     report = gfe_study(tmp_path, "report", "smoke", "--json")
     assert report.returncode == 0, report.stderr
     files = [tmp_path / file for file in json.loads(report.stdout)]
-    assert {file.suffix for file in files} == {".html", ".csv", ".png", ".svg"}
+    assert {file.suffix for file in files} == {".html", ".csv", ".md", ".tex", ".png", ".svg"}
     assert all(file.stat().st_size > 500 for file in files)
 
 

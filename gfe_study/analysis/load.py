@@ -1,60 +1,317 @@
-"""The tracking store as tidy pandas frames."""
+"""The tracking store as tidy pandas frames: the only way from MLflow to the analysis."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
 
 import pandas as pd
+import sqlalchemy as sa
 from mlflow import MlflowClient
+from mlflow.entities import Experiment, Run
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.file_utils import get_local_path_or_none
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-from gfe_study import names
-from gfe_study.config import InputError
+from gfe_study.analysis.database import SYSTEM_METRICS, Database, is_database
+from gfe_study.analysis.tidy import RUN_ID, Rows, curves_frame, finite, last_finite, runs_frame
+from gfe_study.config import InputError, read_yaml
+from gfe_study.mlflow_view import STUDY_FILE
+from gfe_study.tracking import ARTIFACTS, PARENT, TrackingError, connect, store_uri, without_password
 
+REPORT = "report"
+"""Folder of the report among the artifacts of a study's own run."""
+DEFAULT_EXPERIMENT = "Default"
 PAGE = 1000
+BULK_PATH = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+BULK_RUNS = 80
+"""Runs in one call: a server takes 100, and the line of a request may have 4,094 characters."""
+BULK_VALUES = 25_000
+"""More than so many a server does not give, nor does it say that there are more."""
 
 
-def runs(client: MlflowClient, study: str) -> pd.DataFrame:
-    """One row per trial: `run_id`, `name`, `status`, tags, `params.*`, and the last value of every metric.
+@dataclass(frozen=True)
+class Parent:
+    """A study's own run: `status` and `tags` as MLflow has them, times in UTC."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    start_time: pd.Timestamp
+    end_time: pd.Timestamp | None
+
+
+class _Reader(Protocol):
+    def rows(self, experiment_id: str) -> Rows: ...
+
+    def history(self, wanted: pd.DataFrame) -> pd.DataFrame: ...
+
+
+class Store:
+    """The studies of a tracking store.
+
+    Files that `artifact` downloads are there as long as this object is.
+
+    Args:
+        uri: of the store; `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder, if not given.
 
     Raises:
-        InputError: the store has no such study.
+        TrackingError: the store is none, or cannot be reached; of every method, too.
+        InputError: of every method that takes a study: the store has no such study; the message names those it has.
     """
-    experiment = client.get_experiment_by_name(study)
-    if experiment is None:
-        known = sorted(found.name for found in client.search_experiments() if found.name != "Default")
-        raise InputError(f"study {study!r} is not in the store; allowed: {', '.join(known) or 'none yet'}")
-    rows: list[dict[str, Any]] = []
-    token: str | None = None
-    wanted = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"
-    while True:
-        page = client.search_runs([experiment.experiment_id], wanted, max_results=PAGE, page_token=token)
-        for run in page:
-            tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
-            params = {f"params.{key}": value for key, value in run.data.params.items()}
-            info = {"run_id": run.info.run_id, "name": run.info.run_name, "status": run.info.status}
-            rows.append({**info, **tags, **params, **run.data.metrics})
-        token = page.token
-        if not token:
-            return pd.DataFrame(rows)
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri or store_uri()
+        self._client = connect(self.uri)
+        self._reader: _Reader = Database(self.uri) if is_database(self.uri) else _Server(self._client, self.uri)
+        self._downloads: Path | None = None
+
+    def studies(self) -> list[str]:
+        """Names of the studies, in alphabetical order."""
+        with self._explained():
+            return sorted(found.name for found in self._experiments() if found.name != DEFAULT_EXPERIMENT)
+
+    def runs(self, study: str) -> pd.DataFrame:
+        """One row per trial, by start time; trials that were set aside or deleted are left out.
+
+        A run without the tags of a trial (a stranger's, or one that crashed early) is a row with empty fields; a
+        trial that several configurations share is a row for each. Columns, of which all but the last two kinds are
+        always there:
+
+        - `run_id`, `name`, `status` (MLflow's), `start_time`, `end_time` (UTC; `NaT` while it runs);
+        - `state`: `finished`, `stopped` (early), `failed`, `running`, `killed` or `scheduled`;
+        - `arm` ("" without arms), `stage`, `number` of the configuration in its arm (that of the tag, else its place
+          by start time; `NA` without either), `seed` (`NA` if not known);
+        - `fingerprint`, `group`, `method`, `preset`, `dataset`, `dataset_sha256`, `device`, `host`, `git_commit`,
+          `git_dirty`, `versions`, `failure`, `stopped_early`, `reused_from`: text, "" if not known;
+        - `entropy_floor`, nats per pixel;
+        - `diverged`, `failed`: bool;
+        - the metrics of `tidy.METRICS`, and any others that were logged: the last finite value;
+        - `params.<dotted key>`: text, missing where it was not logged.
+        """
+        return self._runs(study, self._rows(study))
+
+    def curves(self, study: str) -> pd.DataFrame:
+        """One row per (trial, images seen), in that order.
+
+        Columns: `run_id`, `fingerprint`, `images_seen` (the step), the metrics of `tidy.METRICS` and any others that
+        were logged (where one was logged several times, the last), and remarks: `repeated` (a metric was logged
+        there more than once), `late` (it was logged after a point with more images), `not_finite` (names of
+        the metrics that are NaN or infinite there, separated by commas).
+        """
+        return self._curves(self._rows(study))
+
+    def frames(self, study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """`runs` and `curves` of the same moment, for less than both."""
+        rows = self._rows(study)
+        return self._runs(study, rows), self._curves(rows)
+
+    def parent(self, study: str) -> Parent | None:
+        """The study's own run; None of an experiment that has none."""
+        run = self._parent_run(study)
+        if run is None:
+            return None
+        start, end = (
+            pd.Timestamp(time, unit="ms", tz="UTC") if time else None
+            for time in (run.info.start_time, run.info.end_time)
+        )
+        assert start is not None
+        return Parent(run.info.run_id, run.info.status, dict(run.data.tags), start, end)
+
+    def declaration(self, study: str) -> dict[str, Any] | None:
+        """The study as it was declared, for `config.Study`; None where the store does not hold it.
+
+        Raises:
+            InputError: it is no YAML.
+        """
+        run = self._parent_run(study)
+        file = self.artifact(run.info.run_id, STUDY_FILE) if run is not None else None
+        return read_yaml(file) if file is not None else None
+
+    def question(self, study: str) -> str:
+        """What the study asks: as it was declared, else the note of its experiment."""
+        declared = self.declaration(study) or {}
+        return str(declared.get("question") or self._experiment(study).tags.get(MLFLOW_RUN_NOTE, ""))
+
+    def artifact(self, run_id: str, name: str) -> Path | None:
+        """A file among a run's artifacts, here or brought here; None if it is not there."""
+        with self._explained():
+            folder = self._folder(self._client.get_run(run_id))
+            if folder is not None:
+                return folder / name if (folder / name).exists() else None
+            if self._downloads is None:
+                self._downloads = Path(tempfile.mkdtemp(prefix="gfe-study-"))
+                weakref.finalize(self, shutil.rmtree, self._downloads, ignore_errors=True)
+            file = self._downloads / run_id / name
+            if not file.exists():
+                above = name.rpartition("/")[0]
+                if name not in {entry.path for entry in self._client.list_artifacts(run_id, above or None)}:
+                    return None
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._client.download_artifacts(run_id, name, str(file.parent))
+            return file
+
+    def log_report(self, study: str, folder: Path) -> None:
+        """Keep all files of a folder as artifacts of the study's own run, under `report/`.
+
+        Raises:
+            InputError: the study has no run of its own.
+        """
+        run = self._parent_run(study)
+        if run is None:
+            raise InputError(f"study {study!r} has no run of its own in the store, to keep a report with")
+        with self._explained():
+            there = self._folder(run)
+            if there is None:
+                self._client.log_artifacts(run.info.run_id, str(folder), REPORT)
+            else:
+                shutil.copytree(folder, there / REPORT, dirs_exist_ok=True)
+
+    def _rows(self, study: str) -> Rows:
+        experiment = self._experiment(study)
+        with self._explained():
+            return self._reader.rows(experiment.experiment_id).trials()
+
+    def _runs(self, study: str, rows: Rows) -> pd.DataFrame:
+        declared = self.declaration(study)
+        odd = rows.latest[~finite(rows.latest["value"])]
+        ends = rows.latest.drop(index=odd.index)
+        if len(odd):
+            with self._explained():
+                history = self._reader.history(odd)
+            again = last_finite(history.merge(odd[[RUN_ID, "key"]], on=[RUN_ID, "key"]))
+            ends = pd.concat([ends, again], ignore_index=True)
+        return runs_frame(rows, ends, armless=declared is not None and not declared.get("scientific"))
+
+    def _curves(self, rows: Rows) -> pd.DataFrame:
+        with self._explained():
+            history = self._reader.history(rows.latest)
+        return curves_frame(rows, history)
+
+    def _experiments(self) -> Iterator[Experiment]:
+        token: str | None = None
+        while True:
+            page = self._client.search_experiments(max_results=PAGE, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _experiment(self, study: str) -> Experiment:
+        with self._explained():
+            found = self._client.get_experiment_by_name(study)
+        if found is None:
+            known = ", ".join(self.studies()) or "none yet"
+            raise InputError(f"study {study!r} is not in the store; allowed: {known}")
+        if found.lifecycle_stage != "active":
+            raise InputError(f"study {study!r} is deleted in the store; restore its experiment")
+        return found
+
+    def _parent_run(self, study: str) -> Run | None:
+        experiment = self._experiment(study)
+        with self._explained():
+            found = self._client.search_runs([experiment.experiment_id], PARENT, max_results=1)
+        return found[0] if found else None
+
+    def _folder(self, run: Run) -> Path | None:
+        """The folder of a run's artifacts on this machine; None if they are elsewhere."""
+        local = get_local_path_or_none(run.info.artifact_uri)
+        if local is None:
+            return None
+        folder = Path(local)
+        if self.uri.startswith("sqlite") and not folder.exists():
+            # MLflow stores absolute paths: of a store that was moved, artifacts are beside it.
+            file = Path(sa.make_url(self.uri).database or "").absolute()
+            study = self._client.get_experiment(run.info.experiment_id).name
+            beside = file.parent / ARTIFACTS / study / run.info.run_id / "artifacts"
+            return beside if beside.exists() else folder
+        return folder
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of MLflow, the database or the network as one line."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # whatever the store's client or driver raises
+            shown = without_password(self.uri)
+            lines = str(error).replace(self.uri, shown).strip().splitlines() or [type(error).__name__]
+            raise TrackingError(f"{shown}: the tracking store cannot be read ({lines[0][:160]})") from error
 
 
-def question(client: MlflowClient, study: str) -> str:
-    """What the study asks: the note of its experiment."""
-    experiment = client.get_experiment_by_name(study)
-    return str(experiment.tags.get("mlflow.note.content", "")) if experiment is not None else ""
+class _Server:
+    """The rows of a tracking server; see `tidy` for what the frames hold."""
 
+    def __init__(self, client: MlflowClient, uri: str) -> None:
+        self._client = client
+        self._uri = uri
+        self._bulk = urlparse(uri).scheme in ("http", "https")
 
-def curves(client: MlflowClient, trials: pd.DataFrame) -> pd.DataFrame:
-    """One row per (trial, images seen): `run_id`, `images_seen`, and every loss logged there."""
-    losses = (names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS)
-    rows = [
-        {"run_id": run_id, names.IMAGES_SEEN: entry.step, "metric": metric, "value": entry.value}
-        for run_id in trials["run_id"]
-        for metric in losses
-        if metric in trials.columns
-        for entry in client.get_metric_history(run_id, metric)
-    ]
-    if not rows:
-        return pd.DataFrame(columns=["run_id", names.IMAGES_SEEN])
-    tidy = pd.DataFrame(rows).pivot_table(index=["run_id", names.IMAGES_SEEN], columns="metric", values="value")
-    return tidy.reset_index().sort_values(["run_id", names.IMAGES_SEEN], ignore_index=True)
+    def rows(self, experiment_id: str) -> Rows:
+        runs = list({run.info.run_id: run for run in self._runs(experiment_id)}.values())
+        about = [
+            (run.info.run_id, run.info.run_name, run.info.status, run.info.start_time, run.info.end_time)
+            for run in runs
+        ]
+        tags, params, latest = (
+            [(run.info.run_id, *pair) for run in runs for pair in getattr(run.data, kind).items()]
+            for kind in ("tags", "params", "metrics")
+        )
+        latest = [entry for entry in latest if not entry[1].startswith(SYSTEM_METRICS)]
+        long = [RUN_ID, "key", "value"]
+        return Rows(
+            pd.DataFrame(about, columns=[RUN_ID, "name", "status", "start_time", "end_time"]),
+            pd.DataFrame(tags, columns=long),
+            pd.DataFrame(params, columns=long),
+            pd.DataFrame(latest, columns=long).astype({"value": "float64"}),
+        )
+
+    def _runs(self, experiment_id: str) -> Iterator[Run]:
+        token: str | None = None
+        while True:  # oldest first, so that runs begun meanwhile shift no page
+            order = ["attributes.start_time ASC"]
+            page = self._client.search_runs([experiment_id], order_by=order, max_results=PAGE, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def history(self, wanted: pd.DataFrame) -> pd.DataFrame:
+        values = [
+            (run_id, str(key), step, timestamp, value)
+            for key, runs in wanted.groupby("key")[RUN_ID]
+            for start in range(0, len(runs), BULK_RUNS)
+            for run_id, step, timestamp, value in self._values(str(key), list(runs[start : start + BULK_RUNS]))
+        ]
+        return pd.DataFrame(values, columns=[RUN_ID, "key", "step", "timestamp", "value"])
+
+    def _values(self, key: str, runs: list[str]) -> Iterator[tuple[str, int, int, float]]:
+        found = self._in_bulk(key, runs) if self._bulk else None
+        if found is None or (len(found) >= BULK_VALUES and len(runs) == 1):
+            for run_id in runs:
+                for entry in self._client.get_metric_history(run_id, key):
+                    yield run_id, entry.step, entry.timestamp, entry.value
+        elif len(found) >= BULK_VALUES:
+            yield from self._values(key, runs[: len(runs) // 2])
+            yield from self._values(key, runs[len(runs) // 2 :])
+        else:
+            yield from ((entry["run_id"], entry["step"], entry["timestamp"], entry["value"]) for entry in found)
+
+    def _in_bulk(self, key: str, runs: list[str]) -> list[dict[str, Any]] | None:
+        """Every value of a metric in many runs; None of a server that does not know the call."""
+        query = {"run_id": runs, "metric_key": key, "max_results": BULK_VALUES}
+        answer = http_request(get_default_host_creds(self._uri), BULK_PATH, "GET", params=query)
+        if answer.status_code in (404, 405, 501):
+            self._bulk = False
+            return None
+        found: list[dict[str, Any]] = verify_rest_response(answer, BULK_PATH).json()["metrics"]
+        return found

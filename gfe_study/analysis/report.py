@@ -1,92 +1,294 @@
-"""A study's page: what was asked, what ran, and the evidence."""
+"""A study's page with its figures and tables, from the tracking store and nothing else."""
 
 from __future__ import annotations
 
 import base64
+import math
+from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.analysis.figures import data_efficiency, save
-from gfe_study.analysis.load import curves, question, runs
+from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.exhibits import MAKERS, Exhibit
+from gfe_study.analysis.load import Store
+from gfe_study.analysis.style import label, save
+from gfe_study.analysis.tidy import PARAMS
 from gfe_study.config import InputError
-from gfe_study.tracking import connect, store_uri
+
+PAGE_FILE = "report.html"
+TRIALS_FILE = "trials.csv"
+TABLE_FORMATS = ".csv, .md, .tex"
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-th { border-bottom: 2px solid #444 } img { max-width: 42rem; width: 100% } .note { color: #555 }
+:root { color-scheme: light }
+body { font: 15px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem }
+.question { font-size: 1.15rem; margin-top: .3rem } .note, figcaption, dd { color: #555 }
+figure { margin: 1rem 0 } figure img { max-width: 100% } figcaption { font-size: 13px; max-width: 48rem }
+.tables { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; margin: .5rem 0 }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
+th { border-bottom: 1.5px solid #444; font-weight: 600 } td.text, th.text { text-align: left }
+.verdict { background: #f4f6f8; padding: .7rem 1rem; border-left: 4px solid #3f90da } .verdict ul { margin: .3rem 0 }
+.warning { background: #fff6e5; padding: .7rem 1rem; border-left: 4px solid #ffa90e }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dt { font-weight: 600 } dd { margin: 0 }
 """
 
 
-def write_report(study: str, folder: Path) -> list[Path]:
-    """Write `report.html` (self-contained), `trials.csv` and the figures; returns the files.
+def write_report(store: Store, study: str, folder: Path) -> list[Path]:
+    """Write the page, self-contained, and the figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) beside it.
+
+    All of them are also kept as artifacts of the study's run, under `report/`.
+
+    Returns:
+        The files, the page first.
 
     Raises:
-        InputError: the store has no such study, or no finished trial of it.
+        InputError: the store has no such study, or no trial of it with a result; the folder cannot be written.
     """
-    client = connect(store_uri())
-    trials = runs(client, study)
-    finished = trials[trials["status"] == "FINISHED"] if len(trials) else trials
-    if not len(finished) or names.VAL_LOSS not in finished:
-        raise InputError(f"study {study!r} has no finished trial yet; run gfe-study resume {study}")
-    points = curves(client, trials)
-    folder.mkdir(parents=True, exist_ok=True)
-    table = summary(trials)
-    csv = folder / "trials.csv"
-    table.to_csv(csv, index=False)
-    figures = save(data_efficiency(trials, points), folder / "data_efficiency")
-    page = folder / "report.html"
-    page.write_text(_page(study, question(client, study), trials, table, figures[0]), encoding="utf-8")
-    return [page, csv, *figures]
+    evidence = Evidence.load(store, study)
+    if not len(evidence.curves):
+        told = "; ".join(each.text for each in evidence.irregularities[:3])
+        raise InputError(f"study {study!r} has no trial with a result yet; {told or f'run gfe-study resume {study}'}")
+    exhibits = [exhibit for maker in MAKERS for exhibit in maker(evidence)]
+    page = folder / PAGE_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [file for exhibit in exhibits for file in write_exhibit(exhibit, folder)]
+        trials = folder / TRIALS_FILE
+        trials_table(evidence).to_csv(trials, index=False)
+        page.write_text(_page(evidence, exhibits, folder), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: the report cannot be written ({error.strerror})") from error
+    if evidence.parent is not None:
+        store.log_report(study, folder)
+    return [page, trials, *files]
 
 
-def summary(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row per trial, best validation loss first: what differs between trials, and the final metrics."""
-    params = [column for column in trials if str(column).startswith("params.") and trials[column].nunique() > 1]
-    losses = [names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS]
-    counts = [names.IMAGES_SEEN, names.IMAGES_USED]
-    wanted = [*losses, *counts, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS, names.DIVERGED]
-    metrics = [name for name in wanted if name in trials]
-    table = trials[["status", *metrics, *params, names.SEED, names.FINGERPRINT]].copy()
-    for column in params:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        table[column] = numbers if numbers.notna().all() else table[column]
-    return table.rename(columns=lambda name: name.removeprefix("params.")).sort_values(names.VAL_LOSS)
-
-
-def _page(study: str, asked: str, trials: pd.DataFrame, table: pd.DataFrame, figure: Path) -> str:
-    best = table.iloc[0]
-    floor = float(trials[names.ENTROPY_FLOOR].iloc[0])
-    dataset = trials[names.DATASET].iloc[0]
-    states = ", ".join(f"{count} {str(state).lower()}" for state, count in trials["status"].value_counts().items())
-    seeds = trials[names.SEED].nunique()
-    picture = base64.b64encode(figure.read_bytes()).decode()
-    verdict = (
-        f"Best trial {best[names.FINGERPRINT]}: validation {best[names.VAL_LOSS]:.4f}, "
-        f"test {best[names.TEST_LOSS]:.4f} nats per pixel, "
-        f"{best[names.TEST_LOSS] - floor:.4f} above the entropy floor {floor:.4f} of {dataset}'s test images."
-    )
-    if names.IMAGES_USED in best:
-        verdict += (
-            f" It saw {best[names.IMAGES_SEEN]:,.0f} training images, counted once, or {best[names.IMAGES_USED]:,.0f} "
-            "counted once per weight update that they took part in."
+def write_exhibit(exhibit: Exhibit, folder: Path) -> list[Path]:
+    """The files of one exhibit: `<key>.png` and `.svg`, `<key>.csv`, `.md` and `.tex`, `<key>_data.csv`."""
+    files = save(exhibit.figure, folder / exhibit.key) if exhibit.figure is not None else []
+    if exhibit.table is not None:
+        shown = formatted(exhibit.table, exhibit.formats)
+        csv, markdown, latex = (folder / f"{exhibit.key}{suffix}" for suffix in TABLE_FORMATS.split(", "))
+        exhibit.table.to_csv(csv, index=False)
+        markdown.write_text(_markdown(shown), encoding="utf-8")
+        caption = exhibit.title.replace("%", r"\%")
+        text = (
+            shown.map(_latex).rename(columns=_latex).to_latex(index=False, caption=caption, label=f"tab:{exhibit.key}")
         )
-    caution = "One seed: no interval, and no claim beyond these runs." if seeds == 1 else f"{seeds} seeds."
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(study)}</title><style>{STYLE}</style></head><body>
-<h1>{escape(study)}</h1>
-<p><strong>{escape(asked)}</strong></p>
-<p>{escape(verdict)} <span class="note">{caution} Trials: {escape(states)}.</span></p>
-<img alt="Test loss over training images seen" src="data:image/png;base64,{picture}">
-<h2>Trials</h2>
-{table.to_html(index=False, float_format=_number, na_rep="")}
-</body></html>
-"""
+        latex.write_text(text, encoding="utf-8")
+        files += [csv, markdown, latex]
+    if exhibit.data is not None:
+        file = folder / f"{exhibit.key}_data.csv"
+        exhibit.data.to_csv(file, index=False)
+        files.append(file)
+    return files
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) and abs(value) >= 10 else f"{value:.4g}"
+def trials_table(evidence: Evidence) -> pd.DataFrame:
+    """One row per run, those that count or not, best first: what differs between them, and their last metrics."""
+    runs = evidence.runs
+    params = [column for column in runs if str(column).startswith(PARAMS) and runs[column].nunique(dropna=False) > 1]
+    params = [column for column in params if column != f"{PARAMS}{names.SEED}"]
+    losses = [names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS]
+    counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS]
+    about = [names.ARM, names.STAGE, names.NUMBER, names.SEED, "state"]
+    table = runs[[*about, *losses, *counts, *params, names.FINGERPRINT, names.FAILURE]]
+    table = table.rename(columns=lambda name: str(name).removeprefix(PARAMS))
+    empty = [column for column in table if (table[column].isna() | (table[column] == "")).all()]
+    return table.drop(columns=empty).sort_values(names.VAL_LOSS, kind="stable", ignore_index=True)
+
+
+def formatted(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
+    """A table as text: numbers as they are asked for, others to four digits, nothing where there is none."""
+
+    def shown(value: Any, form: str | None) -> str:
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        if isinstance(value, bool | str):
+            return str(value)
+        if form is not None:
+            return format(value, form)
+        number = float(value) if isinstance(value, int | float) or hasattr(value, "__float__") else None
+        if number is None:
+            return str(value)
+        return f"{number:,.0f}" if number == round(number) and abs(number) < 1e12 else f"{number:.4g}"
+
+    return pd.DataFrame(
+        {column: [shown(value, formats.get(str(column))) for value in table[column]] for column in table},
+        index=table.index,
+    )
+
+
+def _latex(text: Any) -> str:
+    escaped = str(text)
+    for plain, command in {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "_": r"\_",
+        "#": r"\#",
+        "$": r"\$",
+    }.items():
+        escaped = escaped.replace(plain, command)
+    for plain, command in {"−": "$-$", "±": r"$\pm$", "×": r"$\times$", "≤": r"$\le$"}.items():
+        escaped = escaped.replace(plain, command)
+    return escaped
+
+
+def _markdown(shown: pd.DataFrame) -> str:
+    columns = [str(column) for column in shown]
+    rows = [columns, ["---"] * len(columns), *([str(value) for value in row] for row in shown.to_numpy())]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+
+
+def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
+    parts = [
+        f"<h1>{escape(evidence.name)}</h1>",
+        f'<p class="question">{escape(evidence.question)}</p>' if evidence.question else "",
+        _asked_and_ran(evidence),
+        _verdict(evidence),
+        _cautions(evidence),
+        *(_exhibit(exhibit, folder) for exhibit in exhibits),
+        "<h2>All trials</h2>",
+        f'<p class="note">Best validation loss first; <code>{TRIALS_FILE}</code> has them all.</p>',
+        _html(formatted(trials_table(evidence), dict.fromkeys(LOSSES, ".4f"))),
+        _provenance(evidence),
+    ]
+    body = "\n".join(part for part in parts if part)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">'
+        f"<title>{escape(evidence.name)}</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+LOSSES = (names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS)
+
+
+def _asked_and_ran(evidence: Evidence) -> str:
+    study, runs = evidence.study, evidence.runs
+    states = ", ".join(f"{count} {state}" for state, count in Counter(runs["state"]).most_common())
+    trials = evidence.trials
+    about = {"trials": states}
+    if study is not None:
+        if study.scientific is not None:
+            about["compared"] = ", ".join(arm.name for arm in study.arms)
+        if study.nuisance:
+            about["searched"] = f"{', '.join(study.nuisance)} ({study.sampler}, {study.trials} configurations an arm)"
+        budget = study.example(study.arms[0]).budget
+        limits = [f"{budget.images:,} images seen"] if budget.images < 10_000_000 else []
+        limits += [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
+        limits += [f"{budget.seconds:g} s of training"] if budget.seconds is not None else []
+        about["budget of a trial"] = " or ".join(limits)
+        stages = [f"{len(study.seeds_of(stage))}" for stage in study.stages()]
+        about["seeds"] = " in the first stage, ".join(stages) + (" in the second" if len(stages) > 1 else "")
+        for hole in study.holes:
+            about[f"left out: {hole.name}"] = hole.reason
+    floors = trials.groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
+    about["dataset"] = "; ".join(f"{name}, entropy floor {floor:.4f} nats per pixel" for name, floor in floors.items())
+    if evidence.parent is not None and evidence.parent.status == "RUNNING":
+        about["state"] = "still running: everything below is of what has ended so far"
+    return _list(about)
+
+
+def _list(about: Mapping[str, str]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(key)}</dt><dd>{escape(value)}</dd>' for key, value in about.items())}</dl>"
+
+
+def _verdict(evidence: Evidence) -> str:
+    found = evidence.verdict
+    if found is not None:
+        lines = [f"<b>{escape(row.arm)}</b>: {row.value.mean:.4f}, {escape(row.text)}" for row in found.rows]
+        about = f"Verdict by {label(found.metric)}"
+    else:
+        lines, about = _best(evidence), "Best"
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    return f'<div class="verdict"><b>{about}</b><ul>{items}</ul></div>'
+
+
+def _best(evidence: Evidence) -> list[str]:
+    chosen = evidence.chosen
+    usable = chosen[~chosen["failed"] & ~chosen[names.DIVERGED]]
+    if not len(usable):
+        return ["no trial has a result"]
+    validation, test = usable[names.VAL_LOSS].mean(), usable[names.TEST_LOSS].mean()
+    floor = usable[names.ENTROPY_FLOOR].iloc[0]
+    seeds = usable[names.SEED].nunique()
+    told = f"{seeds} seeds" if seeds > 1 else "no interval: one seed"
+    fingerprints = ", ".join(usable[names.FINGERPRINT])
+    line = (
+        f"validation {validation:.4f}, test {test:.4f} nats per pixel ({told}), {test - floor:.4f} above the entropy "
+        f"floor {floor:.4f}: trial {escape(fingerprints)}"
+    )
+    seen, used = usable[names.IMAGES_SEEN].iloc[0], usable[names.IMAGES_USED].iloc[0]
+    images = f"{seen:,.0f} training images seen, counted once, or {used:,.0f} counted once per weight update"
+    return [line, images]
+
+
+def _cautions(evidence: Evidence) -> str:
+    found = evidence.verdict
+    told = list(found.warnings) if found is not None else []
+    told += [f"arm {sign.arm!r}: {sign.text}" if sign.arm else sign.text for sign in evidence.signs]
+    told += [each.text for each in evidence.irregularities]
+    if not told:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in told)
+    return f'<div class="warning"><b>Read with care</b><ul>{items}</ul></div>'
+
+
+def _exhibit(exhibit: Exhibit, folder: Path) -> str:
+    parts = [f'<h2 id="{exhibit.key}">{escape(exhibit.title)}</h2>']
+    if exhibit.table is not None:
+        parts.append(_html(formatted(exhibit.table, exhibit.formats)))
+    if exhibit.figure is not None:
+        picture = base64.b64encode((folder / f"{exhibit.key}.png").read_bytes()).decode()
+        width = int(exhibit.figure.get_figwidth() * 125)
+        image = f'<img alt="{escape(exhibit.title)}" width="{width}" src="data:image/png;base64,{picture}">'
+        parts.append(f"<figure>{image}<figcaption>{escape(exhibit.caption)}</figcaption></figure>")
+    else:
+        parts.append(f'<p class="note">{escape(exhibit.caption)}</p>')
+    return "\n".join(parts)
+
+
+def _html(shown: pd.DataFrame) -> str:
+    def is_text(column: Any) -> bool:
+        return not all(_is_number(value) for value in shown[column] if value)
+
+    kinds = {column: ' class="text"' if is_text(column) else "" for column in shown}
+    head = "".join(f"<th{kinds[column]}>{escape(str(column))}</th>" for column in shown)
+    rows = "".join(
+        f"<tr>{''.join(f'<td{kinds[column]}>{escape(str(row[column]))}</td>' for column in shown)}</tr>"
+        for row in shown.to_dict("records")
+    )
+    return f'<div class="tables"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "").replace("−", "-"))
+    except ValueError:
+        return False
+    return True
+
+
+def _provenance(evidence: Evidence) -> str:
+    about = {}
+    for name, key in {
+        "commit": names.GIT_COMMIT,
+        "uncommitted changes": names.GIT_DIRTY,
+        "hosts": names.HOST,
+        "devices": names.DEVICE,
+        "versions": names.VERSIONS,
+        "dataset sha256": names.DATASET_SHA256,
+    }.items():
+        values = list(dict.fromkeys(value for value in evidence.runs[key] if value))
+        if values:
+            about[name] = "; ".join(values)
+    if evidence.parent is not None:
+        about["begun"] = f"{evidence.parent.start_time:%Y-%m-%d %H:%M} UTC"
+    return f"<h2>Where the numbers come from</h2>{_list(about)}"

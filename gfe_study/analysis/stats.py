@@ -80,11 +80,11 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
         ValueError: no values, or one that is not finite.
     """
     sample = _sample(values, "values")
-    _check_share(confidence, "confidence")
+    check_share(confidence, "confidence")
     mean, sd = _mean_and_sd(sample)
     if len(sample) == 1:
         return Interval(mean, None, None, 1, confidence)
-    half = _critical(len(sample), confidence) * sd / math.sqrt(len(sample))
+    half = critical_value(len(sample), confidence) * sd / math.sqrt(len(sample))
     return Interval(mean, mean - half, mean + half, len(sample), confidence)
 
 
@@ -123,11 +123,10 @@ def paired(
     treated, referred = _sample(treatment, "treatment"), _sample(reference, "reference")
     if len(treated) != len(referred):
         raise ValueError(f"pairs need as many values of both arms, got {len(treated)} and {len(referred)}")
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    check_mode(mode)
     if margin is not None and not margin > 0:
         raise ValueError(f"margin must be > 0, got {margin}")
-    _check_share(confidence, "confidence")
+    check_share(confidence, "confidence")
     differences = treated - referred
     # Equal differences of unequal values differ by the rounding of these.
     rounding = _ROUNDING * float(np.maximum(np.abs(treated), np.abs(referred)).max())
@@ -135,11 +134,11 @@ def paired(
     if sd == 0:
         differences = np.full(len(differences), mean)
     count = len(differences)
-    p_permutation, smallest = _sign_flips(differences), _smallest_p(count)
+    p_permutation, smallest = _sign_flips(differences), smallest_p(count)
     if count == 1:
         return Paired(1, mean, None, None, None, p_permutation, smallest, None, "one seed", None)
     error = sd / math.sqrt(count)
-    half = _critical(count, confidence) * error
+    half = critical_value(count, confidence) * error
     low, high = mean - half, mean + half
     statistic = abs(mean) / error if error else math.inf if mean else 0.0
     p_value = 2 * float(special.stdtr(count - 1, -statistic))
@@ -171,11 +170,31 @@ def seeds_to_see(difference: float, sd: float, confidence: float = 0.95, power: 
     """
     if not math.isfinite(difference) or not math.isfinite(sd) or sd < 0:
         raise ValueError(f"a finite difference and a finite sd >= 0 are needed, got {difference} and {sd}")
-    _check_share(confidence, "confidence")
-    _check_share(power, "power")
+    check_share(confidence, "confidence")
+    check_share(power, "power")
     if sd == 0:
         return 2 if difference else None
     return _fewest(lambda pairs: _decided(pairs, difference, sd, None, confidence), power, 2)
+
+
+def smallest_p(count: int) -> float:
+    """The least p-value that the two-sided sign-flip test of so many pairs can give: 2 / 2^count where it is exact."""
+    return max(2.0 ** (1 - count), 1 / (FLIPS + 1) if count > EXACT_UP_TO else 0.0)
+
+
+def seeds_to_reach(level: float = 0.05, family: int = 1) -> int | None:
+    """The fewest pairs whose sign-flip test can give a p-value of at most `level` once Holm has adjusted it.
+
+    The smallest of `family` p-values is multiplied by their number: 6 pairs for one comparison at 5 %, 9 for ten.
+    None if no number does, since the test draws no more than `FLIPS` assignments.
+
+    Raises:
+        ValueError: a level outside (0, 1), or an empty family.
+    """
+    check_share(level, "level")
+    if family < 1:
+        raise ValueError(f"family: the number of comparisons must be at least 1, got {family}")
+    return next((count for count in range(1, MOST_SEEDS) if family * smallest_p(count) <= level), None)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -214,6 +233,38 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
+def describe_interval(interval: Interval, digits: int = 4) -> str:
+    """A mean and its interval in words: "0.1136 ± 0.0021 (95 %, 5 seeds)", "0.1136 (no interval: one seed)"."""
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:.{digits}f} (no interval: one seed)"
+    half = (interval.high - interval.low) / 2
+    return f"{interval.mean:.{digits}f} ± {half:.{digits}f} ({100 * interval.confidence:g} %, {interval.count} seeds)"
+
+
+def describe_p(compared: Paired) -> str:
+    """Both p-values of a comparison in words, and whether more seeds alone could make the second one smaller."""
+    if compared.p_value is None:
+        return "no p-value: one seed"
+    least = f", the smallest that {compared.count} seeds can give"
+    at_least = least if compared.p_permutation <= compared.smallest_p else ""
+    return f"p {compared.p_value:.2g} (paired t), {compared.p_permutation:.2g} (sign flips{at_least})"
+
+
+def check_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+
+
+def check_share(share: float, what: str) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"{what} must lie in (0, 1), got {share}")
+
+
+def critical_value(count: int, confidence: float) -> float:
+    """Student's t(n - 1, (1 + confidence) / 2) of n = `count` values."""
+    return float(special.stdtrit(count - 1, (1 + confidence) / 2))
+
+
 def _sample(values: ArrayLike, what: str) -> NDArray[np.float64]:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or not len(sample):
@@ -223,21 +274,12 @@ def _sample(values: ArrayLike, what: str) -> NDArray[np.float64]:
     return sample
 
 
-def _check_share(share: float, what: str) -> None:
-    if not 0 < share < 1:
-        raise ValueError(f"{what} must lie in (0, 1), got {share}")
-
-
 def _mean_and_sd(sample: NDArray[np.float64], rounding: float = 0.0) -> tuple[float, float]:
     """Mean and s.d. (n - 1 in the denominator); values that differ by no more than `rounding` are constant."""
     if float(np.ptp(sample)) <= rounding:
         constant = float(sample[0])
         return (constant if abs(constant) > rounding else 0.0), 0.0
     return float(sample.mean()), float(sample.std(ddof=1))
-
-
-def _critical(count: int, confidence: float) -> float:
-    return float(special.stdtrit(count - 1, (1 + confidence) / 2))
 
 
 def _verdict(low: float, high: float, mode: Mode, margin: float | None) -> Verdict:
@@ -255,10 +297,6 @@ def _hedges(mean: float, sd: float, count: int) -> float | None:
         return None
     correction = math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2)
     return mean / sd * correction
-
-
-def _smallest_p(count: int) -> float:
-    return max(2.0 ** (1 - count), 1 / (FLIPS + 1) if count > EXACT_UP_TO else 0.0)
 
 
 def _sign_flips(differences: NDArray[np.float64]) -> float:
@@ -288,8 +326,10 @@ def _decided(count: int, difference: float, sd: float, margin: float | None, con
     midpoints of 256 equally likely classes.
     """
     freedom, error = count - 1, sd / math.sqrt(count)
-    critical = _critical(count, confidence)
-    seen = 1 - float(special.nctdtr(freedom, abs(difference) / error, critical))
+    critical = critical_value(count, confidence)
+    missed = float(special.nctdtr(freedom, abs(difference) / error, critical))
+    # It gives NaN for probabilities that underflow.
+    seen = 1.0 if math.isnan(missed) else 1 - missed
     if margin is None:
         return seen
     half = critical * error * np.sqrt(special.gammaincinv(freedom / 2, _CLASSES) / (freedom / 2))

@@ -318,6 +318,11 @@ class Study(Section):
         """The trial of an arm at a point of its space. Raises `InputError`."""
         return Trial.build(*self._layers(arm, stage), unflatten(params), {"seed": seed}, where=self._where(arm))
 
+    def example(self, arm: Arm | str, stage: int = 0) -> Trial:
+        """One trial of an arm: its first starting point, or the first values of its ranges."""
+        starts = self.start_points(arm)
+        return self.trial(starts[0] if starts else self.completed({}, arm), 0, arm, stage)
+
     def _layers(self, arm: Arm | str, stage: int = 0) -> list[Mapping[str, Any]]:
         arm = self.arm(arm) if isinstance(arm, str) else arm
         layers: list[Mapping[str, Any]] = [self.budget.layer(), self.fixed, arm.changes]

@@ -79,6 +79,10 @@ class Splits:
     def pixels(self) -> int:
         return self.height * self.width
 
+    def test_floor(self, count: int) -> float:
+        """`entropy_floor` of the first `count` test images, or of all if they are fewer."""
+        return entropy_floor(self.test.take(slice(count)))
+
     @cached_property
     def sha256(self) -> str:
         """Fingerprint of all three splits."""

@@ -61,6 +61,9 @@ class Learner(ABC):
     encodings: ClassVar[tuple[str, ...]] = ()
     """Further ways to encode than the method's own; each becomes the metric `<name>_test_loss`."""
 
+    encodes_by_flow: ClassVar[bool] = False
+    """Whether its own encoding is `encode_by_flow`."""
+
     def __init__(self, trial: Trial, pixels: int, device: torch.device) -> None:
         self.trial = trial
         self.loss = BernoulliNLL()

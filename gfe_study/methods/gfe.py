@@ -14,6 +14,8 @@ from gfe_study.solvers.objective import Objective
 class GFELearner(Learner):
     """z* by the trial's solver from the trial's start; dL/dθ by the trial's gradient."""
 
+    encodes_by_flow = True
+
     def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
         trial = self.trial
         forward_B = backward_B = torch.zeros(len(target_BD), device=target_BD.device)

@@ -130,6 +130,7 @@ class Driver:
         self._stopped_early: dict[str, str] = {}
         self._over: set[str] = set()
         self._losses: Counter[str] = Counter()
+        self._most_live = 0
         self._heard: dict[str, tuple[float, dict[str, str]]] = {}
         self._began: dict[str, float] = {}
         self._started = time.monotonic()
@@ -173,6 +174,7 @@ class Driver:
             return None
         job = self._queue.popleft()
         self.live[job.fingerprint] = job
+        self._most_live = max(self._most_live, len(self.live))
         self.recorder.started(job)
         self._show()
         return job
@@ -217,6 +219,11 @@ class Driver:
                 self.taken_over[found.study] += 1
             else:
                 self._queue.append(job)
+
+    def keeps_warm(self, waiting: int) -> bool:
+        """Whether so many workers, of those that there have been, are to wait for jobs that are still to come."""
+        more = bool(self.plan.unasked()) or not self._advanced
+        return more and not self.stopped and len(self.live) + waiting <= min(self.slots, self._most_live)
 
     @property
     def done(self) -> bool:

@@ -14,7 +14,7 @@ from gfe_study.config import Hole, Study
 from gfe_study.config.study import Asha
 from gfe_study.data.base import data_folders
 from gfe_study.study.driver import Options
-from gfe_study.study.images import Images, example
+from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.probe import Estimate, probe_all, spent
@@ -108,7 +108,7 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
         lengths = [estimates[kind].seconds * share for kind, share in left]
         seconds = start_up + _makespan(lengths, slots) if lengths else 0.0
         memory = (RAY_BYTES + slots * max((e.memory_bytes for e in estimates.values()), default=0.0)) / 1e6
-    budgets = {(stage, arm): example(study, arm, stage).budget.images for (stage, arm), _ in left}
+    budgets = {(stage, arm): study.example(arm, stage).budget.images for (stage, arm), _ in left}
     return Forecast(
         trials=trials,
         holes=study.holes,

@@ -7,20 +7,15 @@ import math
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.config import Range
-from gfe_study.study.journal import FAILED, STOPPED
+from gfe_study.study.journal import FAILED
 from gfe_study.study.plan import Job, Plan
 
 
-def trials_frame(plan: Plan, stage: int) -> pd.DataFrame:
-    """One row per trial of a stage that has an outcome.
-
-    Columns: `arm`, `number`, `seed`, `fingerprint`, `value` (the study's metric), `diverged`, `failed`, the last
-    point's metrics, and the searched keys.
-    """
+def trials_frame(plan: Plan) -> pd.DataFrame:
+    """One row per trial that has an outcome; columns as for `analysis.judgement`."""
     rows = []
-    for (of_stage, arm), there in plan.configurations.items():
-        for configuration in there.values() if of_stage == stage else ():
+    for (stage, arm), there in plan.configurations.items():
+        for configuration in there.values():
             for seed, name in zip(plan.study.seeds_of(stage), configuration.fingerprints, strict=True):
                 outcome = plan.journal.outcomes.get(name)
                 if outcome is None:
@@ -33,6 +28,7 @@ def trials_frame(plan: Plan, stage: int) -> pd.DataFrame:
                         **last,
                         **configuration.params,
                         "arm": arm,
+                        "stage": stage,
                         "number": configuration.number,
                         "seed": seed,
                         "fingerprint": name,
@@ -55,27 +51,6 @@ def curves_frame(plan: Plan) -> pd.DataFrame:
             if not point.get(names.DIVERGED)
         ]
     )
-
-
-def ranges_of(plan: Plan, arm: str) -> dict[str, Range]:
-    """The searched keys that apply in an arm, as its best configuration has them, and what they are drawn from."""
-    ranked = plan.ranked(0, arm)
-    point = ranked[0].params if ranked else plan.study.completed({}, arm)
-    drawn: dict[str, Range] = {}
-    for key in point:
-        found = plan.study.range_of(key, arm, point)
-        if found is not None:
-            drawn[key] = found
-    return drawn
-
-
-def complete(frame: pd.DataFrame, seeds: int) -> pd.DataFrame:
-    """The rows of configurations all of whose seeds have ended, in failure or not, and none of them early."""
-    if not len(frame):
-        return frame
-    over = frame[frame["state"] != STOPPED]
-    counts = over.groupby(["arm", "number"])["seed"].transform("count")
-    return over[counts == seeds]
 
 
 def objectives(plan: Plan, arm: str) -> list[tuple[Job, float, float]]:

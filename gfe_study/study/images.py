@@ -28,6 +28,7 @@ class Images:
         self._folders = folders
         self._download = download
         self.loaded: dict[str, Splits] = {}
+        self._floors: dict[tuple[str, int], float] = {}
 
     def of(self, trial: Trial) -> Splits:
         """The splits of a trial. Raises `InputError` if they cannot be had."""
@@ -40,6 +41,13 @@ class Images:
         """Fingerprint of a trial's images."""
         return self.of(trial).sha256
 
+    def entropy_floor(self, trial: Trial) -> float:
+        """Of the test images that a trial is evaluated on, nats per pixel."""
+        key = data_key(trial), trial.eval.test_images
+        if key not in self._floors:
+            self._floors[key] = self.of(trial).test_floor(trial.eval.test_images)
+        return self._floors[key]
+
     @classmethod
     def of_study(cls, study: Study, folders: list[Path], *, download: bool) -> Images:
         """The images of all arms.
@@ -49,7 +57,7 @@ class Images:
         """
         images = cls(folders, download=download)
         for stage in study.stages():
-            trials = {arm.name: example(study, arm.name, stage) for arm in study.arms}
+            trials = {arm.name: study.example(arm, stage) for arm in study.arms}
             seen = {name: images._evaluated(trial) for name, trial in trials.items()}
             for arm in study.arms:
                 if arm.reference is not None and seen[arm.name] != seen[arm.reference]:
@@ -63,9 +71,3 @@ class Images:
         """What tells the images that two trials are evaluated on apart."""
         splits = self.of(trial)
         return splits.val.digest(), splits.test.digest(), trial.eval.val_images, trial.eval.test_images
-
-
-def example(study: Study, arm: str, stage: int = 0) -> Trial:
-    """One trial of an arm: its first starting point, or the first values of its ranges."""
-    starts = study.start_points(arm)
-    return study.trial(starts[0] if starts else study.completed({}, arm), 0, arm, stage)

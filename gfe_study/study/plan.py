@@ -123,7 +123,8 @@ class Plan:
         """Add the second stage once the first is over; returns the jobs that are new."""
         if len(self.study.stages()) == 1 or not self.stage_over(0):
             return []
-        tried, fewest = self.tuned(), self.fewest_tuned()
+        tried = self.tuned()
+        fewest = min((len(numbers) for numbers in tried.values() if numbers), default=0)
         return [
             job
             for arm in self.study.arms
@@ -136,10 +137,6 @@ class Plan:
     def tuned(self) -> dict[str, list[int]]:
         """The configurations of every arm that ran to their end in the first stage, in the order they were asked."""
         return {arm.name: sorted(c.number for c in self.ranked(0, arm.name)) for arm in self.study.arms}
-
-    def fewest_tuned(self) -> int:
-        """The smallest of those numbers, arms of which none did left out: winners are chosen among so many of each."""
-        return min((len(numbers) for numbers in self.tuned().values() if numbers), default=0)
 
     def size(self, arm: str, stage: int = 0) -> int:
         """Configurations of an arm in a stage; of a space that holds no more, those that it holds."""

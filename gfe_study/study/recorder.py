@@ -6,10 +6,12 @@ missed is in the journal, and is delivered when it is back.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from gfe_study import names
 from gfe_study.config import InputError, Trial, flatten, to_yaml
@@ -28,6 +30,8 @@ TRIALS_AT_ONCE = 200
 """In one delivery."""
 SECONDS_BETWEEN_DELIVERIES = 2.0
 """Points wait so long for others to be delivered with; a trial that ends within it costs the fewest calls."""
+GREEK = {"alpha": "α", "beta": "β", "kappa": "κ", "sigma": "σ", "tau": "τ"}
+"""Settings as the papers write them."""
 
 
 class Recorder:
@@ -39,11 +43,20 @@ class Recorder:
         plan: the study's plan; its journal is open for writing.
         tracker: the store, with the study's parent run open; used by this object alone from now on.
         tags: tags common to all runs of this start.
+        floor_of: entropy floor of the test images of a trial, nats per pixel.
         on_problem: told, in one line, what went wrong without ending the study.
     """
 
-    def __init__(self, plan: Plan, tracker: Tracker, tags: dict[str, str], on_problem: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        tracker: Tracker,
+        tags: dict[str, str],
+        floor_of: Callable[[Trial], float],
+        on_problem: Callable[[str], None],
+    ) -> None:
         self.plan = plan
+        self._floor_of = floor_of
         self.tracker = tracker
         self.tracking_seconds = 0.0
         self._tags = tags
@@ -119,7 +132,7 @@ class Recorder:
         kept.append((-job.stage, sign * value, job.fingerprint))
         kept.sort()
         for _, _, name in kept[self.plan.study.keep :]:
-            self._remove(self.plan.jobs[name], names.BEST_CHECKPOINT)
+            self._remove(self.plan.jobs[name], *names.KEPT_FILES)
         del kept[self.plan.study.keep :]
 
     def _remove(self, job: Job, *unwanted: str) -> None:
@@ -145,6 +158,7 @@ class Recorder:
                     self.tracker.close_trial(job.fingerprint, RUN_KILLED, {}, [])
             self._close_orphans()
             self._keep_best()
+            self._say_shared()
             best = self.plan.best()
             tags = {names.BEST_FINGERPRINT: best[0].fingerprint, names.BEST_VALUE: f"{best[1]:.6f}"} if best else {}
             files = self._files(best[0], names.BEST_CHECKPOINT, names.RECONSTRUCTION) if best else []
@@ -168,8 +182,19 @@ class Recorder:
         """The decoders that are kept are artifacts of their runs, and no others."""
         kept = {entry[-1] for entries in self._kept.values() for entry in entries}
         for job in self.plan.finished():
-            files = self._files(job, names.BEST_CHECKPOINT) if job.fingerprint in kept else []
-            self.tracker.keep_decoder(job.fingerprint, files[0] if files else None)
+            files = self._files(job, *names.KEPT_FILES) if job.fingerprint in kept else []
+            self.tracker.keep_decoder(job.fingerprint, files)
+
+    def _say_shared(self) -> None:
+        """Trials that several arms came to are one run each, which says so."""
+        places: dict[str, list[tuple[int, str, int]]] = {}
+        for (stage, arm), there in self.plan.configurations.items():
+            for configuration in there.values():
+                for name in configuration.fingerprints:
+                    places.setdefault(name, []).append((stage, arm, configuration.number))
+        for name, shared in places.items():
+            if len(shared) > 1:
+                self.tracker.tag_trial(name, {names.SHARED_BY: json.dumps(shared, ensure_ascii=False)})
 
     def _deliver(self, job: Job) -> None:
         with self._changed:
@@ -228,9 +253,13 @@ class Recorder:
             names.REUSED_FROM: outcome.origin,
             **outcome.run,
         }
-        status = RUN_FAILED if outcome.state == FAILED else RUN_FINISHED
-        wanted = FAILURE_FILE if outcome.state == FAILED else names.RECONSTRUCTION
-        return Delivery(self._spec(job), points, End(status, tags, self._files(job, wanted)))
+        if outcome.state == FAILED:
+            return Delivery(self._spec(job), points, End(RUN_FAILED, tags, self._files(job, FAILURE_FILE)))
+        kept = self._files(job, *names.KEPT_FILES)
+        tags |= {names.DECODER: "kept"} if kept else {}
+        return Delivery(
+            self._spec(job), points, End(RUN_FINISHED, tags, [*self._files(job, names.RECONSTRUCTION), *kept])
+        )
 
     def _files(self, job: Job, *wanted: str) -> list[Path]:
         mirror_of(self.plan, job).fetch(*wanted)
@@ -247,6 +276,8 @@ class Recorder:
             **trial_tags(trial, job.dataset_sha256),
             names.ARM: job.arm or run_name(job, with_seed=False),
             names.STAGE: str(job.stage),
+            names.NUMBER: str(job.number),
+            names.ENTROPY_FLOOR: f"{self._floor_of(trial):.6f}",
             names.VERSIONS: self._versions,
         }
         text = to_yaml(dumped)
@@ -272,18 +303,20 @@ def mirror_of(plan: Plan, job: Job) -> Mirror:
 
 
 def run_name(job: Job, *, with_seed: bool = True) -> str:
-    """What tells a trial from its neighbours: `gfe·amd beta=0.75 s_max=10 seed 0`, or `adjoint, rk4 seed 0`."""
+    """What tells a trial from its neighbours: `gfe·amd β=0.75 s_max=10 seed 0`, or `adjoint, rk4 seed 0`."""
     trial = job.trial
     method = trial.method.name if trial.method.name != "gfe" else f"gfe·{trial.solver.name}"
-    return " ".join(filter(None, [job.arm or method, settings(job), f"seed {job.seed}" if with_seed else ""]))
+    told = settings(job, written=GREEK)
+    return " ".join(filter(None, [job.arm or method, told, f"seed {job.seed}" if with_seed else ""]))
 
 
-def settings(job: Job) -> str:
-    """The searched values of a trial: `beta=0.75 s_max=10`."""
+def settings(job: Job, written: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The searched values of a trial: `beta=0.75 s_max=10`; `written` gives other names for some of the keys."""
     short = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in job.params.items()}
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in short.items())
+    shown = [(key.rpartition(".")[2], value) for key, value in short.items()]
+    return " ".join(f"{written.get(name, name)}={value}" for name, value in shown)
 
 
 def artifact_files(folder: Path) -> list[Path]:
-    files = (folder / name for name in (names.BEST_CHECKPOINT, names.RECONSTRUCTION))
+    files = (folder / name for name in (*names.KEPT_FILES, names.RECONSTRUCTION))
     return [file for file in files if file.exists()]

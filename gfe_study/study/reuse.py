@@ -30,7 +30,7 @@ class Finished:
 
     def copy_files(self, folder: Path) -> None:
         """Copy the best decoder and the picture, where they were kept."""
-        for name in (names.BEST_CHECKPOINT, names.RECONSTRUCTION):
+        for name in (*names.KEPT_FILES, names.RECONSTRUCTION):
             if (self.folder / name).exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder / name, folder / name)

@@ -19,6 +19,7 @@ from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpo
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.study.artifacts import write_best, write_reconstruction
+from gfe_study.study.snapshots import write_snapshot
 from gfe_study.study.storage import Mirror
 from gfe_study.training import Metrics, Progress, TrainingState, train
 
@@ -54,7 +55,7 @@ def run_trial(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock", timeout=OWNER_TIMEOUT):
         mirror = mirror or Mirror(folder, None)
-        mirror.fetch(names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, names.BEST_CHECKPOINT, names.RECONSTRUCTION)
+        mirror.fetch(names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, *names.KEPT_FILES, names.RECONSTRUCTION)
         yield from _run(trial, splits, folder, device, mirror)
 
 
@@ -75,6 +76,9 @@ def _run(trial: Trial, splits: Splits, folder: Path, device: str, mirror: Mirror
             best = metrics[names.VAL_LOSS]
             write_best(folder, state, splits)
             mirror.push(names.BEST_CHECKPOINT)
+        if not metrics[names.DIVERGED]:
+            write_snapshot(folder, state, splits)
+            mirror.push(names.SNAPSHOTS)
         done = state.over
         if done and not metrics[names.DIVERGED]:
             write_reconstruction(folder, state.learner, splits, state.device)

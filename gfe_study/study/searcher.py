@@ -7,11 +7,12 @@ from hashlib import sha256
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from gfe_study.config import InputError, Range, Study
+from gfe_study.distributions import distribution
 from gfe_study.study.plan import Plan
 
 STARTUP_TRIALS = 6
@@ -25,19 +26,6 @@ WORST = 1e9
 """Stands for the objectives of a divergence where there are two: hypervolumes bear no infinity."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def distribution(drawn: Range) -> BaseDistribution:
-    """Optuna's form of a range. Choices are told to it as JSON, since it knows no lists."""
-    match drawn.kind:
-        case "choice":
-            return CategoricalDistribution([json.dumps(value) for value in drawn.values])
-        case "int" | "logint":
-            low, high = drawn.values
-            return IntDistribution(low, high, log=drawn.kind == "logint")
-        case _:
-            low, high = drawn.values
-            return FloatDistribution(low, high, log=drawn.kind == "loguniform")
 
 
 class Suggester:

@@ -9,7 +9,7 @@ import torch
 
 from gfe_study import names
 from gfe_study.config import Trial, flatten, to_yaml
-from gfe_study.data.base import Splits, entropy_floor
+from gfe_study.data.base import Splits
 from gfe_study.study.recorder import artifact_files, trial_tags
 from gfe_study.study.runner import device_name, pin_threads, remove_checkpoints, run_trial
 from gfe_study.tracking import FINISHED, RunSpec, Tracker, package_versions, provenance, writable
@@ -60,7 +60,7 @@ def _spec(trial: Trial, splits: Splits, fingerprint: str, device: str) -> RunSpe
     tags = {
         **provenance(Path(__file__).parent),
         **trial_tags(trial, splits.sha256),
-        names.ENTROPY_FLOOR: f"{entropy_floor(splits.test):.6f}",
+        names.ENTROPY_FLOOR: f"{splits.test_floor(trial.eval.test_images):.6f}",
         names.DEVICE: device_name(device),
         names.VERSIONS: package_versions(),
     }

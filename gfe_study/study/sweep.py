@@ -12,9 +12,9 @@ from pathlib import Path
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, to_yaml
-from gfe_study.data.base import data_folders, entropy_floor
+from gfe_study.data.base import data_folders
 from gfe_study.study.driver import Driver, Observer, Options
-from gfe_study.study.images import Images, example
+from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.recorder import Recorder, mirror_of
@@ -74,12 +74,11 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         plan = Plan.make(study, images.sha256, journal)
         if options.again and not journal.again:
             _run_again(plan, tracker)
-        splits = images.of(example(study, study.arms[0].name))
-        observer.planned(plan, splits)
-        shared = _tags(study, label, entropy_floor(splits.test))
+        observer.planned(plan, images.of(study.example(study.arms[0])))
+        shared = _tags(study, label)
         declared = to_yaml(study.model_dump(mode="json"))
         tracker.open_study(shared, study.question, {"study.yaml": declared})
-        recorder = Recorder(plan, tracker, shared, observer.problem)
+        recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
         outcome = Outcome(plan)
         try:
             if plan.missing() or plan.unasked() or len(study.stages()) > 1:
@@ -92,14 +91,13 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         return outcome
 
 
-def _tags(study: Study, label: str, floor: float) -> dict[str, str]:
+def _tags(study: Study, label: str) -> dict[str, str]:
     space = Path(study.source)
     return {
         **provenance(Path(__file__).parent),
         names.STUDY: label,
         names.SPACE: space.name,
         names.SPACE_SHA256: study.source_sha256,
-        names.ENTROPY_FLOOR: f"{floor:.6f}",
     }
 
 
@@ -108,7 +106,7 @@ def _run_again(plan: Plan, tracker: Tracker) -> None:
     plan.journal.record_again([job.fingerprint for job in jobs])
     for job in jobs:
         tracker.supersede(job.fingerprint)
-        mirror_of(plan, job).remove(*CONTINUATION, names.BEST_CHECKPOINT)
+        mirror_of(plan, job).remove(*CONTINUATION, *names.KEPT_FILES)
 
 
 def _run_missing(
@@ -127,7 +125,7 @@ def _run_missing(
         driver.begin(_slots(ray.cluster_resources(), options), started)
         observer.ray_started(time.monotonic() - ray_started, driver.slots)
         fit(Bridge(driver), plan.journal.folder / RAY_FOLDER, options, images.loaded)
-    outcome.interrupted = bool(driver.live) or not driver.done
+    outcome.interrupted = not driver.done
     outcome.damaged = driver.damaged
     outcome.taken_over = driver.taken_over
     outcome.stopped = driver.stopped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from gfe_study.study.runner import FAILURE_FILE, Report, device_name, pin_thread
 from gfe_study.study.storage import Mirror
 
 POINTS, PROBLEMS, PLACE, FAILURE = "points", "problems", "place", "failure"
+SECONDS_BETWEEN_SIGNS = 0.2
+"""Of a worker that waits for its next job."""
 
 
 class StudyTrainable(tune.Trainable):
@@ -30,11 +33,17 @@ class StudyTrainable(tune.Trainable):
     The configuration is `{"job": {"trial", "folder", "remote", "fingerprint", "cpus"}}`, all plain data; `images`
     come from Ray's object store, once a node, by `data_key`. The first result says where the trial runs; each
     one after it holds the points reached since, and is empty where time has passed without any.
+
+    Without a job, `{"job": None}`, it waits until it is stopped: Ray ends workers that have nothing to do, and a new
+    one takes longer to start than a short trial takes to run.
     """
 
     def setup(self, config: dict[str, Any], images: Mapping[str, Splits] | None = None) -> None:
         assert images is not None
         job = config["job"]
+        self._waits = job is None
+        if job is None:
+            return
         pin_threads(job["cpus"])
         torch.set_default_dtype(torch.float32)
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
@@ -54,6 +63,9 @@ class StudyTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._waits:
+            time.sleep(SECONDS_BETWEEN_SIGNS)
+            return {POINTS: [], "done": False}
         if not self._started:
             self._started = True
             return {PLACE: self._place(), POINTS: [], "done": False}

@@ -34,6 +34,8 @@ class Bridge:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self.failures: dict[str, str] = {}
+        self.waiting: set[str] = set()
+        """Ray's names of trials that only keep their workers warm."""
 
     def __reduce__(self) -> tuple[type, tuple[None]]:
         return Bridge, (None,)
@@ -57,9 +59,14 @@ class JobSearcher(Searcher):
         except InputError as error:  # the journal cannot be written: nothing must be started that it does not know
             driver.broken = error
             return None
-        if job is None:
-            return Searcher.FINISHED if driver.done else None
-        return {"job": driver.description(job)}
+        if job is not None:
+            return {"job": driver.description(job)}
+        if driver.done:
+            return Searcher.FINISHED
+        if not driver.keeps_warm(len(self._bridge.waiting) + 1):
+            return None
+        self._bridge.waiting.add(trial_id)
+        return {"job": None}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Taken in by `JobCallback`, which sees the last result first."""
@@ -80,10 +87,15 @@ class JobStopper(tune.Stopper):
         self._counted = time.monotonic()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        driver = self._bridge.driver
-        fingerprint = str(result["config"]["job"]["fingerprint"])
+        driver, waiting = self._bridge.driver, self._bridge.waiting
         if driver.broken is not None:
             return True
+        if result["config"]["job"] is None:
+            if driver.keeps_warm(len(waiting)):
+                return False
+            waiting.discard(trial_id)
+            return True
+        fingerprint = str(result["config"]["job"]["fingerprint"])
         try:
             if PLACE in result:
                 driver.placed(fingerprint, result[PLACE])
@@ -121,13 +133,20 @@ class JobCallback(tune.Callback):
         self._bridge = bridge
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        if self._has_waited(trial):
+            return
         fingerprint = _fingerprint(trial)
         failure = self._bridge.failures.pop(fingerprint, None)
         self._tell(lambda driver: driver.ended(fingerprint, failure))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         # What a trial raises is a result: what comes here is the end of its process or its node.
-        self._tell(lambda driver: driver.lost(_fingerprint(trial), _reason(trial)))
+        if not self._has_waited(trial):
+            self._tell(lambda driver: driver.lost(_fingerprint(trial), _reason(trial)))
+
+    def _has_waited(self, trial: RayTrial) -> bool:
+        self._bridge.waiting.discard(trial.trial_id)
+        return trial.config["job"] is None
 
     def _tell(self, what: Callable[[Driver], None]) -> None:
         driver = self._bridge.driver

@@ -1,0 +1,49 @@
+"""Latents in numbers and in two dimensions.
+
+Shapes: N images, L latent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE, trustworthiness
+from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
+
+NEIGHBOURS = 10
+FEWEST = 30
+"""Images below which neither is of use."""
+PERPLEXITY = 30.0
+SEED = 0
+
+Floats = NDArray[np.floating[Any]]
+
+
+def label_accuracy(latent_NL: Floats, label_N: NDArray[np.int64]) -> float:
+    """Share of images whose class is that of most of their nearest neighbours, themselves left out.
+
+    NaN of fewer than `FEWEST` images, or latents that are not finite.
+    """
+    if len(latent_NL) < FEWEST or not np.isfinite(latent_NL).all():
+        return float("nan")
+    predicted_N = KNeighborsClassifier(NEIGHBOURS).fit(latent_NL, label_N).predict(None)
+    return float((predicted_N == label_N).mean())
+
+
+def embed(latent_NL: Floats) -> Floats:
+    """t-SNE in two dimensions (van der Maaten and Hinton 2008), (N, 2), from the principal axes; seeded."""
+    perplexity = min(PERPLEXITY, (len(latent_NL) - 1) / 3)
+    if not np.ptp(latent_NL, axis=0).any():
+        return np.zeros((len(latent_NL), 2))
+    with threadpool_limits(1):  # its threads wait for one another in a busy loop, which a shared machine makes long
+        made: Floats = TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(latent_NL)
+    return made
+
+
+def trusted(latent_NL: Floats, map_N2: Floats) -> float:
+    """Trustworthiness of a map (Venna and Kaski 2001): 1 where neighbours on the map are neighbours in latent space."""
+    neighbours = min(NEIGHBOURS, (len(latent_NL) - 1) // 2)
+    return float(trustworthiness(latent_NL, map_N2, n_neighbors=neighbours))

@@ -1,0 +1,198 @@
+"""A study as its tracking store holds it: what exhibits and reports are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gfe_study import names
+from gfe_study.analysis.diagnostics import Diagnostic
+from gfe_study.analysis.irregular import Irregularity, ended, irregularities, usable
+from gfe_study.analysis.judgement import complete, judged_trials, of_stage, searched_ranges, signs_of, verdict_of
+from gfe_study.analysis.load import Parent, Store
+from gfe_study.analysis.tidy import PARAMS, RUN_ID
+from gfe_study.analysis.verdict import Verdict
+from gfe_study.config import InputError, Range, Study
+
+FALLBACK_METRIC = names.TEST_LOSS
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything that the store holds of a study.
+
+    Attributes:
+        study: its declaration; None of an experiment that was not made by a sweep, or whose declaration is lost.
+        runs: all its runs, as of `Store.runs`.
+        points: all their points, as of `Store.curves`.
+    """
+
+    name: str
+    store: Store
+    study: Study | None
+    question: str
+    parent: Parent | None
+    runs: pd.DataFrame
+    points: pd.DataFrame
+
+    @classmethod
+    def load(cls, store: Store, name: str) -> Evidence:
+        """Read a study. Raises `InputError` if the store has no such study, or a declaration that is none."""
+        runs, points = store.runs(name), store.curves(name)
+        declared = store.declaration(name)
+        study = Study.build(declared, f"{name}: study.yaml") if declared is not None else None
+        return cls(name, store, study, store.question(name), store.parent(name), runs, points)
+
+    @cached_property
+    def irregularities(self) -> list[Irregularity]:
+        """What is wrong with its runs, each named."""
+        return irregularities(self.runs, self.points)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Trials with an outcome, as of `judgement`, and the searched keys as columns of numbers or choices."""
+        trials, _ = ended(self.runs, self.points)
+        metric = self.study.metric.name if self.study is not None else names.VAL_LOSS
+        trials = trials.assign(value=trials[metric])
+        return trials if self.study is None else trials.join(self._searched(self.study, trials))
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Points of the trials that have a result, with the trial's `arm`, `stage`, `number`, `seed` and `dataset`."""
+        trials, points = usable(self.runs, self.points)
+        about = [RUN_ID, names.ARM, names.STAGE, names.NUMBER, names.SEED, names.METHOD, names.DATASET]
+        curves = points.merge(trials[[*about, names.ENTROPY_FLOOR]], on=RUN_ID)
+        spent = (curves[names.NFE_FORWARD] + curves[names.NFE_BACKWARD]) * curves[names.IMAGES_SEEN]
+        return curves.assign(nfe=spent)
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """The comparison of its arms; None if it compares nothing."""
+        if self.study is None or not len(self.trials):
+            return None
+        return verdict_of(self.study, self.trials, self.curves)
+
+    @cached_property
+    def signs(self) -> list[Diagnostic]:
+        """Signs that it was a bad study."""
+        return [] if self.study is None else signs_of(self.study, self.trials)
+
+    @cached_property
+    def ranges(self) -> Mapping[str, dict[str, Range]]:
+        """Arm -> the searched keys that apply to its best trial, and what they were drawn from."""
+        return {} if self.study is None else searched_ranges(self.study, of_stage(self.trials, 0))
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms that have trials, in the order of the declaration; one empty name without arms."""
+        there = list(dict.fromkeys(self.trials[names.ARM]))
+        declared = [arm.name for arm in self.study.arms] if self.study is not None else []
+        return [arm for arm in declared if arm in there] + [arm for arm in there if arm not in declared]
+
+    @property
+    def confidence(self) -> float:
+        return self.study.compare.confidence if self.study is not None else 0.95
+
+    @property
+    def margin(self) -> float | None:
+        return self.study.compare.margin if self.study is not None else None
+
+    @property
+    def metric(self) -> str:
+        """What arms are compared by."""
+        return self.study.compare.metric if self.study is not None else FALLBACK_METRIC
+
+    @cached_property
+    def chosen(self) -> pd.DataFrame:
+        """The trials that stand for their arms: of each, the best configuration of the last stage, all its seeds.
+
+        Best are the fewest seeds lost, then the mean of the study's metric. An arm without a complete configuration
+        is stood for by what it has.
+        """
+        sign = -1 if self.study is not None and self.study.metric.mode == "max" else 1
+        if self.study is not None:
+            stage, judged = judged_trials(self.study, self.trials)
+            missing = [arm for arm in self.arms if arm not in set(judged[names.ARM])] if len(judged) else self.arms
+            rest = of_stage(self.trials, stage)
+            judged = pd.concat([judged, rest[rest[names.ARM].isin(missing)]])
+        else:
+            judged = self.trials
+        lost = judged["failed"] | judged[names.DIVERGED] | judged["value"].isna()
+        table = judged.assign(lost=lost, ranked=(sign * judged["value"]).where(~lost))
+        ranks = table.groupby([names.ARM, names.NUMBER], sort=False).agg(
+            lost=("lost", "sum"), ranked=("ranked", "mean")
+        )
+        ranks = ranks.sort_values(["lost", "ranked"], kind="stable").reset_index()
+        best = ranks.drop_duplicates(names.ARM).set_index(names.ARM)[names.NUMBER]
+        return judged[judged[names.NUMBER] == judged[names.ARM].map(best)].sort_values(
+            names.SEED, kind="stable", ignore_index=True
+        )
+
+    @cached_property
+    def chosen_curves(self) -> pd.DataFrame:
+        """The points of those trials that have a result."""
+        return self.curves.merge(self.chosen[[RUN_ID, names.ARM, names.STAGE, names.NUMBER]])
+
+    def configurations(self) -> pd.DataFrame:
+        """One row per complete configuration of the first stage: `arm`, `number`, `value` (mean over its seeds; NaN
+        if one was lost), mean `train_seconds` and `encode_seconds`, and its searched keys."""
+        seeds = len(self.study.seeds_of(0)) if self.study is not None else 1
+        trials = complete(of_stage(self.trials, 0), seeds)
+        lost = trials["failed"] | trials[names.DIVERGED]
+        table = trials.assign(value=trials["value"].where(~lost))
+        keys = list(self.study.nuisance) if self.study is not None else []
+        first = {key: (key, "first") for key in keys if key in table}
+        grouped = table.groupby([names.ARM, names.NUMBER], sort=False)
+        means = grouped[["value", names.TRAIN_SECONDS, names.ENCODE_SECONDS]].mean(skipna=False)
+        return (means.join(grouped.agg(**first)) if first else means).reset_index()
+
+    def snapshots(self, run_id: str) -> Arrays | None:
+        """What a trial's decoder could do at a few moments of its training; None where that is not kept."""
+        file = self.store.artifact(run_id, names.SNAPSHOTS)
+        if file is None:
+            return None
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                return {key: content[key] for key in content.files}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: damaged ({error}); allowed: {names.SNAPSHOTS} of a trial") from error
+
+    @staticmethod
+    def _searched(study: Study, trials: pd.DataFrame) -> pd.DataFrame:
+        rows: list[dict[str, Any]] = []
+        for record in trials.to_dict("records"):
+            point: dict[str, Any] = {}
+            for key in study.nuisance:
+                text = record.get(f"{PARAMS}{key}", record.get(f"{PARAMS}{key}.name"))
+                arm = str(record[names.ARM])
+                known = arm in {each.name for each in study.arms}
+                drawn = study.range_of(key, arm, point) if known else None
+                if drawn is not None and isinstance(text, str):
+                    point[key] = _value(drawn, text)
+            rows.append(point)
+        return pd.DataFrame(rows, index=trials.index, columns=list(study.nuisance))
+
+
+def _value(drawn: Range, text: str) -> Any:
+    """A searched value from the text that the store holds of it."""
+    if drawn.kind != "choice":
+        number = float(text)
+        return int(number) if drawn.kind in ("int", "logint") else number
+    for value in drawn.values:
+        if str(value) == text or _number(value) == _number(text) is not None:
+            return value
+    return text
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

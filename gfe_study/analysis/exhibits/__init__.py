@@ -1,0 +1,25 @@
+"""Everything a report may hold, in its order. A new kind of exhibit is its file and one line here."""
+
+from gfe_study.analysis.exhibits.base import Exhibit, Maker
+from gfe_study.analysis.exhibits.curves import curves
+from gfe_study.analysis.exhibits.data_efficiency import data_efficiency
+from gfe_study.analysis.exhibits.datasets import datasets
+from gfe_study.analysis.exhibits.paper_tables import table_1, table_2
+from gfe_study.analysis.exhibits.pareto import pareto
+from gfe_study.analysis.exhibits.snapshots import snapshots
+from gfe_study.analysis.exhibits.tuning import tuning
+from gfe_study.analysis.exhibits.verdict import verdict
+
+MAKERS: tuple[Maker, ...] = (
+    verdict,
+    table_1,
+    table_2,
+    curves,
+    data_efficiency,
+    datasets,
+    pareto,
+    snapshots,
+    tuning,
+)
+
+__all__ = ["MAKERS", "Exhibit", "Maker"]

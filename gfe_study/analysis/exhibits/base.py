@@ -1,0 +1,47 @@
+"""What a report is made of: a figure or a table, with what it shows in words and the numbers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gfe_study.analysis.evidence import Evidence
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One piece of evidence.
+
+    Attributes:
+        key: names its files.
+        caption: what it shows and how it was computed, with the number of seeds.
+        figure: drawn to be read at the width of a column or a page.
+        table: shown on the page; also written as CSV, Markdown and LaTeX.
+        formats: how the numbers of a column of the table are shown, as of `format`.
+        data: the numbers behind the figure, written as CSV.
+    """
+
+    key: str
+    title: str
+    caption: str
+    figure: Figure | None = None
+    table: pd.DataFrame | None = None
+    formats: Mapping[str, str] = field(default_factory=dict)
+    data: pd.DataFrame | None = None
+
+
+Maker = Callable[[Evidence], Iterator[Exhibit]]
+"""Makes the exhibits of one kind that a study has the evidence for; none where it has not."""
+
+
+def seeds_text(counts: set[int]) -> str:
+    """How many seeds a figure stands on, and what that allows to say."""
+    if not counts or max(counts) == 0:
+        return "no seed ended"
+    if counts == {1}:
+        return "no interval: one seed"
+    told = str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    return f"{told} seeds"

@@ -1,0 +1,228 @@
+"""Loss over images seen, over decoder evaluations and over seconds, and above the entropy floor (Figures 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from gfe_study import names
+from gfe_study.analysis import paper
+from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
+from gfe_study.analysis.stats import mean_interval
+from gfe_study.analysis.style import (
+    COLOURS,
+    GREY,
+    INK,
+    PALETTE,
+    drawing,
+    figure,
+    label,
+    legend,
+    log_axis,
+    plain_log,
+    styles,
+)
+from gfe_study.analysis.tidy import RUN_ID
+
+AXES = {
+    names.IMAGES_SEEN: "loss_over_images",
+    names.TRAIN_SECONDS: "loss_over_seconds",
+    "nfe": "loss_over_evaluations",
+}
+"""What a curve runs over, and the key of its exhibit."""
+FEWEST_POINTS = 2
+
+
+def curves(evidence: Evidence) -> Iterator[Exhibit]:
+    """One figure for every axis, and one of what is left above the floor."""
+    points = evidence.chosen_curves
+    if not len(points) or evidence.metric not in points or points[evidence.metric].notna().sum() == 0:
+        return
+    if len(evidence.arms) < 2 and evidence.study is not None and evidence.study.scientific is None:
+        yield from _search(evidence)
+        return
+    means = mean_curves(points, evidence.metric, evidence.confidence)
+    for axis, key in AXES.items():
+        if means[axis].notna().any():
+            yield _over(evidence, means, axis, key)
+    if _floors(points):
+        yield _excess(evidence, points)
+
+
+def mean_curves(points: pd.DataFrame, metric: str, confidence: float) -> pd.DataFrame:
+    """Mean over seeds and its interval at every evaluation: `arm`, `images_seen`, mean `train_seconds` and `nfe`,
+    `seeds`, `mean`, `low`, `high`.
+
+    Where the runs of an arm were evaluated at different images seen (the last point of a budget told in seconds),
+    those that at least half of its seeds share are kept, and the ends of all seeds as one point at their mean.
+    """
+    rows = []
+    for arm, own in points[points[metric].notna()].groupby(names.ARM, sort=False):
+        seeds = own[RUN_ID].nunique()
+        last = own.groupby(RUN_ID)[names.IMAGES_SEEN].transform("max") == own[names.IMAGES_SEEN]
+        ends_apart = own.loc[last, names.IMAGES_SEEN].nunique() > 1
+        place = own[names.IMAGES_SEEN].where(~(last & ends_apart), -1)
+        for at, group in own.groupby(place, sort=True):
+            if at != -1 and len(group) * 2 < seeds:
+                continue
+            found = mean_interval(group[metric], confidence)
+            axes = [float(group[axis].mean()) for axis in AXES]
+            rows.append((arm, *axes, found.count, found.mean, found.low, found.high))
+    table = pd.DataFrame(rows, columns=[names.ARM, *AXES, "seeds", "mean", "low", "high"])
+    table[["low", "high"]] = table[["low", "high"]].astype("float64")
+    order = {arm: place for place, arm in enumerate(dict.fromkeys(table[names.ARM]))}
+    return table.sort_values(
+        [names.ARM, names.IMAGES_SEEN], key=lambda of: of.map(order) if of.name == names.ARM else of, ignore_index=True
+    )
+
+
+def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhibit:
+    look = styles(evidence.trials, evidence.arms)
+    with drawing():
+        fig = figure()
+        axes = fig.add_subplot()
+        for arm in evidence.arms:
+            own = means[(means[names.ARM] == arm) & (means[axis] > 0)].sort_values(axis)
+            if not len(own):
+                continue
+            text = f"{arm or 'all'} (n = {_seeds(own)})"
+            axes.plot(own[axis], own["mean"], label=text, **look[arm].of_line())
+            axes.fill_between(own[axis], own["low"], own["high"], color=look[arm].colour, alpha=0.18, linewidth=0)
+        if axis == names.IMAGES_SEEN:
+            _papers_own(axes, evidence, means)
+        _draw_floor(axes, evidence.chosen_curves)
+        log_axis(axes, list(means[axis]), most=5)
+        axes.set_xlabel(label(axis))
+        axes.set_ylabel(label(evidence.metric))
+        legend(fig)
+    counts = set(means.groupby(names.ARM)["seeds"].max())
+    shade = "" if counts == {1} else f" Shaded: {evidence.confidence:.0%} Student intervals of the mean over seeds."
+    about = {
+        names.IMAGES_SEEN: "the papers' axis: training images, repetitions counted",
+        names.TRAIN_SECONDS: "seconds spent in training updates, evaluation left out; they compare only on one machine "
+        "that did the same beside",
+        "nfe": "decoder evaluations and pullbacks spent in training, all images together",
+    }[axis]
+    return Exhibit(
+        key,
+        f"{_title(evidence.metric)} over {label(axis)}",
+        f"Mean of {seeds_text(counts)} of each arm's chosen configuration over {about}.{shade}",
+        fig,
+        data=means,
+    )
+
+
+def _seeds(own: pd.DataFrame) -> str:
+    counts = sorted(set(own["seeds"]))
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+
+
+def _papers_own(axes: Axes, evidence: Evidence, means: pd.DataFrame) -> None:
+    """The papers' Table 1 as open circles, where the study asks the same of the same dataset."""
+    trials = evidence.chosen
+    if set(trials[names.DATASET]) != {paper.DATASET} or evidence.metric != names.TEST_LOSS:
+        return
+    reached = float(means[names.IMAGES_SEEN].max())
+    for column in dict.fromkeys(filter(None, map(paper.column_of, trials[names.METHOD]))):
+        known = {at: loss for at, loss in paper.TABLE_1[column].items() if at <= reached}
+        colour = {paper.AE: COLOURS["ae"], paper.GFE: COLOURS["amd"]}[column]
+        if known:
+            text = f"{column}, the paper's Table 1"
+            axes.plot(list(known), list(known.values()), "o", mfc="none", color=colour, label=text, markersize=4.5)
+
+
+def _floors(points: pd.DataFrame) -> dict[str, float]:
+    """Dataset -> entropy floor of the test images."""
+    known = points[points[names.ENTROPY_FLOOR].notna()]
+    return {
+        str(name): float(value) for name, value in known.groupby(names.DATASET)[names.ENTROPY_FLOOR].first().items()
+    }
+
+
+def _draw_floor(axes: Axes, points: pd.DataFrame) -> None:
+    for dataset, floor in _floors(points).items():
+        where = f" of {dataset}" if len(_floors(points)) > 1 else ""
+        axes.axhline(floor, color=INK, linestyle=":", linewidth=0.8, label=f"entropy floor{where} {floor:.4f}")
+
+
+def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
+    above = points.assign(excess=points[evidence.metric] - points[names.ENTROPY_FLOOR])
+    means = mean_curves(above, "excess", evidence.confidence)
+    look = styles(evidence.trials, evidence.arms)
+    with drawing():
+        fig = figure()
+        axes = fig.add_subplot()
+        for arm in evidence.arms:
+            own = means[means[names.ARM] == arm]
+            axes.plot(
+                own[names.IMAGES_SEEN], own["mean"], label=f"{arm or 'all'} (n = {_seeds(own)})", **look[arm].of_line()
+            )
+            low = own["low"].clip(lower=1e-6)
+            axes.fill_between(own[names.IMAGES_SEEN], low, own["high"], color=look[arm].colour, alpha=0.18, linewidth=0)
+        log_axis(axes, list(means[names.IMAGES_SEEN]), most=5)
+        plain_log(axes, "y")
+        axes.set_xlabel(label(names.IMAGES_SEEN))
+        axes.set_ylabel("above the entropy floor\n(nats per pixel)")
+        legend(fig)
+    floors = ", ".join(f"{floor:.4f} on {dataset}" for dataset, floor in _floors(points).items())
+    return Exhibit(
+        "excess_over_floor",
+        "What is left above the entropy floor",
+        f"Test loss less the mean entropy of the pixels themselves ({floors}), which no decoder can go below; "
+        f"{seeds_text(set(means.groupby(names.ARM)['seeds'].max()))}.",
+        fig,
+        data=means,
+    )
+
+
+def _search(evidence: Evidence) -> Iterator[Exhibit]:
+    """A search without arms: every trial, the first and the best of them in colour."""
+    points = evidence.curves
+    best = evidence.chosen[RUN_ID].iloc[0]
+    first = evidence.trials.sort_values([names.NUMBER, names.SEED])[RUN_ID].iloc[0]
+    marked = {first: (PALETTE[1], "first trial"), best: (PALETTE[0], "best trial")}
+    with drawing():
+        fig = figure()
+        axes = fig.add_subplot()
+        others = [run_id for run_id in points[RUN_ID].unique() if run_id not in marked]
+        for place, run_id in enumerate(others):
+            curve = points[points[RUN_ID] == run_id]
+            text = f"{len(others)} other trials" if place == 0 else "_"
+            axes.plot(
+                curve[names.IMAGES_SEEN], curve[evidence.metric], color=GREY, alpha=0.5, linewidth=0.7, label=text
+            )
+        for run_id, (colour, text) in marked.items():
+            curve = points[points[RUN_ID] == run_id]
+            if len(curve):
+                axes.plot(
+                    curve[names.IMAGES_SEEN],
+                    curve[evidence.metric],
+                    "o-",
+                    color=colour,
+                    label=f"{text}, ends at {curve[evidence.metric].iloc[-1]:.4f}",
+                )
+        _papers_own(axes, evidence, points)
+        _draw_floor(axes, points)
+        log_axis(axes, list(points[names.IMAGES_SEEN]), most=5)
+        ends = points.groupby(RUN_ID)[evidence.metric].agg(["first", "last"]).to_numpy()
+        axes.set_ylim(top=float(np.nanquantile(ends, 0.97)) * 1.05)
+        axes.set_xlabel(label(names.IMAGES_SEEN))
+        axes.set_ylabel(label(evidence.metric))
+        legend(fig)
+    seeds = int(evidence.trials.groupby(names.NUMBER)[names.SEED].nunique().max())
+    yield Exhibit(
+        AXES[names.IMAGES_SEEN],
+        f"{_title(evidence.metric)} over {label(names.IMAGES_SEEN)}",
+        f"Every trial of the search. The best is the best of {points[RUN_ID].nunique()}: a value too good to expect "
+        f"again. {seeds_text({seeds}).capitalize()} of each configuration.",
+        fig,
+        data=points[[RUN_ID, names.NUMBER, names.SEED, names.IMAGES_SEEN, evidence.metric]],
+    )
+
+
+def _title(metric: str) -> str:
+    return label(metric).partition(" (")[0].capitalize()

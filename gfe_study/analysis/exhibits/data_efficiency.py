@@ -1,0 +1,85 @@
+"""Loss over the number of DIFFERENT training images: curves, areas, and where they cross."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from gfe_study import names
+from gfe_study.analysis.efficiency import DataEfficiency
+from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
+from gfe_study.analysis.style import MARKERS, PALETTE, drawing, figure, label, legend, log_axis
+from gfe_study.analysis.tidy import PARAMS
+
+SIZE_KEY = "data.train_images"
+FEWEST_SIZES = 2
+
+
+def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
+    """Of a study that trains the same arms on training sets of several sizes."""
+    losses = losses_by_size(evidence)
+    if losses is None:
+        return
+    curve = DataEfficiency.from_frame(losses, names.UNIQUE_IMAGES, evidence.metric, evidence.confidence)
+    points = curve.points()
+    with drawing():
+        fig = figure()
+        axes = fig.add_subplot()
+        for place, arm in enumerate(curve.arms):
+            own = points[points[names.ARM] == arm]
+            colour = PALETTE[place % len(PALETTE)]
+            axes.plot(
+                own[names.UNIQUE_IMAGES],
+                own["mean"],
+                f"{MARKERS[place % len(MARKERS)]}-",
+                color=colour,
+                label=f"{arm} (n = {own['seeds'].min()})",
+            )
+            axes.fill_between(
+                own[names.UNIQUE_IMAGES],
+                own["low"].astype(float),
+                own["high"].astype(float),
+                color=colour,
+                alpha=0.18,
+                linewidth=0,
+            )
+        log_axis(axes, list(points[names.UNIQUE_IMAGES]))
+        axes.set_xlabel(label(names.UNIQUE_IMAGES))
+        axes.set_ylabel(label(evidence.metric))
+        legend(fig)
+    crossings = curve.crossings()
+    told = " ".join(f"{text[:1].upper()}{text[1:]}." for text in dict.fromkeys(crossings["text"]))
+    yield Exhibit(
+        "data_efficiency",
+        f"Loss over {label(names.UNIQUE_IMAGES)}",
+        f"Training sets nested in one another, classes in their proportions; as many epochs as the budget allows. "
+        f"{seeds_text(set(points['seeds'])).capitalize()}. {told} The table: mean loss over the logarithm of the size "
+        "(area under the curve).",
+        fig,
+        curve.areas(),
+        {"mean": ".4f", "low": ".4f", "high": ".4f", "from": ",.0f", "to": ",.0f"},
+        points,
+    )
+
+
+def losses_by_size(evidence: Evidence) -> pd.DataFrame | None:
+    """One row per (arm less its size, seed, size) at the end of training; None unless there are several sizes."""
+    key = f"{PARAMS}{SIZE_KEY}"
+    trials = evidence.chosen
+    if key not in trials or evidence.metric not in trials:
+        return None
+    sizes = pd.to_numeric(trials[key], errors="coerce")
+    usable = trials[sizes.notna() & ~trials["failed"] & ~trials[names.DIVERGED]].assign(**{names.UNIQUE_IMAGES: sizes})
+    if usable[names.UNIQUE_IMAGES].nunique() < FEWEST_SIZES:
+        return None
+    levels = {arm.name: arm.levels for arm in evidence.study.arms} if evidence.study is not None else {}
+
+    def rest(arm: str) -> str:
+        return ", ".join(level for name, level in levels.get(arm, ()) if name != SIZE_KEY) or arm
+
+    usable = usable.assign(**{names.ARM: usable[names.ARM].map(rest)})
+    several = usable.groupby(names.ARM)[names.UNIQUE_IMAGES].nunique()
+    usable = usable[usable[names.ARM].isin(several[several >= FEWEST_SIZES].index)]
+    return usable if len(usable) else None

@@ -1,0 +1,60 @@
+"""Loss against seconds: what no other configuration beats in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from gfe_study import names
+from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.exhibits.base import Exhibit
+from gfe_study.analysis.stats import pareto as front_of
+from gfe_study.analysis.style import INK, drawing, figure, label, legend, plain_log, styles
+
+LEAST_SPREAD = 1.2
+"""Largest over smallest time below which, as of trials that were all given so many seconds, there is no trade."""
+
+
+def pareto(evidence: Evidence) -> Iterator[Exhibit]:
+    """Every complete configuration by its training time and its loss, with the front of them all."""
+    against = evidence.study.metric.against if evidence.study is not None else None
+    axis = names.ENCODE_SECONDS if against == names.ENCODE_SECONDS else names.TRAIN_SECONDS
+    table = evidence.configurations().dropna(subset=["value", axis])
+    if len(table) < 2 or table[axis].max() < LEAST_SPREAD * table[axis].min():
+        return
+    sign = -1 if evidence.study is not None and evidence.study.metric.mode == "max" else 1
+    on_front = front_of([(float(x), sign * float(y)) for x, y in zip(table[axis], table["value"], strict=True)])
+    table = table.assign(on_front=[place in set(on_front) for place in range(len(table))])
+    metric = evidence.study.metric.name if evidence.study is not None else names.VAL_LOSS
+    look = styles(evidence.trials, evidence.arms)
+    with drawing():
+        fig = figure()
+        axes = fig.add_subplot()
+        for arm in evidence.arms:
+            own = table[table[names.ARM] == arm]
+            axes.plot(own[axis], own["value"], look[arm].marker, color=look[arm].colour, label=arm or "configurations")
+        front = table[table["on_front"]].sort_values(axis)
+        axes.step(front[axis], front["value"], where="post", color=INK, linewidth=0.8, label="Pareto front", zorder=0)
+        if table[axis].max() > 5 * table[axis].min():
+            plain_log(axes, "x")
+        axes.set_xlabel(label(axis))
+        axes.set_ylabel(label(metric))
+        legend(fig)
+    yield Exhibit(
+        "pareto",
+        "Loss against time",
+        f"Every complete configuration, mean over its seeds; {len(front)} of {len(table)} are beaten by no other in "
+        "both. Seconds compare only between trials of one machine that did the same beside.",
+        fig,
+        table=_shown(front, axis, metric),
+        formats={axis: ".3g", metric: ".4f"},
+        data=table,
+    )
+
+
+def _shown(front: pd.DataFrame, axis: str, metric: str) -> pd.DataFrame:
+    shown = front.drop(columns=["on_front"]).rename(columns={"value": metric})
+    other = {names.TRAIN_SECONDS, names.ENCODE_SECONDS} - {axis}
+    shown = shown.drop(columns=[name for name in other if name in shown]).dropna(axis="columns", how="all")
+    return shown.drop(columns=[names.ARM]) if set(shown[names.ARM]) == {""} else shown

@@ -1,0 +1,218 @@
+"""What decoders could do at moments of their training: flows (Figure 1), reconstructions (5), latents (6 and 7)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gfe_study import names
+from gfe_study.analysis.embedding import NEIGHBOURS, embed, label_accuracy, trusted
+from gfe_study.analysis.evidence import Arrays, Evidence
+from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
+from gfe_study.analysis.stats import mean_interval
+from gfe_study.analysis.style import PAGE, PALETTE, drawing, figure
+from gfe_study.analysis.tidy import RUN_ID
+
+MOST_ARMS = 4
+"""Arms that are drawn; the tables have them all."""
+MOST_PICTURES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshots:
+    """The snapshots of one trial: arrays by name, and the images seen at which they were taken."""
+
+    arm: str
+    seed: int
+    dataset: str
+    arrays: Arrays
+    points: tuple[int, ...]
+
+    def of(self, point: int, name: str) -> np.ndarray:
+        return self.arrays[f"{point}/{name}"]
+
+    def has(self, point: int, name: str) -> bool:
+        return f"{point}/{name}" in self.arrays
+
+
+def snapshots(evidence: Evidence) -> Iterator[Exhibit]:
+    """Everything that is drawn from snapshots."""
+    known = list(_all(evidence))
+    if not known:
+        return
+    first = list({each.arm: each for each in reversed(known)}.values())[::-1]
+    shown = _shown(evidence, first)
+    told = f" {len(shown)} of {len(first)} arms." if len(shown) < len(first) else ""
+    flows = [each for each in shown if any(each.has(point, "flow/nfe") for point in each.points)]
+    if flows:
+        yield _flows(flows, told)
+    yield _reconstructions(shown, told)
+    yield from _latents(evidence, known, shown, told)
+
+
+def _shown(evidence: Evidence, first: list[Snapshots]) -> list[Snapshots]:
+    """One trial of some arms, of every method, its first arm and then its last ones, in the order of the arms."""
+    methods = evidence.chosen.drop_duplicates(names.ARM).set_index(names.ARM)[names.METHOD]
+    order = {arm: place for place, arm in enumerate(evidence.arms)}
+    of_method: dict[str, list[Snapshots]] = {}
+    for each in sorted(first, key=lambda each: order[each.arm]):
+        of_method.setdefault(str(methods[each.arm]), []).append(each)
+    outermost = [[own[0], *own[:0:-1]] for own in of_method.values()]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*outermost))
+    taken = [each for each in turns if each is not None][:MOST_ARMS]
+    return sorted(taken, key=lambda each: order[each.arm])
+
+
+def _all(evidence: Evidence) -> Iterator[Snapshots]:
+    """The snapshots of the chosen trials, by arm and seed."""
+    chosen = evidence.chosen
+    for arm in evidence.arms:
+        for trial in chosen[chosen[names.ARM] == arm].sort_values(names.SEED).to_dict("records"):
+            arrays = evidence.snapshots(str(trial[RUN_ID]))
+            if arrays is not None:
+                points = tuple(sorted({int(key.partition("/")[0]) for key in arrays if "/" in key}))
+                yield Snapshots(arm, int(trial[names.SEED]), str(trial[names.DATASET]), arrays, points)
+
+
+def _moment(point: int) -> str:
+    return f"after {point:,} images seen"
+
+
+def _flows(shown: list[Snapshots], told: str) -> Exhibit:
+    columns = max(len(each.points) for each in shown)
+    data = []
+    with drawing():
+        fig = figure(PAGE, 1.9 * len(shown) + 0.3)
+        grid = fig.subplots(len(shown), columns, squeeze=False, sharey="row")
+        for row, each in enumerate(shown):
+            for column in range(columns):
+                axes = grid[row][column]
+                if column >= len(each.points) or not each.has(each.points[column], "flow/nfe"):
+                    axes.set_axis_off()
+                    continue
+                data.append(_draw_flow(axes, each, each.points[column]))
+                axes.set_title(_moment(each.points[column]))
+            grid[row][0].set_ylabel(f"{each.arm}\n‖z − z*‖ / ‖z₀ − z*‖".strip())
+    axis = "flow time t where the solver follows the flow, else decoder evaluations"
+    return Exhibit(
+        "flows",
+        "Convergence of the latent along its flow, at moments of training",
+        f"Distance of z from the end of its flow z*, of {len(set(data[0]['image']))} test images (one line each), over "
+        f"{axis}; seed {shown[0].seed}. As in Figure 1 of the paper.{told}",
+        fig,
+        data=pd.concat(data, ignore_index=True),
+    )
+
+
+def _draw_flow(axes: Axes, each: Snapshots, point: int) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {name: each.of(point, f"flow/{name}") for name in ("image", "nfe", "time", "loss", "distance")}
+    )
+    along = "time" if table["time"].notna().any() else "nfe"
+    for place, (_, path) in enumerate(table.groupby("image")):
+        start = float(path["distance"].iloc[0])
+        if start > 0:
+            axes.plot(path[along], path["distance"] / start, color=PALETTE[place % len(PALETTE)], linewidth=0.8)
+    axes.set_xscale("symlog", linthresh=1.0)
+    axes.set_ylim(0, None)
+    axes.set_xlabel("flow time t" if along == "time" else "decoder evaluations")
+    return table.assign(arm=each.arm, seed=each.seed, images_seen=point)
+
+
+def _reconstructions(shown: list[Snapshots], told: str) -> Exhibit:
+    rows: list[tuple[str, np.ndarray]] = [("test images", shown[0].arrays["target"])]
+    for each in shown:
+        rows += [(f"{each.arm}\n{_moment(point)}".strip(), each.of(point, "reconstruction")) for point in _ends(each)]
+    count = min(MOST_PICTURES, *(len(pictures) for _, pictures in rows))
+    with drawing():
+        fig = figure(PAGE, 0.52 * len(rows))
+        grid = fig.subplots(len(rows), count, squeeze=False)
+        for (text, pictures), line in zip(rows, grid, strict=True):
+            for axes, picture in zip(line, pictures[:count], strict=True):
+                axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+                axes.set_xticks([])
+                axes.set_yticks([])
+                axes.spines[:].set_visible(False)
+            line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
+    return Exhibit(
+        "reconstructions",
+        "Test images and their reconstructions",
+        f"The first {count} test images of {shown[0].dataset}, and what decoders of seed {shown[0].seed} make of them "
+        f"early and at the end of training. As in Figure 5 of the paper, which shows 1 % of the training set and "
+        f"all of it.{told}",
+        fig,
+    )
+
+
+def _ends(each: Snapshots) -> list[int]:
+    """The early and the last moment."""
+    return sorted({each.points[0], each.points[-1]})
+
+
+def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots], told: str) -> Iterator[Exhibit]:
+    measured = pd.DataFrame(
+        [
+            {
+                names.ARM: each.arm,
+                names.IMAGES_SEEN: point,
+                names.SEED: each.seed,
+                "accuracy": label_accuracy(each.of(point, "latent"), each.arrays["label"]),
+            }
+            for each in known
+            for point in _ends(each)
+        ]
+    ).dropna()
+    if not len(measured):
+        return
+    fig, embedded = _maps(shown)
+    rows = []
+    for _, own in measured.groupby([names.ARM, names.IMAGES_SEEN], sort=False):
+        arm, point = str(own[names.ARM].iloc[0]), int(own[names.IMAGES_SEEN].iloc[0])
+        found = mean_interval(own["accuracy"], evidence.confidence)
+        half = None if found.high is None else found.high - found.mean
+        trust = embedded.get((arm, point))
+        rows.append((arm, point, found.count, found.mean, half, trust))
+    columns = ["arm", "images seen", "seeds", "k-NN accuracy", "±", "trustworthiness of the map"]
+    table = pd.DataFrame(rows, columns=columns)
+    table[columns[4:]] = table[columns[4:]].astype("float64")
+    images = len(known[0].arrays["label"])
+    yield Exhibit(
+        "latents",
+        "Latents of test images",
+        f"t-SNE of the latents of {images:,} test images, coloured by their class, which training never saw; seed "
+        f"{shown[0].seed}. Pictures of t-SNE cannot be compared by eye, so the table measures the latents themselves: "
+        f"the share of test images whose class is that of most of their {NEIGHBOURS} nearest neighbours in latent "
+        f"space ({seeds_text(set(table['seeds']))}), and how far the map keeps neighbourhoods (1: all of them). As in "
+        f"Figures 6 and 7 of the paper.{told}",
+        fig,
+        table.dropna(axis="columns", how="all"),
+        {"images seen": ",.0f", "k-NN accuracy": ".3f", "±": ".3f", "trustworthiness of the map": ".3f"},
+    )
+
+
+def _maps(shown: list[Snapshots]) -> tuple[Figure, dict[tuple[str, int], float]]:
+    columns = max(len(_ends(each)) for each in shown)
+    trust: dict[tuple[str, int], float] = {}
+    with drawing():
+        fig = figure(1.75 * max(columns, 2) + 0.6, 1.75 * len(shown) + 0.2)
+        grid = fig.subplots(len(shown), columns, squeeze=False)
+        for each, line in zip(shown, grid, strict=True):
+            for axes in line:
+                axes.set_axis_off()
+            for point, axes in zip(_ends(each), line, strict=False):
+                latent_NL, label_N = each.of(point, "latent"), each.arrays["label"]
+                map_N2 = embed(latent_NL)
+                trust[each.arm, point] = trusted(latent_NL, map_N2)
+                for kind in np.unique(label_N):
+                    here = map_N2[label_N == kind]
+                    axes.scatter(*here.T, s=2, color=PALETTE[int(kind) % len(PALETTE)], linewidths=0, label=str(kind))
+                axes.set_title(f"{each.arm}\n{_moment(point)}".strip())
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside right center", markerscale=3, handletextpad=0.1)
+    return fig, trust

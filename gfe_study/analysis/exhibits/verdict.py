@@ -1,0 +1,136 @@
+"""The comparison of a study's arms as a table, and the paired differences as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from gfe_study import names
+from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
+from gfe_study.analysis.stats import smallest_p
+from gfe_study.analysis.style import GREY, INK, PAGE, PALETTE, drawing, figure, label
+from gfe_study.analysis.verdict import Row, Verdict
+
+FORMATS = {
+    "images seen": ",.0f",
+    "mean": ".4f",
+    "low": ".4f",
+    "high": ".4f",
+    "difference": "+.4f",
+    "diff. low": "+.4f",
+    "diff. high": "+.4f",
+    "p": ".2g",
+    "p, Holm": ".2g",
+    "p, permutation": ".2g",
+    "smallest p": ".2g",
+    "effect size": "+.2f",
+    "× seconds": ".2f",
+    "× evaluations": ".2f",
+}
+HEIGHT_OF_ROW, HEIGHT_OF_REST = 0.2, 0.75
+
+
+def verdict(evidence: Evidence) -> Iterator[Exhibit]:
+    """The table, and the figure if anything is compared with an interval."""
+    found = evidence.verdict
+    if found is None or not found.rows:
+        return
+    counts = {len(row.seeds) for row in found.rows}
+    yield Exhibit(
+        "verdict",
+        "Verdict",
+        f"Arms by their chosen configurations, {label(found.metric)}, {seeds_text(counts)}. Differences are of runs "
+        f"paired by seed, with {found.confidence:.0%} Student intervals, p of the paired t-test, Holm's over the "
+        "study's comparisons, and p of the sign-flip permutation test beside the smallest that so many seeds can "
+        "reach; the effect size is Hedges's, of paired differences. × are ratios to the reference.",
+        table=verdict_table(found),
+        formats=FORMATS,
+    )
+    compared = [row for row in found.rows if row.paired is not None and row.paired.low is not None]
+    if compared:
+        yield _differences(found, compared)
+
+
+def verdict_table(found: Verdict) -> pd.DataFrame:
+    """One row per arm; columns that hold nothing are left out."""
+    rows = []
+    for row in found.rows:
+        pair = row.paired
+        rows.append(
+            {
+                "arm": row.arm,
+                "seeds": len(row.seeds),
+                "images seen": row.images,
+                "mean": row.value.mean,
+                "low": row.value.low,
+                "high": row.value.high,
+                "reference": row.reference or "",
+                "difference": pair.difference if pair else None,
+                "diff. low": pair.low if pair else None,
+                "diff. high": pair.high if pair else None,
+                "p": pair.p_value if pair else None,
+                "p, Holm": row.p_holm,
+                "p, permutation": pair.p_permutation if pair else None,
+                "smallest p": smallest_p(pair.count) if pair else None,
+                "effect size": pair.effect_size if pair else None,
+                "× seconds": row.seconds_ratio,
+                "× evaluations": row.nfe_ratio,
+                "verdict": row.text,
+            }
+        )
+    table = pd.DataFrame(rows)
+    numbers = [column for column in table if column in FORMATS]
+    table[numbers] = table[numbers].astype("float64")
+    return table.dropna(axis="columns", how="all")
+
+
+def _differences(found: Verdict, compared: list[Row]) -> Exhibit:
+    colours = {"better": PALETTE[0], "worse": PALETTE[1], "equivalent": PALETTE[4]}
+    with drawing():
+        fig = figure(PAGE, HEIGHT_OF_REST + HEIGHT_OF_ROW * len(compared))
+        axes = fig.add_subplot()
+        if found.margin is not None:
+            axes.axvspan(-found.margin, found.margin, color=GREY, alpha=0.2, linewidth=0)
+        axes.axvline(0, color=INK, linewidth=0.6)
+        for place, row in enumerate(compared):
+            pair = row.paired
+            assert pair is not None
+            assert pair.low is not None
+            assert pair.high is not None
+            colour = colours.get(pair.verdict, GREY)
+            axes.plot([pair.low, pair.high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot([pair.difference], [place], "o", color=colour)
+            axes.annotate(
+                f"{row.text}, n = {pair.count}",
+                (1.01, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=7,
+                color=INK,
+            )
+        axes.set_yticks(range(len(compared)), [f"{row.arm} − {row.reference}" for row in compared])
+        axes.set_ylim(len(compared) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(f"difference of {label(found.metric)}")
+    band = (
+        f" Grey: the margin of ±{found.margin:g} within which a difference is of no interest." if found.margin else ""
+    )
+    data = pd.DataFrame(
+        [
+            {names.ARM: row.arm, "reference": row.reference, **vars(row.paired), "p_holm": row.p_holm}
+            for row in compared
+            if row.paired is not None
+        ]
+    )
+    counts = {row.paired.count for row in compared if row.paired is not None}
+    return Exhibit(
+        "differences",
+        "Differences from the reference, seed by seed",
+        f"Mean difference of each arm from its reference and its {found.confidence:.0%} Student interval, "
+        f"{seeds_text(counts)}; left of 0 the arm is better.{band}",
+        fig,
+        data=data,
+    )

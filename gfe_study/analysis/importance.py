@@ -1,0 +1,64 @@
+"""How much of a search's results each searched key accounts for."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+
+import optuna
+import pandas as pd
+from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
+from optuna.trial import create_trial
+
+from gfe_study.analysis.stats import Mode
+from gfe_study.config import Range
+from gfe_study.distributions import distribution
+
+FEWEST = 10
+"""Configurations below which importances say nothing."""
+KEYS = 2
+SEED = 0
+PED_ANOVA, FANOVA = "PED-ANOVA", "fANOVA"
+
+
+def importances(configurations: pd.DataFrame, ranges: Mapping[str, Range], mode: Mode = "min") -> pd.DataFrame | None:
+    """Share of each searched key, by PED-ANOVA (Watanabe et al., IJCAI 2023) and fANOVA (Hutter et al., ICML 2014).
+
+    PED-ANOVA tells what sets the best tenth of the configurations apart from the others; fANOVA what the variance of
+    the loss over the whole space is due to, by a random forest. Both sum to 1.
+
+    Args:
+        configurations: one row each, with `value` and the searched keys; rows in which one of either is missing are
+            left out, and so are keys without a range.
+
+    Returns:
+        `key` and a column for each method, the most important first; None below `FEWEST` configurations or `KEYS`
+        keys, or where all values are equal.
+    """
+    keys = [key for key in ranges if key in configurations]
+    known = configurations.dropna(subset=["value"])
+    known = known[known[[key for key in keys if ranges[key].kind != "choice"]].notna().all(axis="columns")]
+    if len(known) < FEWEST or len(keys) < KEYS or known["value"].nunique() < 2:
+        return None
+    study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
+    distributions = {key: distribution(ranges[key]) for key in keys}
+    for record in known.to_dict("records"):
+        told = {key: json.dumps(_plain(record[key])) if ranges[key].kind == "choice" else record[key] for key in keys}
+        study.add_trial(create_trial(params=told, distributions=distributions, value=float(record["value"])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluators: dict[str, BaseImportanceEvaluator] = {
+            PED_ANOVA: PedAnovaImportanceEvaluator(),
+            FANOVA: FanovaImportanceEvaluator(seed=SEED),
+        }
+        found = {
+            name: optuna.importance.get_param_importances(study, evaluator=evaluator, params=keys)
+            for name, evaluator in evaluators.items()
+        }
+    table = pd.DataFrame(found).rename_axis("key").reset_index()
+    return table.sort_values([PED_ANOVA, FANOVA], ascending=False, ignore_index=True)
+
+
+def _plain(value: object) -> object:
+    return None if isinstance(value, float) and pd.isna(value) else value

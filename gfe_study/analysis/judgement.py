@@ -1,0 +1,117 @@
+"""What a study's trials come to, by its own declaration: its verdict, and signs that it was a bad one.
+
+Trials are given as a frame, whether they come from a journal or from the tracking store: one row per trial with an
+outcome, with `arm`, `stage`, `number`, `seed`, `fingerprint`, `state`, `diverged`, `failed`, `value` (the study's
+metric), the metrics of its last point, and the searched keys where they apply.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+
+from gfe_study import names
+from gfe_study.analysis.diagnostics import Diagnostic
+from gfe_study.analysis.verdict import Verdict, diagnostics, judge
+from gfe_study.config import Range, Study
+
+STOPPED, FINISHED = "stopped", "finished"
+
+
+def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verdict | None:
+    """The comparison of a study's arms at its last stage that has results; None if it compares nothing.
+
+    Args:
+        curves: one row per (fingerprint, images seen), with metrics.
+    """
+    if study.scientific is None:
+        return None
+    stage, judged = judged_trials(study, trials)
+    given = {arm.name: study.example(arm, stage).budget for arm in study.arms}
+    first = given[study.arms[0].name]
+    if first.nfe is not None:
+        equal, budgets = names.NFE_FORWARD, {name: float(b.nfe or math.inf) for name, b in given.items()}
+    elif first.seconds is not None:
+        equal, budgets = names.TRAIN_SECONDS, {name: b.seconds or math.inf for name, b in given.items()}
+    else:
+        equal, budgets = names.IMAGES_SEEN, {name: float(b.images) for name, b in given.items()}
+    verdict = judge(
+        judged,
+        curves,
+        {arm.name: arm.reference for arm in study.arms},
+        metric=study.compare.metric,
+        select=study.metric.name,
+        mode=study.metric.mode,
+        margin=study.compare.margin,
+        confidence=study.compare.confidence,
+        equal=equal,
+        budgets=budgets,
+        as_declared=study.compare.budgets == "as_declared",
+        alone={arm.name: arm.alone for arm in study.arms if arm.alone},
+    )
+    tried = tuned(study, trials)
+    if stage and len(set(tried.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in tried.items())
+        fewest = min((count for count in tried.values() if count), default=0)
+        verdict.warnings.insert(
+            0, f"unequal numbers of tuning trials ({told}): winners were chosen among the first {fewest} of each"
+        )
+    return verdict
+
+
+def judged_trials(study: Study, trials: pd.DataFrame) -> tuple[int, pd.DataFrame]:
+    """The last stage that has complete configurations, and their trials; of the first stage if none has any."""
+    for stage in reversed(study.stages()):
+        found = complete(of_stage(trials, stage), len(study.seeds_of(stage)))
+        if len(found) or stage == 0:
+            return stage, found
+    raise AssertionError("a study has a first stage")
+
+
+def of_stage(trials: pd.DataFrame, stage: int) -> pd.DataFrame:
+    return trials[trials[names.STAGE] == stage] if len(trials) else trials
+
+
+def complete(trials: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """The rows of configurations all of whose seeds have ended, in failure or not, and none of them early."""
+    if not len(trials):
+        return trials
+    over = trials[trials["state"] != STOPPED]
+    counts = over.groupby([names.ARM, names.NUMBER])[names.SEED].transform("nunique")
+    return over[counts == seeds]
+
+
+def tuned(study: Study, trials: pd.DataFrame) -> dict[str, int]:
+    """Configurations of every arm that ran to their end in the first stage."""
+    found = complete(of_stage(trials, 0), len(study.seeds_of(0)))
+    if len(found):
+        counts = found[found["state"] == FINISHED].groupby([names.ARM, names.NUMBER])[names.SEED].nunique()
+        ended = counts[counts == len(study.seeds_of(0))].groupby(level=names.ARM).size().to_dict()
+    else:
+        ended = {}
+    return {arm.name: int(ended.get(arm.name, 0)) for arm in study.arms}
+
+
+def signs_of(study: Study, trials: pd.DataFrame) -> list[Diagnostic]:
+    """Signs that a study was a bad one, from its first stage."""
+    first = of_stage(trials, 0)
+    return diagnostics(first, searched_ranges(study, first), study.metric.mode) if len(first) else []
+
+
+def searched_ranges(study: Study, trials: pd.DataFrame) -> Mapping[str, dict[str, Range]]:
+    """Arm -> the searched keys that apply to the best trial of it, and what they are drawn from."""
+    sign = 1 if study.metric.mode == "min" else -1
+    found: dict[str, dict[str, Range]] = {}
+    for arm in study.arms:
+        own = trials[(trials[names.ARM] == arm.name) & ~trials["failed"] & ~trials[names.DIVERGED]]
+        own = own[own[study.metric.name].notna()] if study.metric.name in own else own.iloc[:0]
+        if len(own):
+            best = own.iloc[int((sign * own[study.metric.name]).argmin())]
+            point = {key: best[key] for key in study.nuisance if key in best}
+        else:
+            point = study.completed({}, arm)
+        ranges = {key: study.range_of(key, arm, point) for key in study.nuisance}
+        found[arm.name] = {key: drawn for key, drawn in ranges.items() if drawn is not None}
+    return found

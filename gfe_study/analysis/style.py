@@ -1,0 +1,204 @@
+"""How figures look: sizes, colours that mean the same method everywhere, labels with units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import matplotlib.style
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from gfe_study import names
+from gfe_study.analysis.tidy import PARAMS
+
+COLUMN, PAGE = 3.4, 6.9
+"""Width of a column, and of a page of two, inches."""
+DPI = 300
+GREY, INK = "#8a8a8a", "#222222"
+
+PALETTE = matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
+"""Ten colours that people who see colours differently tell apart (Petroff, arXiv:2107.02270)."""
+
+COLOURS = {
+    "ae": PALETTE[1],
+    "mixed": PALETTE[3],
+    "amd": PALETTE[0],
+    "amd_spectral": PALETTE[4],
+    "amd_nesterov": PALETTE[9],
+    "rk4": PALETTE[2],
+    "euler": PALETTE[5],
+    "dopri5": PALETTE[7],
+    "gauss_newton": PALETTE[8],
+    "lbfgs": PALETTE[6],
+}
+"""A method, or of gradient flow encoding its solver."""
+
+MARKERS = "osD^vPX*<>"
+INCHES_OF_HANDLE, INCHES_OF_LETTER = 0.55, 0.058
+"""What an entry of a legend takes beside its text, and a letter of that."""
+MOST_LINES = 4
+"""Of a legend above the axes."""
+RC: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gfe-study",
+}
+
+LABELS = {
+    names.IMAGES_SEEN: "training images seen",
+    names.UNIQUE_IMAGES: "different training images",
+    names.TRAIN_SECONDS: "training time (s)",
+    names.ENCODE_SECONDS: "time to encode the test images (s)",
+    "nfe": "decoder evaluations in training",
+    names.NFE_FORWARD: "decoder evaluations per training image",
+    names.ENCODE_NFE: "decoder evaluations per encoded image",
+    names.TRAIN_LOSS: "training loss (nats per pixel)",
+    names.VAL_LOSS: "validation loss (nats per pixel)",
+    names.TEST_LOSS: "test loss (nats per pixel)",
+    names.MIXED_TEST_LOSS: "test loss, encoded by flow (nats per pixel)",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm is drawn."""
+
+    colour: str
+    line: str
+    marker: str
+
+    def of_line(self) -> dict[str, Any]:
+        return {"color": self.colour, "linestyle": self.line, "marker": self.marker}
+
+
+def label(name: str) -> str:
+    """An axis label with its unit."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def styles(trials: pd.DataFrame, arms: Sequence[str]) -> dict[str, Style]:
+    """The style of every arm: the colour of its method or solver, where these tell arms apart; else one by its place.
+
+    Of arms that differ in how they are trained through the flow, those that are not `approx` are dashed.
+    """
+    first = {str(trial[names.ARM]): trial for trial in trials.drop_duplicates(names.ARM).to_dict("records")}
+    kinds = {arm: _kind(first[arm]) if arm in first else "" for arm in arms}
+    dashed = {arm: arm in first and _param(first[arm], "gradient.name") not in ("approx", "") for arm in arms}
+    if len({(kinds[arm], dashed[arm]) for arm in arms}) == len(arms) and all(kinds[arm] in COLOURS for arm in arms):
+        order = list(COLOURS)
+        return {
+            arm: Style(
+                COLOURS[kinds[arm]], "--" if dashed[arm] else "-", MARKERS[order.index(kinds[arm]) % len(MARKERS)]
+            )
+            for arm in arms
+        }
+    lines = ("-", "--", ":")
+    return {
+        arm: Style(
+            PALETTE[place % len(PALETTE)], lines[place // len(PALETTE) % len(lines)], MARKERS[place % len(MARKERS)]
+        )
+        for place, arm in enumerate(arms)
+    }
+
+
+def _kind(trial: Mapping[Any, Any]) -> str:
+    method = str(trial[names.METHOD])
+    return _param(trial, "solver.name") if method == "gfe" else method
+
+
+def _param(trial: Mapping[Any, Any], key: str) -> str:
+    value = trial.get(f"{PARAMS}{key}")
+    return value if isinstance(value, str) else ""
+
+
+def drawing() -> AbstractContextManager[None]:
+    """What figures are made under."""
+    return matplotlib.rc_context(RC)
+
+
+def figure(width: float = COLUMN, height: float = 2.5) -> Figure:
+    """An empty figure, inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def log_axis(axes: Axes, values: Sequence[float], *, most: int = 6) -> None:
+    """A logarithmic x axis with ticks at some of the values themselves."""
+    axes.set_xscale("log")
+    there = sorted({float(value) for value in values if value > 0})
+    axes.xaxis.set_major_locator(FixedLocator(_spaced(there, most)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def _spaced(values: Sequence[float], most: int) -> list[float]:
+    """Some of the values, the last one among them, none closer to the next than a share of the whole range."""
+    if not values:
+        return []
+    least = math.log(values[-1] / values[0]) / most
+    kept = [values[-1]]
+    for value in reversed(values[:-1]):
+        if math.log(kept[-1] / value) >= least * 0.999:
+            kept.append(value)
+    return kept[::-1]
+
+
+def short(value: float) -> str:
+    """A number as a tick label: 480, 1.9k, 60k."""
+    if abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value / 1e6:.3g}M" if abs(value) >= 1e6 else f"{value / 1000:.3g}k"
+
+
+def legend(fig: Figure) -> None:
+    """The figure's legend: above its axes in as many columns as fit, or beside them where it is long."""
+    handles: dict[str, Any] = {}
+    for axes in fig.axes:
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(text, handle)
+    if not handles:
+        return
+    width = float(fig.get_figwidth())
+    columns = max(1, int(width / (INCHES_OF_HANDLE + INCHES_OF_LETTER * max(map(len, handles)))))
+    if len(handles) > MOST_LINES * columns:
+        fig.set_figwidth(PAGE)
+        fig.legend(handles.values(), handles.keys(), loc="outside right center")
+    else:
+        fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(columns, 4))
+
+
+def plain_log(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis, labelled in plain numbers."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def save(fig: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG (300 dpi) and SVG, of the same bytes for the same figure; returns the files."""
+    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    metadata: dict[str, Mapping[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
+    with drawing():
+        for file in files:
+            fig.savefig(file, dpi=DPI, metadata=dict(metadata[file.suffix]))
+    return files

@@ -1,0 +1,266 @@
+"""Rows of a tracking store as tidy pandas frames."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gfe_study import names
+from gfe_study.tracking import FAILED, FINISHED
+
+RUN_ID, NAME, STATUS, STATE = "run_id", "name", "status", "state"
+START_TIME, END_TIME = "start_time", "end_time"
+FAILED_COLUMN = "failed"
+PARAMS = "params."
+STOPPED = "stopped"
+"""State of a finished trial that was stopped short of its budget."""
+REPEATED, LATE, NOT_FINITE = "repeated", "late", "not_finite"
+"""Of a point: a metric was logged there more than once; it was logged after a later one; metrics that are NaN or
+infinite there, separated by commas."""
+
+TEXTS = (
+    names.FINGERPRINT,
+    names.GROUP,
+    names.METHOD,
+    names.PRESET,
+    names.DATASET,
+    names.DATASET_SHA256,
+    names.DEVICE,
+    names.HOST,
+    names.GIT_COMMIT,
+    names.GIT_DIRTY,
+    names.VERSIONS,
+    names.FAILURE,
+    names.STOPPED_EARLY,
+    names.REUSED_FROM,
+)
+"""Tags that are columns of text as they stand."""
+TAGS = (
+    *TEXTS,
+    names.ARM,
+    names.STAGE,
+    names.NUMBER,
+    names.SEED,
+    names.ENTROPY_FLOOR,
+    names.DIVERGED,
+    names.ROLE,
+    names.SHARED_BY,
+)
+"""Tags that are read."""
+METRICS = (
+    names.IMAGES_SEEN,
+    names.IMAGES_USED,
+    names.UNIQUE_IMAGES,
+    names.TRAIN_LOSS,
+    names.VAL_LOSS,
+    names.TEST_LOSS,
+    names.MIXED_TEST_LOSS,
+    names.NFE_FORWARD,
+    names.NFE_BACKWARD,
+    names.ENCODE_NFE,
+    names.TRAIN_SECONDS,
+    names.ENCODE_SECONDS,
+    names.EVAL_SECONDS,
+    names.OPTIMISER_STEPS,
+)
+"""Columns of metrics that are there even where nothing was logged."""
+LARGEST = sys.float_info.max
+"""What MLflow stores for infinity."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The runs of an experiment as a store holds them, deleted ones left out.
+
+    Attributes:
+        runs: `run_id`, `name`, `status`, and `start_time` and `end_time` in milliseconds since the epoch.
+        tags, params: `run_id`, `key`, `value`, as text.
+        latest: `run_id`, `key`, `value` of every metric where its step is largest.
+    """
+
+    runs: pd.DataFrame
+    tags: pd.DataFrame
+    params: pd.DataFrame
+    latest: pd.DataFrame
+
+    def trials(self) -> Rows:
+        """Without the study's own run and trials that were set aside."""
+        roles = self.tags[self.tags["key"] == names.ROLE]
+        others = roles[roles["value"].isin([names.ROLE_STUDY, names.ROLE_SUPERSEDED])][RUN_ID]
+        frames = (self.runs, self.tags, self.params, self.latest)
+        return Rows(*(frame[~frame[RUN_ID].isin(others)] for frame in frames))
+
+
+def finite(values: pd.Series) -> pd.Series:
+    """Which values of metrics are finite; MLflow's largest number stands for infinity."""
+    return values.abs() < LARGEST
+
+
+def runs_frame(rows: Rows, ends: pd.DataFrame, *, armless: bool) -> pd.DataFrame:
+    """One row per trial, or per configuration that shares it; columns as of `Store.runs`.
+
+    Args:
+        ends: `run_id`, `key`, `value`: the last finite value of every metric.
+        armless: the study compares no arms, and its tags only say what tells one run from another.
+    """
+    about = rows.runs.drop_duplicates(RUN_ID).sort_values([START_TIME, NAME, RUN_ID], ignore_index=True)
+    runs = pd.Index(about[RUN_ID].astype("str"))
+    tagged = _wide(rows.tags[rows.tags["key"].isin(TAGS)], runs).reindex(columns=list(TAGS))
+    tags = pd.DataFrame({tag: _text(tagged[tag]) for tag in TAGS})
+    metrics = _wide(ends, runs).astype("float64")
+    params = _wide(rows.params, runs).astype("str")
+    diverged = metrics.get(names.DIVERGED, pd.Series(0.0, runs)).fillna(0.0) != 0
+    status = _text(about[STATUS])
+    stopped = (status == FINISHED) & (tags[names.STOPPED_EARLY] != "").to_numpy()
+    columns = {
+        RUN_ID: about[RUN_ID].astype("str"),
+        NAME: _text(about[NAME]),
+        STATUS: status,
+        STATE: status.str.lower().mask(stopped, STOPPED),
+        START_TIME: _moment(about[START_TIME]),
+        END_TIME: _moment(about[END_TIME]),
+        names.ARM: "" if armless else tags[names.ARM],
+        names.STAGE: _whole(tags[names.STAGE]).fillna(0).astype("int64"),
+        names.NUMBER: _whole(tags[names.NUMBER]),
+        names.SEED: _whole(tags[names.SEED]),
+        **{tag: tags[tag] for tag in TEXTS},
+        names.ENTROPY_FLOOR: pd.to_numeric(tags[names.ENTROPY_FLOOR], errors="coerce").astype("float64"),
+        names.DIVERGED: (tags[names.DIVERGED] == "true") | diverged,
+        FAILED_COLUMN: status == FAILED,
+    }
+    head = pd.DataFrame({name: getattr(column, "array", column) for name, column in columns.items()}, index=runs)
+    head = head.astype({names.ARM: "str"})
+    kept = [str(name) for name in metrics if name not in head]
+    missing = [name for name in METRICS if name not in kept]
+    frame = pd.concat(
+        [
+            head,
+            pd.DataFrame(np.nan, runs, missing).join(metrics[kept])[[*METRICS, *sorted({*kept} - {*METRICS})]],
+            params.rename(columns=lambda key: f"{PARAMS}{key}"),
+        ],
+        axis=1,
+    )
+    return _numbered(_shared(frame, list(tags[names.SHARED_BY]))).reset_index(drop=True)
+
+
+def _wide(long: pd.DataFrame, runs: pd.Index) -> pd.DataFrame:
+    """One row per run, one column per key in alphabetical order."""
+    once = long.drop_duplicates([RUN_ID, "key"], keep="last")
+    return once.pivot(index=RUN_ID, columns="key", values="value").reindex(runs).rename_axis(columns=None)
+
+
+def _text(values: pd.Series) -> pd.Series:
+    return values.astype("object").where(values.notna(), "").astype("str")
+
+
+def _whole(texts: pd.Series) -> pd.Series:
+    numbers = pd.to_numeric(texts, errors="coerce").astype("float64")
+    return numbers.where(numbers % 1 == 0).astype("Int64")
+
+
+def _moment(milliseconds: pd.Series) -> pd.Series:
+    return pd.to_datetime(pd.to_numeric(milliseconds), unit="ms", utc=True).astype("datetime64[ms, UTC]")
+
+
+def _shared(frame: pd.DataFrame, shared_by: list[str]) -> pd.DataFrame:
+    """A row for every configuration that a trial belongs to."""
+    places = [names.STAGE, names.ARM, names.NUMBER]
+    own = frame[places].itertuples(index=False, name=None)
+    belongs = [_configurations(text) or [place] for text, place in zip(shared_by, own, strict=True)]
+    rows = [row for row, there in enumerate(belongs) for _ in there]
+    expanded = frame.take(rows)
+    for column, values in zip(places, zip(*itertools.chain(*belongs), strict=True), strict=False):
+        expanded[column] = list(values)
+    return expanded.astype(frame[places].dtypes.to_dict())
+
+
+def _configurations(text: str) -> list[tuple[Any, ...]]:
+    try:
+        return [(int(stage), str(arm), int(number)) for stage, arm, number in json.loads(text)]
+    except (ValueError, TypeError):  # not ours
+        return []
+
+
+def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Numbers for configurations that have none: in the order in which those of their arm were started."""
+    configurations = frame[names.GROUP].where(frame[names.GROUP] != "", frame[names.FINGERPRINT])
+    numbers = list(frame[names.NUMBER])
+    places = list(zip(frame[names.STAGE], frame[names.ARM], strict=True))
+    known = {
+        (place, configuration): number
+        for place, configuration, number in zip(places, configurations, numbers, strict=True)
+        if configuration and number is not pd.NA
+    }
+    taken = {(place, number) for place, number in zip(places, numbers, strict=True) if number is not pd.NA}
+    free: dict[Any, Iterator[int]] = defaultdict(itertools.count)
+    for row, key in enumerate(zip(places, configurations, strict=True)):
+        if numbers[row] is pd.NA and key[1]:
+            if key not in known:
+                known[key] = next(number for number in free[key[0]] if (key[0], number) not in taken)
+            numbers[row] = known[key]
+    return frame.assign(**{names.NUMBER: pd.array(numbers, dtype="Int64")})
+
+
+def last_finite(history: pd.DataFrame) -> pd.DataFrame:
+    """`run_id`, `key`, `value` of every metric where its step is largest among its finite values."""
+    there = history[finite(history["value"])]
+    ordered = there.sort_values(["step", "timestamp", "value"], kind="stable")
+    return ordered.drop_duplicates([RUN_ID, "key"], keep="last")[[RUN_ID, "key", "value"]]
+
+
+def curves_frame(rows: Rows, history: pd.DataFrame) -> pd.DataFrame:
+    """One row per (trial, images seen); columns as of `Store.curves`.
+
+    Args:
+        history: `run_id`, `key`, `step`, `timestamp` (milliseconds), `value` of every metric at every step.
+    """
+    runs, run_ids = pd.factorize(history[RUN_ID], sort=True)
+    keys, metrics = pd.factorize(history["key"], sort=True)
+    stored = history["value"].astype("float64")
+    logged = pd.DataFrame(
+        {
+            RUN_ID: runs,
+            names.IMAGES_SEEN: history["step"].astype("int64"),
+            "key": keys,
+            "timestamp": history["timestamp"].astype("int64"),
+            "value": stored.mask(stored >= LARGEST, np.inf).mask(stored <= -LARGEST, -np.inf),
+        }
+    )
+    point = [RUN_ID, names.IMAGES_SEEN]
+    logged = logged.sort_values([*point, "timestamp", "value"], na_position="first", kind="stable", ignore_index=True)
+    replaced = logged.duplicated([*point, "key"], keep="last")
+    last = logged[~replaced]
+    values = last.pivot(index=point, columns="key", values="value")
+    values.columns = [str(name) for name in metrics[values.columns]]
+    odd = last[~np.isfinite(last["value"])].sort_values("key")
+    odd = odd.assign(key=metrics[odd["key"]])
+    remarks = pd.DataFrame(
+        {
+            REPEATED: replaced.groupby([logged[name] for name in point]).any().astype("bool"),
+            LATE: _late(logged.groupby(point)["timestamp"].min()),
+            NOT_FINITE: _text(odd.groupby(point)["key"].agg(",".join).reindex(values.index)),
+        }
+    )
+    own = {*point, names.FINGERPRINT, *remarks}
+    wanted = [name for name in METRICS if name not in own]
+    wanted += sorted({*values} - own - {*wanted})
+    frame = pd.concat([values.reindex(columns=wanted).astype("float64"), remarks], axis=1).reset_index()
+    tags = rows.tags[rows.tags["key"] == names.FINGERPRINT].set_index(RUN_ID)["value"].to_dict()
+    frame[RUN_ID] = pd.Series(list(run_ids[frame[RUN_ID]]), dtype="str")
+    frame.insert(1, names.FINGERPRINT, _text(frame[RUN_ID].map(tags)))
+    return frame
+
+
+def _late(first: pd.Series) -> pd.Series:
+    """Which points of a run were logged later than one with more images; `first` by (run, images seen)."""
+    backwards = first[::-1]
+    soonest_after = backwards.groupby(level=0).cummin().groupby(level=0).shift()[::-1]
+    return first > soonest_after

@@ -1,0 +1,144 @@
+"""What a trial's decoder can do, at a few moments of its training: the evidence that figures are drawn from.
+
+Shapes: N test images, D pixels, L latent, M observations of the flows of a few images.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gfe_study import names
+from gfe_study.data.base import Splits
+from gfe_study.methods.base import Learner
+from gfe_study.solvers.objective import Objective
+from gfe_study.training import TrainingState
+
+LATENTS = 1000
+"""Test images whose latents are kept, at most."""
+PICTURES = 10
+"""Test images that are kept with their reconstructions."""
+FLOWS = 8
+"""Test images whose flows are observed."""
+OBSERVATIONS = 100
+"""Of each flow, at most."""
+EARLY_SHARE = 0.01
+"""Of the training images: the papers show decoders that have seen 1 % of them, and all."""
+
+Arrays = dict[str, Any]
+
+
+def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
+    """Add the point that training has reached to `snapshots.npz`, which keeps an early, a middle and the last one.
+
+    Once: `label` (N,), `target` (images, height, width) uint8. At every point, under `<images seen>/`: `latent`
+    (N, L), `reconstruction` (images, height, width) uint8, and, of a method that encodes by following a flow, columns
+    of M rows: `flow/image`, `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow), `flow/loss`,
+    `flow/distance` (‖z − z*‖). A file that cannot be read is begun anew.
+
+    Raises:
+        OSError: the folder cannot be written; what was there is untouched.
+    """
+    latent_NL = state.test_latent_NL
+    if latent_NL is None:
+        return
+    path = folder / names.SNAPSHOTS
+    content = _read(path)
+    size = (splits.height, splits.width)
+    pictures_BD = splits.test.images(slice(0, min(PICTURES, len(latent_NL))), state.device)
+    content["label"] = splits.test.labels_N[: min(LATENTS, len(latent_NL))]
+    content["target"] = _as_bytes(pictures_BD, size)
+    here = f"{state.images_seen}/"
+    content[f"{here}latent"] = latent_NL[:LATENTS].numpy()
+    decoded_BD = state.learner.decode(latent_NL[: len(pictures_BD)].to(state.device))
+    content[f"{here}reconstruction"] = _as_bytes(decoded_BD, size)
+    if state.learner.encodes_by_flow:
+        columns = observe_flows(state.learner, splits.test.images(slice(0, FLOWS), state.device))
+        content |= {f"{here}flow/{name}": column for name, column in columns.items()}
+    kept = kept_points({int(key.partition("/")[0]) for key in content if "/" in key}, len(splits.train))
+    content = {key: value for key, value in content.items() if "/" not in key or int(key.partition("/")[0]) in kept}
+    beside = path.with_name(f".{path.name}")
+    try:
+        with beside.open("wb") as file:
+            np.savez_compressed(file, **content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def kept_points(points: Iterable[int], train_images: int) -> set[int]:
+    """Of the images seen at several points: the nearest to 1 % of the training set, the last, and one in their middle.
+
+    Nearness is that of logarithms.
+    """
+    there = sorted(points)
+    early = _nearest(there, EARLY_SHARE * train_images)
+    between = [point for point in there if early < point < there[-1]]
+    middle = {_nearest(between, math.sqrt(early * there[-1]))} if between else set()
+    return {early, there[-1], *middle}
+
+
+def _nearest(points: list[int], wanted: float) -> int:
+    return min(points, key=lambda point: abs(math.log(point / wanted)))
+
+
+def observe_flows(learner: Learner, target_BD: Tensor) -> Arrays:
+    """Follow the flows of a few images; one row for every accepted point of each, the start included, or for some.
+
+    Columns: `image`, `nfe` (decoder evaluations and pullbacks so far), `time`, `loss` (nats per pixel), `distance`
+    to the latent that the solver gives back.
+    """
+    trial = learner.trial
+    objective = Objective(learner.decoder, learner.loss, target_BD)
+    start_BL = learner.start(target_BD)
+    every_B = torch.arange(len(target_BD))
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = [
+        (every_B, torch.ones(len(every_B)), torch.zeros(len(every_B)), start_BL.cpu())
+    ]
+
+    def observe(state: dict[str, Tensor]) -> None:
+        rows_K = state.get("row", every_B).cpu()
+        nfe_B = (objective.nfe_forward_B + objective.nfe_backward_B).cpu()
+        seen.append((rows_K, nfe_B[rows_K].float(), state["time"].cpu().float(), state["latent"].cpu().clone()))
+
+    end_BL = trial.solver.solve(trial.flow, objective, start_BL, observe).latent_BL.cpu()
+    image, nfe, time, latent_ML = (torch.cat([entry[place] for entry in seen]) for place in range(4))
+    with torch.no_grad():
+        output_MD = learner.decoder(latent_ML.to(target_BD.device))
+        loss = learner.loss(output_MD, target_BD[image.to(target_BD.device)]).cpu()
+    distance = (latent_ML - end_BL[image]).norm(dim=1)
+    # A rejected candidate leaves a sample where it was.
+    order = np.lexsort((nfe.numpy(), image.numpy()))
+    columns = {"image": image, "nfe": nfe, "time": time, "loss": loss, "distance": distance}
+    rows = {name: column.numpy()[order] for name, column in columns.items()}
+    moved = (np.diff(rows["image"], prepend=-1) != 0) | (np.diff(rows["loss"], prepend=np.inf) != 0)
+    kept = np.concatenate([_spread(np.flatnonzero(moved & (rows["image"] == place))) for place in range(len(end_BL))])
+    if trial.solver.scheme is None:
+        rows["time"] = np.full_like(rows["time"], np.nan)
+    return {name: column[kept] for name, column in rows.items()}
+
+
+def _spread(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Some of many observations, evenly spread over the logarithm of their number, both ends among them."""
+    places = np.unique(np.geomspace(1, len(index), OBSERVATIONS).round().astype(int)) - 1
+    return index[places]
+
+
+def _as_bytes(images_BD: Tensor, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    return (images_BD * 255).round().to(torch.uint8).cpu().numpy().reshape(-1, *size)
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as there:
+            return {key: there[key] for key in there.files}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return {}

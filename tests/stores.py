@@ -1,0 +1,91 @@
+"""Tracking stores with trials whose metrics are given, and a real server."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gfe_study import names
+from gfe_study.tracking import Delivery, End, RunSpec, Tracker, connect
+
+STUDY = "amd"
+DECLARED = "question: Which?\nscientific:\n  arms: {a: {}, b: {method: ae}}\n"
+
+
+@functools.cache
+def _empty() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        connect(f"sqlite:///{folder}/store.db")
+        return (Path(folder) / "store.db").read_bytes()
+
+
+def fresh(file: Path) -> str:
+    """URI of an empty sqlite store, made once and copied: MLflow takes seconds to make one."""
+    file.write_bytes(_empty())
+    return f"sqlite:///{file}"
+
+
+def opened(uri: str, study: str = STUDY, declared: str = DECLARED) -> Tracker:
+    tracker = Tracker(study, uri)
+    tracker.open_study({names.STUDY: study}, "Which one?", {"study.yaml": declared})
+    return tracker
+
+
+def point(images: int, loss: float = 0.5, **more: float) -> dict[str, float]:
+    costs = {names.TRAIN_SECONDS: images / 100, names.NFE_FORWARD: 12.0, names.NFE_BACKWARD: 0.0}
+    losses = {names.VAL_LOSS: loss, names.TEST_LOSS: loss + 0.01}
+    return {names.IMAGES_SEEN: float(images), **costs, **losses, names.DIVERGED: 0.0, **more}
+
+
+def trial(
+    fingerprint: str,
+    points: list[dict[str, float]],
+    status: str | None = "FINISHED",
+    *,
+    group: str = "g",
+    params: dict[str, Any] | None = None,
+    ending: dict[str, str] | None = None,
+    **tags: Any,
+) -> Delivery:
+    """A trial's run as a study logs it; a status of None leaves it running."""
+    about = {names.ARM: "a", names.STAGE: "0", names.SEED: "0", names.GROUP: group, names.ENTROPY_FLOOR: "0.058"}
+    about |= {key: str(value) for key, value in tags.items()}
+    spec = RunSpec(fingerprint, f"run of {fingerprint}", about, params or {}, {names.TRIAL_FILE: "seed: 0\n"})
+    return Delivery(spec, points, None if status is None else End(status, ending or {}, []))
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """A real `mlflow server` on `server.db` of a folder, gone at the end; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'server.db'}",
+        "--artifacts-destination",
+        str(folder / "a"),
+    ]
+    settings = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 90
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                assert process.poll() is None, (folder / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, 9)
+            process.wait()

@@ -1,0 +1,156 @@
+"""What the statistics promise, on simulated seeds: coverage, false alarms, power, and error rates over a family."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from gfe_study.analysis.stats import MOST_SEEDS, Paired, holm, mean_interval, paired, seeds_to_see
+
+COUNTS = [3, 5, 10]
+APART = 8.0
+
+
+def normal(seed: int, *shape: int) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def compared(differences: NDArray[np.float64], margin: float = 1e9) -> Paired:
+    # A margin beyond every interval saves the search for the seeds that would decide.
+    return paired(differences, np.zeros(len(differences)), margin=margin)
+
+
+def interval_bounds(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Student's 95 % bounds of many samples at once, one sample per row."""
+    count = differences.shape[1]
+    half = stats.t.ppf(0.975, count - 1) * stats.sem(differences, axis=1)
+    found = differences.mean(axis=1) - half, differences.mean(axis=1) + half
+    first = compared(differences[0])
+    assert (first.low, first.high) == pytest.approx((found[0][0], found[1][0]))
+    return found
+
+
+def spread(count: int, difference: float, sd: float) -> NDArray[np.float64]:
+    """Differences with exactly this mean and this s.d."""
+    values = np.arange(count) - (count - 1) / 2
+    return difference + sd * values / values.std(ddof=1)
+
+
+# Coverage and false alarms.
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_interval_of_a_mean_covers(count: int) -> None:
+    found = [mean_interval(sample) for sample in normal(count, 4000, count) + APART]
+    covered = [each.low <= APART <= each.high for each in found if each.low is not None and each.high is not None]
+    assert len(covered) == 4000
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_paired_interval_covers_and_false_alarms_are_as_rare_as_promised(count: int) -> None:
+    # Both arms share their seed's part of the noise.
+    shared, treatments, references = normal(10 + count, 3, 3000, count)
+    treatments, references = shared + 0.3 * treatments, shared + 0.3 * references
+    apart, same = (
+        [paired(shift + first, second, margin=1e9) for first, second in zip(treatments, references, strict=True)]
+        for shift in (APART, 0.0)
+    )
+    covered = [each.low <= APART <= each.high for each in apart if each.low is not None and each.high is not None]
+    assert len(covered) == 3000
+    assert 0.93 <= np.mean(covered) <= 0.97
+    # Of the same samples without the difference the interval leaves out 0, and the test alarms, as often.
+    assert 0.03 <= np.mean([each.p_value is not None and each.p_value <= 0.05 for each in same]) <= 0.07
+    assert np.mean([each.low is None or each.high is None or not each.low <= 0 <= each.high for each in same]) <= 0.07
+    # The sign-flip test has few p-values, and reaches of its level what these allow.
+    reachable = math.floor(0.05 * 2 ** (count - 1)) / 2 ** (count - 1)
+    assert np.mean([each.p_permutation <= 0.05 for each in same]) == pytest.approx(reachable, abs=0.013)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_sign_flip_test_is_exact_at_every_level_it_can_reach(count: int) -> None:
+    # Without a difference all signs of the differences are as likely as one another, whatever their sizes.
+    sizes = np.abs(normal(40 + count, count))
+    p_values = np.array([compared(sizes * np.array(signs)).p_permutation for signs in product((-1, 1), repeat=count)])
+    for p_value in np.unique(p_values):
+        assert np.mean(p_values <= p_value) == pytest.approx(p_value)
+
+
+# Power.
+
+
+@pytest.mark.parametrize("effect", [0.25, 0.5, 0.8])
+def test_seeds_to_decide_decide_four_times_in_five(effect: float) -> None:
+    count = paired(spread(4, effect, 1.0), np.zeros(4)).seeds_to_decide
+    assert count is not None
+    low, high = interval_bounds(normal(31, 4000, count) + effect)
+    assert np.mean((low > 0) | (high < 0)) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.3, 0.5, 0.7, 1.2])
+def test_seeds_to_decide_with_a_margin_decide_four_times_in_five(difference: float) -> None:
+    sd, margin = 2.0, 1.0
+    count = compared(spread(5, difference, sd), margin).seeds_to_decide
+    assert count is not None
+    assert count <= (seeds_to_see(difference, sd) or MOST_SEEDS)
+    low, high = interval_bounds(difference + sd * normal(32, 4000, count))
+    decided = (low > 0) | (high < 0) | ((low > -margin) & (high < margin))
+    assert np.mean(decided) == pytest.approx(0.8, abs=0.04)
+
+
+# Equivalence.
+
+
+def equivalent(samples: NDArray[np.float64], margin: float) -> NDArray[np.bool_]:
+    """Which rows are equivalent, by the inclusion of the interval; the first of them by `paired` as well."""
+    low, high = interval_bounds(samples)
+    found = (low > -margin) & (high < margin)
+    assert [compared(sample, margin).verdict == "equivalent" for sample in samples[:40]] == found[:40].tolist()
+    return found
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("margin", [0.5, 2.0, 8.0])
+def test_arms_that_differ_by_the_margin_are_seldom_called_equivalent(count: int, margin: float) -> None:
+    for difference in (-margin, margin, 1.2 * margin):
+        samples = difference + normal(50 + count, 20_000, count)
+        # Each of the two one-sided tests is at half of 5 %; three standard errors are 0.0033.
+        assert np.mean(equivalent(samples, margin)) <= 0.025 + 0.0035
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_at_a_wide_margin_false_equivalence_is_as_frequent_as_its_level(count: int) -> None:
+    assert np.mean(equivalent(30.0 + normal(60 + count, 20_000, count), 30.0)) == pytest.approx(0.025, abs=0.004)
+
+
+def test_arms_that_are_alike_are_found_alike_with_the_power_asked_for() -> None:
+    margin = 1.0
+    sample = np.linspace(-1.15, 1.15, 5)
+    count = compared(sample, margin).seeds_to_decide
+    assert count is not None
+    samples = sample.std(ddof=1) * normal(33, 4000, count)
+    assert np.mean(equivalent(samples, margin)) == pytest.approx(0.8, abs=0.04)
+
+
+# A family of comparisons.
+
+
+@pytest.mark.parametrize("effects", [[0.0] * 5, [0.0, 0.0, 0.0, 2.0, 5.0]], ids=["none differs", "two differ"])
+@pytest.mark.parametrize("count", COUNTS)
+def test_holm_keeps_the_error_rate_over_the_family(effects: list[float], count: int) -> None:
+    studies = 4000
+    # All arms are compared with the same reference, so that the tests hang together.
+    arms = normal(70 + count, studies, 1 + len(effects), count)
+    treatments = arms[:, 1:] + np.array(effects)[:, None]
+    p_values = stats.ttest_rel(treatments, arms[:, :1], axis=2).pvalue
+    same = np.array(effects) == 0
+    adjusted = np.array([holm(list(row)) for row in p_values])
+    three_standard_errors = 3 * math.sqrt(0.05 * 0.95 / studies)
+    assert np.mean((adjusted[:, same] <= 0.05).any(axis=1)) <= 0.05 + three_standard_errors
+    # Without it the family errs more often than its members.
+    assert np.mean((p_values[:, same] <= 0.05).any(axis=1)) >= 0.08
