@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from gfe_study.analysis.figures import save
+from gfe_study.analysis.style import save
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.losses import BernoulliNLL

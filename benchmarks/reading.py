@@ -51,5 +51,6 @@ def run(bench: Bench) -> None:
         ("curves(), s", of_curves),
         ("frames(), both at once, s", of_both),
     ]
-    table = pd.DataFrame([(name, f"{value:,.4g}") for name, value in measured], columns=["reading", "value"])
+    shown = [(name, f"{value:,}" if isinstance(value, int) else f"{value:.3g}") for name, value in measured]
+    table = pd.DataFrame(shown, columns=["reading", "value"])
     bench.keep("reading", "Reading a study from sqlite", table, {})

@@ -23,9 +23,6 @@ from gfe_study.config import Study
 
 NOTE = "mlflow.note.content"
 """Tag that the UI shows, as Markdown, above an experiment's runs."""
-PRIMARY_METRIC = "mlflow.experiment.primaryMetric.name"
-KIND = "mlflow.experimentKind"
-MACHINE_LEARNING = "custom_model_development"
 SHARED_VIEW = "mlflow.sharedViewState."
 COMPARISON, TRIALS = "comparison", "trials"
 """Keys of the views: trials grouped as they are compared, and every trial by itself."""
@@ -49,7 +46,7 @@ def read_study(declared: str) -> Study:
 
 
 def experiment_tags(study: Study, label: str, experiment_id: str, created: int, note: str = "") -> dict[str, str]:
-    """The tags of a study's experiment: its description, its views, and which kind of page the UI opens.
+    """The tags of a study's experiment: its description and its views.
 
     The same study gives the same tags, so that they can be written at every start.
 
@@ -58,11 +55,7 @@ def experiment_tags(study: Study, label: str, experiment_id: str, created: int, 
         created: when the experiment was made, in milliseconds since 1970: the date of the views.
         note: the experiment's description as it stands; what was added to ours is kept.
     """
-    tags = {
-        NOTE: f"{description(study, label, experiment_id)}\n\n{KEEP}{kept_notes(note, study.question)}",
-        PRIMARY_METRIC: ranking(study)[0],
-        KIND: MACHINE_LEARNING,
-    }
+    tags = {NOTE: f"{description(study, label, experiment_id)}\n\n{KEEP}{kept_notes(note, study.question)}"}
     for key, (name, state) in views(study).items():
         packed = _packed(state)
         listed = {"name": name, "createdAt": created, "updatedAt": created, "state": packed}
@@ -96,7 +89,7 @@ def description(study: Study, label: str, experiment_id: str) -> str:
         f"{study.question.strip()} [Open the comparison]({curves})",
         f"**What is compared**: {_compared(study)}",
         f"**How to read it**: ranked by `{metric}`. Losses are nats per pixel, lower is better. "
-        f"{_how_to_read(study)} The step of every curve is the number of training images seen.",
+        f"{_how_to_read(study)} *Step* is the number of training images seen.",
         f"**Where**: the comparison {', '.join(places)}; they are also in the menu *Views*. "
         f"Intervals, tests and the verdict: `gfe-study report {label}`.",
     ]
@@ -173,7 +166,7 @@ def _state(study: Study, groups: list[tuple[str, str]], *, last_stage: bool) -> 
     columns = _columns(study)
     sections, charts = _charts(study, grouped=bool(groups))
     stage = f" AND tags.{names.STAGE} = '{study.stages()[-1]}'" if last_stage else ""
-    folded = {f"tag.{names.ARM}.{arm.name}": False for arm in study.arms} if groups == [("tag", names.ARM)] else {}
+    folded = {f"tag.{names.ARM}.{arm.name}": False for arm in study.arms} if len(groups) == 1 else {}
     return {
         "searchFilter": f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'{stage}",
         "orderByKey": f"metrics.`{metric}`",

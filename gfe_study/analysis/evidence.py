@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,7 +46,7 @@ class Evidence:
     @classmethod
     def load(cls, store: Store, name: str) -> Evidence:
         """Read a study. Raises `InputError` if the store has no such study, or a declaration that is none."""
-        runs, points = store.runs(name), store.curves(name)
+        runs, points = store.frames(name)
         declared = store.declaration(name)
         study = Study.build(declared, f"{name}: study.yaml") if declared is not None else None
         return cls(name, store, study, store.question(name), store.parent(name), runs, points)
@@ -159,9 +160,9 @@ class Evidence:
         if file is None:
             return None
         try:
-            with np.load(file, allow_pickle=False) as content:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
                 return {key: content[key] for key in content.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{file}: damaged ({error}); allowed: {names.SNAPSHOTS} of a trial") from error
 
     @staticmethod

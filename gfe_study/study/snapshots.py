@@ -138,7 +138,7 @@ def _as_bytes(images_BD: Tensor, size: tuple[int, int]) -> np.ndarray[Any, Any]:
 
 def _read(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as there:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as there:
             return {key: there[key] for key in there.files}
     except (OSError, ValueError, zipfile.BadZipFile):
         return {}

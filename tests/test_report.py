@@ -1,0 +1,216 @@
+"""A real study, reported from its store alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+import yaml
+from browser import open_page
+from mlflow import MlflowClient
+from PIL import Image
+from scipy import stats
+from sweeps import children, gfe_study, history
+
+from gfe_study import names
+from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.load import Store
+from gfe_study.analysis.report import PAGE_FILE, write_report
+from gfe_study.config import InputError
+
+STUDY = "few"
+SPACE: dict[str, Any] = {
+    "question": "Is an encoder needed for < 500 images & why?",
+    "fixed": {
+        "preset": "paper",
+        "solver": {"name": "amd", "max_nfe": 12},
+        "model": {"name": "mlp", "latent_dim": 8, "hidden": [32, 64]},
+        "data": {"name": "digits"},
+        "eval": {"schedule": [120, 480], "val_images": 40, "test_images": 60},
+    },
+    "scientific": {"arms": {"ae": {"method": "ae"}, "gfe": {"method": "gfe"}}},
+    "nuisance": {"optim.lr": {"loguniform": [3e-4, 3e-3]}, "optim.batch_size": {"choice": [8, 16]}},
+    "budget": {"images": 480},
+    "trials": 3,
+    "sampler": "random",
+    "scheduler": "none",
+    "then": {"best": 1, "seeds": 3},
+    "compare": {"metric": "test_loss", "reference": "ae", "margin": 0.001},
+}
+FIGURES = {
+    "differences",
+    "loss_over_images",
+    "loss_over_seconds",
+    "loss_over_evaluations",
+    "excess_over_floor",
+    "flows",
+    "reconstructions",
+    "latents",
+    "isolation",
+    "slices",
+    "expected_best",
+}
+TABLES = {"verdict", "table_1", "latents"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study, and its report."""
+    made = tmp_path_factory.mktemp("report")
+    (made / f"{STUDY}.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
+    swept = gfe_study(made, "sweep", f"{STUDY}.yaml")
+    assert swept.returncode == 0, swept.stderr
+    reported = gfe_study(made, "report", STUDY)
+    assert reported.returncode == 0, reported.stderr
+    return made
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> tuple[Path, Store]:
+    """The same store elsewhere, alone: no journal and no folder of results is beside it."""
+    shutil.copytree(folder / "mlartifacts", tmp_path / "mlartifacts")
+    shutil.copy(folder / "mlflow.db", tmp_path / "mlflow.db")
+    return tmp_path, Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_every_figure_and_table_is_there(folder: Path) -> None:
+    report = folder / "results" / STUDY / "report"
+    assert {file.stem for file in report.glob("*.png")} >= FIGURES
+    for file in report.glob("*.png"):
+        with Image.open(file) as picture:
+            assert picture.info["dpi"][0] == pytest.approx(300, abs=0.1)
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 2
+        ElementTree.parse(file.with_suffix(".svg"))
+    for name in TABLES:
+        read = pd.read_csv(report / f"{name}.csv")
+        assert len((report / f"{name}.md").read_text().splitlines()) == 2 + len(read)
+        assert r"\begin{tabular}" in (report / f"{name}.tex").read_text()
+
+
+def test_the_page_opens_with_question_and_verdict_and_is_whole_by_itself(folder: Path) -> None:
+    page = (folder / "results" / STUDY / "report" / PAGE_FILE).read_text()
+    assert "Is an encoder needed for &lt; 500 images &amp; why?" in page
+    assert page.index("Verdict by") < page.index("data:image/png") < page.index("All trials")
+    assert re.search(r"<b>gfe</b>: 0\.\d{4}, (better|worse|equivalent|undecided)", page)
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_the_page_opens_in_a_browser_without_an_error_or_a_request(folder: Path) -> None:
+    with open_page((folder / "results" / STUDY / "report" / PAGE_FILE).as_uri()) as opened:
+        opened.wait_for("Where the numbers come from")
+        assert opened.errors == []
+        assert opened.leaving() == []
+        broken = opened.page.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
+        assert broken == 0
+
+
+def test_table_1_is_the_mean_of_the_runs(folder: Path) -> None:
+    table = pd.read_csv(folder / "results" / STUDY / "report" / "table_1.csv")
+    assert list(table["column"]) == ["AE", "GFE", "mixed"]
+    assert table["paper"].isna().all()  # of MNIST, which this is not
+    for column, arm, metric in (("AE", "ae", names.TEST_LOSS), ("mixed", "ae", names.MIXED_TEST_LOSS)):
+        runs = [run for run in children(folder, STUDY) if run.data.tags[names.ARM] == arm]
+        second = [run for run in runs if run.data.tags[names.STAGE] == "1"]
+        values = [value for run in second for step, value, _ in history(folder, run, metric) if step == 480]
+        assert len(values) == 3
+        row = table[table["column"] == column].iloc[0]
+        assert row["ours"] == pytest.approx(math.fsum(values) / 3)
+        assert row["±"] == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(values))
+
+
+def test_the_verdict_is_that_of_the_sweep(folder: Path) -> None:
+    again = gfe_study(folder, "sweep", f"{STUDY}.yaml", "--json")
+    told = json.loads(again.stdout)["verdict"]["rows"]
+    table = pd.read_csv(folder / "results" / STUDY / "report" / "verdict.csv")
+    assert list(table["verdict"]) == [row["text"] for row in told]
+    assert list(table["mean"]) == pytest.approx([row["value"]["mean"] for row in told])
+    assert table["difference"].iloc[1] == pytest.approx(told[1]["paired"]["difference"])
+
+
+def test_the_report_is_kept_in_the_store(folder: Path) -> None:
+    store = Store(f"sqlite:///{folder / 'mlflow.db'}")
+    parent = store.parent(STUDY)
+    assert parent is not None
+    kept = store.artifact(parent.run_id, f"report/{PAGE_FILE}")
+    assert kept is not None
+    assert kept.read_bytes() == (folder / "results" / STUDY / "report" / PAGE_FILE).read_bytes()
+
+
+def test_a_store_that_was_moved_gives_the_same_report(folder: Path, copied: tuple[Path, Store]) -> None:
+    elsewhere, store = copied
+    files = write_report(store, STUDY, elsewhere / "report")
+    before = folder / "results" / STUDY / "report"
+    assert {file.name for file in files} == {file.name for file in before.iterdir()}
+    for file in files:
+        assert file.read_bytes() == (before / file.name).read_bytes(), file.name
+
+
+def test_what_is_wrong_with_runs_is_named_and_the_rest_reported(copied: tuple[Path, Store]) -> None:
+    elsewhere, store = copied
+    client = MlflowClient(tracking_uri=store.uri)
+    experiment = client.get_experiment_by_name(STUDY)
+    assert experiment is not None
+    model = next(run for run in client.search_runs([experiment.experiment_id]) if run.data.tags.get(names.STAGE) == "0")
+    tags = {key: value for key, value in model.data.tags.items() if not key.startswith("mlflow.")}
+
+    def made(name: str, status: str, **changes: str) -> str:
+        run = client.create_run(experiment.experiment_id, tags={**tags, **changes, "mlflow.runName": name})
+        client.set_terminated(run.info.run_id, status)
+        return str(run.info.run_id)
+
+    made("crashed run", "FAILED", fingerprint="1" * 16, number="7", failure="RuntimeError: out of luck")
+    made("empty run", "FINISHED", fingerprint="2" * 16, number="8")
+    nan = made("odd run", "FINISHED", fingerprint="3" * 16, number="9")
+    now = int(time.time() * 1000)
+    for step, value in ((120, 0.5), (480, math.nan)):
+        client.log_metric(nan, names.VAL_LOSS, value, timestamp=now, step=step)
+        client.log_metric(nan, names.IMAGES_SEEN, step, timestamp=now, step=step)
+    twin = made("twin run", "FINISHED")
+    client.log_metric(twin, names.VAL_LOSS, 0.0001, timestamp=now, step=120)
+    stranger = client.create_run(experiment.experiment_id, tags={"mlflow.runName": "stranger"})
+    client.set_terminated(stranger.info.run_id, "FINISHED")
+
+    page = next(iter(write_report(store, STUDY, elsewhere / "report"))).read_text()
+    cautions = page[page.index("Read with care") : page.index("data:image/png")]
+    assert "crashed run" in cautions
+    assert "out of luck" in cautions
+    for name, told in {
+        "empty run": "no metric",
+        "odd run": "NaN",
+        "twin run": "second run",
+        "stranger": "left out",
+    }.items():
+        (line,) = [line for line in re.findall("<li>(.*?)</li>", cautions) if name in line and told in line]
+        assert line
+    assert "0.0001" not in page[: page.index("All trials")]
+
+
+def test_a_study_without_a_result_is_refused_with_the_reason(copied: tuple[Path, Store]) -> None:
+    elsewhere, store = copied
+    client = MlflowClient(tracking_uri=store.uri)
+    made = client.create_experiment("barren")
+    run = client.create_run(made, tags={"mlflow.runName": "only run"})
+    client.set_terminated(run.info.run_id, "FAILED")
+    with pytest.raises(InputError, match="no trial with a result yet; only run"):
+        write_report(store, "barren", elsewhere / "report")
+    with pytest.raises(InputError, match=r"allowed: .*few"):
+        write_report(store, "fewer", elsewhere / "report")
+
+
+def test_evidence_reads_searched_values_as_they_were_drawn(folder: Path) -> None:
+    evidence = Evidence.load(Store(f"sqlite:///{folder / 'mlflow.db'}"), STUDY)
+    first = evidence.trials[evidence.trials[names.STAGE] == 0]
+    assert set(first["optim.batch_size"]) <= {8, 16}
+    assert first["optim.lr"].between(3e-4, 3e-3).all()
+    assert set(evidence.ranges["ae"]) == {"optim.lr", "optim.batch_size"}
+    assert len(evidence.chosen) == 6
+    assert set(evidence.chosen[names.STAGE]) == {1}
+    assert len(evidence.configurations()) == 6
