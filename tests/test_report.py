@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
 from browser import open_page
 from mlflow import MlflowClient
+from nbclient import NotebookClient
 from PIL import Image
 from scipy import stats
 from sweeps import children, gfe_study, history
@@ -27,6 +29,7 @@ from gfe_study.analysis.report import PAGE_FILE, write_report
 from gfe_study.config import InputError
 
 STUDY = "few"
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "analysis").glob("*.ipynb"))
 SPACE: dict[str, Any] = {
     "question": "Is an encoder needed for < 500 images & why?",
     "fixed": {
@@ -203,6 +206,20 @@ def test_a_study_without_a_result_is_refused_with_the_reason(copied: tuple[Path,
         write_report(store, "barren", elsewhere / "report")
     with pytest.raises(InputError, match=r"allowed: .*few"):
         write_report(store, "fewer", elsewhere / "report")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_committed_without_outputs_and_run(
+    folder: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = nbformat.read(notebook, as_version=4)
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    monkeypatch.setenv("GFE_STUDY", STUDY)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    NotebookClient(content, timeout=100, resources={"metadata": {"path": str(folder)}}).execute()
+    shown = [output for cell in code for output in cell.outputs if output.output_type == "display_data"]
+    assert sum("data:image/png" in output.data.get("text/html", "") for output in shown) >= 2
 
 
 def test_evidence_reads_searched_values_as_they_were_drawn(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections import Counter
 from collections.abc import Mapping
 from html import escape
@@ -15,6 +13,7 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits import MAKERS, Exhibit
+from gfe_study.analysis.html import exhibit_html, formatted, table_html
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.style import label, save
 from gfe_study.analysis.tidy import PARAMS
@@ -104,27 +103,6 @@ def trials_table(evidence: Evidence) -> pd.DataFrame:
     return table.drop(columns=empty).sort_values(names.VAL_LOSS, kind="stable", ignore_index=True)
 
 
-def formatted(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
-    """A table as text: numbers as they are asked for, others to four digits, nothing where there is none."""
-
-    def shown(value: Any, form: str | None) -> str:
-        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-            return ""
-        if isinstance(value, bool | str):
-            return str(value)
-        if form is not None:
-            return format(value, form)
-        number = float(value) if isinstance(value, int | float) or hasattr(value, "__float__") else None
-        if number is None:
-            return str(value)
-        return f"{number:,.0f}" if number == round(number) and abs(number) < 1e12 else f"{number:.4g}"
-
-    return pd.DataFrame(
-        {column: [shown(value, formats.get(str(column))) for value in table[column]] for column in table},
-        index=table.index,
-    )
-
-
 def _latex(text: Any) -> str:
     escaped = str(text)
     for plain, command in {
@@ -154,10 +132,10 @@ def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
         _asked_and_ran(evidence),
         _verdict(evidence),
         _cautions(evidence),
-        *(_exhibit(exhibit, folder) for exhibit in exhibits),
+        *(exhibit_html(exhibit, folder) for exhibit in exhibits),
         "<h2>All trials</h2>",
         f'<p class="note">Best validation loss first; <code>{TRIALS_FILE}</code> has them all.</p>',
-        _html(formatted(trials_table(evidence), dict.fromkeys(LOSSES, ".4f"))),
+        table_html(formatted(trials_table(evidence), dict.fromkeys(LOSSES, ".4f"))),
         _provenance(evidence),
     ]
     body = "\n".join(part for part in parts if part)
@@ -239,41 +217,6 @@ def _cautions(evidence: Evidence) -> str:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in told)
     return f'<div class="warning"><b>Read with care</b><ul>{items}</ul></div>'
-
-
-def _exhibit(exhibit: Exhibit, folder: Path) -> str:
-    parts = [f'<h2 id="{exhibit.key}">{escape(exhibit.title)}</h2>']
-    if exhibit.table is not None:
-        parts.append(_html(formatted(exhibit.table, exhibit.formats)))
-    if exhibit.figure is not None:
-        picture = base64.b64encode((folder / f"{exhibit.key}.png").read_bytes()).decode()
-        width = int(exhibit.figure.get_figwidth() * 125)
-        image = f'<img alt="{escape(exhibit.title)}" width="{width}" src="data:image/png;base64,{picture}">'
-        parts.append(f"<figure>{image}<figcaption>{escape(exhibit.caption)}</figcaption></figure>")
-    else:
-        parts.append(f'<p class="note">{escape(exhibit.caption)}</p>')
-    return "\n".join(parts)
-
-
-def _html(shown: pd.DataFrame) -> str:
-    def is_text(column: Any) -> bool:
-        return not all(_is_number(value) for value in shown[column] if value)
-
-    kinds = {column: ' class="text"' if is_text(column) else "" for column in shown}
-    head = "".join(f"<th{kinds[column]}>{escape(str(column))}</th>" for column in shown)
-    rows = "".join(
-        f"<tr>{''.join(f'<td{kinds[column]}>{escape(str(row[column]))}</td>' for column in shown)}</tr>"
-        for row in shown.to_dict("records")
-    )
-    return f'<div class="tables"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.replace(",", "").replace("−", "-"))
-    except ValueError:
-        return False
-    return True
 
 
 def _provenance(evidence: Evidence) -> str:

@@ -22,4 +22,17 @@ MAKERS: tuple[Maker, ...] = (
     tuning,
 )
 
-__all__ = ["MAKERS", "Exhibit", "Maker"]
+__all__ = [
+    "MAKERS",
+    "Exhibit",
+    "Maker",
+    "curves",
+    "data_efficiency",
+    "datasets",
+    "pareto",
+    "snapshots",
+    "table_1",
+    "table_2",
+    "tuning",
+    "verdict",
+]

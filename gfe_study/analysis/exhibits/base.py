@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.html import exhibit_html
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,9 @@ class Exhibit:
     table: pd.DataFrame | None = None
     formats: Mapping[str, str] = field(default_factory=dict)
     data: pd.DataFrame | None = None
+
+    def _repr_html_(self) -> str:
+        return exhibit_html(self)
 
 
 Maker = Callable[[Evidence], Iterator[Exhibit]]

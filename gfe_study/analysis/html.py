@@ -1,0 +1,89 @@
+"""Tables and exhibits as HTML, for pages and notebooks."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from gfe_study.analysis.style import DPI, drawing
+
+if TYPE_CHECKING:
+    from gfe_study.analysis.exhibits.base import Exhibit
+
+PIXELS_AN_INCH = 125
+"""On the page."""
+
+
+def formatted(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
+    """A table as text: numbers as they are asked for, others to four digits, nothing where there is none."""
+
+    def shown(value: Any, form: str | None) -> str:
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        if isinstance(value, bool | str):
+            return str(value)
+        if form is not None:
+            return format(value, form)
+        number = float(value) if isinstance(value, int | float) or hasattr(value, "__float__") else None
+        if number is None:
+            return str(value)
+        return f"{number:,.0f}" if number == round(number) and abs(number) < 1e12 else f"{number:.4g}"
+
+    return pd.DataFrame(
+        {column: [shown(value, formats.get(str(column))) for value in table[column]] for column in table},
+        index=table.index,
+    )
+
+
+def table_html(shown: pd.DataFrame) -> str:
+    """A table of text; columns of numbers to the right."""
+
+    def is_text(column: Any) -> bool:
+        return not all(_is_number(value) for value in shown[column] if value)
+
+    kinds = {column: ' class="text"' if is_text(column) else "" for column in shown}
+    head = "".join(f"<th{kinds[column]}>{escape(str(column))}</th>" for column in shown)
+    rows = "".join(
+        f"<tr>{''.join(f'<td{kinds[column]}>{escape(str(row[column]))}</td>' for column in shown)}</tr>"
+        for row in shown.to_dict("records")
+    )
+    return f'<div class="tables"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def exhibit_html(exhibit: Exhibit, folder: Path | None = None) -> str:
+    """An exhibit with its heading; its picture from the folder it was written to, else drawn."""
+    parts = [f'<h2 id="{exhibit.key}">{escape(exhibit.title)}</h2>']
+    if exhibit.table is not None:
+        parts.append(table_html(formatted(exhibit.table, exhibit.formats)))
+    if exhibit.figure is not None:
+        png = (folder / f"{exhibit.key}.png").read_bytes() if folder is not None else _png(exhibit)
+        picture = base64.b64encode(png).decode()
+        width = int(exhibit.figure.get_figwidth() * PIXELS_AN_INCH)
+        image = f'<img alt="{escape(exhibit.title)}" width="{width}" src="data:image/png;base64,{picture}">'
+        parts.append(f"<figure>{image}<figcaption>{escape(exhibit.caption)}</figcaption></figure>")
+    else:
+        parts.append(f'<p class="note">{escape(exhibit.caption)}</p>')
+    return "\n".join(parts)
+
+
+def _png(exhibit: Exhibit) -> bytes:
+    drawn = io.BytesIO()
+    assert exhibit.figure is not None
+    with drawing():
+        exhibit.figure.savefig(drawn, dpi=DPI, format="png")
+    return drawn.getvalue()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "").replace("−", "-"))
+    except ValueError:
+        return False
+    return True
