@@ -300,9 +300,9 @@ def _last_lines(outcome: Outcome, label: str) -> list[str]:
         )
     to_do = "continue where it stopped" if outcome.interrupted or failed else "nothing is left to do"
     steps = [
-        ("make ui", "the MLflow UI, http://127.0.0.1:5000"),
+        ("make ui", f"the MLflow UI; this study: {outcome.comparison}"),
         (f"make resume SPACE={label}", to_do),
-        (f"make report SPACE={label}", "curves and tables of this study"),
+        (f"make report SPACE={label}", "a page with verdict, figures and tables"),
     ]
     width = max(len(line) for line, _ in steps)
     return [

@@ -32,6 +32,8 @@ from gfe_study.sqlite_store import RunRow, SqliteStore
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_STORE = "sqlite:///mlflow.db"
+UI = "http://127.0.0.1:5000"
+"""Where `make ui` shows a store that is no server."""
 ARTIFACTS = "mlartifacts"
 """Folder beside an sqlite store."""
 
@@ -280,6 +282,11 @@ class Tracker:
             for file in files:
                 self.client.log_artifact(self.parent_id, str(file))
             self.client.set_terminated(self.parent_id, status)
+
+    def page(self, path: str) -> str:
+        """Address of a page of MLflow's UI: the store's own, or that which `make ui` starts."""
+        server = urlparse(self.uri).scheme in ("http", "https")
+        return f"{without_password(self.uri).rstrip('/') if server else UI}/{path}"
 
     def is_open(self, fingerprint: str) -> bool:
         """Whether this process has a trial's run open: all but its points and its end are there."""

@@ -228,7 +228,8 @@ def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monk
 
 def test_an_artifact_that_cannot_be_written_leaves_no_run_behind(uri: str, tmp_path: Path) -> None:
     tracker = start(uri)
-    broken = End(FINISHED, {}, [tmp_path / "is not there"])
+    (tmp_path / "folder").mkdir()
+    broken = End(FINISHED, {}, [tmp_path / "folder"])
     for _ in range(3):
         with pytest.raises(TrackingError):
             tracker.bring_level([Delivery(SPEC, [point(32)]), Delivery(replace(SPEC, fingerprint="bb"), [], broken)])

@@ -137,9 +137,11 @@ class Store:
         return read_yaml(file) if file is not None else None
 
     def question(self, study: str) -> str:
-        """What the study asks: as it was declared, else the note of its experiment."""
+        """What the study asks: as it was declared, else the note of its own run, or of its experiment."""
         declared = self.declaration(study) or {}
-        return str(declared.get("question") or self._experiment(study).tags.get(MLFLOW_RUN_NOTE, ""))
+        run = self._parent_run(study)
+        noted = run.data.tags if run is not None else self._experiment(study).tags
+        return str(declared.get("question") or noted.get(MLFLOW_RUN_NOTE, ""))
 
     def artifact(self, run_id: str, name: str) -> Path | None:
         """A file among a run's artifacts, here or brought here; None if it is not there."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gfe_study import names
-from gfe_study.config import Hole, Study
+from gfe_study.config import Hole, Study, Trial
 from gfe_study.config.study import Asha
-from gfe_study.data.base import data_folders
+from gfe_study.data.base import Splits, data_folders
 from gfe_study.study.driver import Options
 from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
@@ -20,9 +20,12 @@ from gfe_study.study.plan import Job, Plan
 from gfe_study.study.probe import Estimate, probe_all, spent
 from gfe_study.study.reuse import finished_elsewhere, usable
 from gfe_study.study.searcher import add_certain
+from gfe_study.study.snapshots import LATENTS, MOMENTS
 from gfe_study.study.storage import remote_folder, study_folder
 
 BYTES_PER_WEIGHT = 4
+FLOWS_BYTES = 10e3
+"""The flows and pictures of one snapshot, compressed."""
 SMALL_FILES_BYTES = 60e3
 """A trial's picture, its configuration, and its rows in journal and store."""
 PROBE_SECONDS = 20.0
@@ -211,11 +214,17 @@ def _share_run(asha: Asha) -> float:
 def _bytes(plan: Plan, images: Images, jobs: list[Job]) -> float:
     if not jobs:
         return 0.0
-    with torch.device("meta"):  # counted without being allocated
-        weights = [
-            sum(w.numel() for w in job.trial.model.decoder(images.of(job.trial).pixels).parameters())
-            for job in {job.arm: job for job in jobs}.values()
-        ]
+    of_arm = {job.arm: job.trial for job in jobs}
+    largest = max(_kept_bytes(trial, images.of(trial)) for trial in of_arm.values())
     kept = min(plan.study.keep * len(plan.study.arms), plan.total)
-    # Kept decoders lie in the trial's folder and among the store's artifacts.
-    return 2 * kept * max(weights) * BYTES_PER_WEIGHT + plan.total * SMALL_FILES_BYTES
+    # What is kept lies in the trial's folder and among the store's artifacts.
+    return 2 * kept * largest + plan.total * SMALL_FILES_BYTES
+
+
+def _kept_bytes(trial: Trial, splits: Splits) -> float:
+    """Networks and snapshots of one trial."""
+    nowhere = torch.device("meta")  # counted without being allocated
+    networks = trial.method.create(trial, splits.pixels, nowhere).networks
+    latents = min(LATENTS, trial.eval.test_images, len(splits.test)) * trial.model.latent_dim
+    snapshots = MOMENTS * (latents * BYTES_PER_WEIGHT + FLOWS_BYTES)
+    return sum(weight.numel() for weight in networks.parameters()) * BYTES_PER_WEIGHT + snapshots

@@ -29,6 +29,8 @@ FLOWS = 8
 """Test images whose flows are observed."""
 OBSERVATIONS = 100
 """Of each flow, at most."""
+MOMENTS = 3
+"""Snapshots of one trial: an early, a middle and the last one."""
 EARLY_SHARE = 0.01
 """Of the training images: the papers show decoders that have seen 1 % of them, and all."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from gfe_study import names
 from gfe_study.config import InputError, Study, to_yaml
 from gfe_study.data.base import data_folders
+from gfe_study.mlflow_view import COMPARISON, STUDY_FILE, link
 from gfe_study.study.driver import Driver, Observer, Options
 from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
@@ -37,6 +38,7 @@ class Outcome:
         taken_over: study -> trials that it had finished, and that were not run again.
         stopped: why the study was stopped before its end; empty if it was not.
         seconds: wall time of this start, by part: `start_up`, `total`, `trials` (summed over them), `tracking`.
+        comparison: address of the study's comparison in MLflow's UI, as `make ui` or the store's server shows it.
     """
 
     plan: Plan
@@ -47,6 +49,7 @@ class Outcome:
     stopped: str = ""
     slots: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    comparison: str = ""
 
     @property
     def failed(self) -> list[Job]:
@@ -77,9 +80,9 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         observer.planned(plan, images.of(study.example(study.arms[0])))
         shared = _tags(study, label)
         declared = to_yaml(study.model_dump(mode="json"))
-        tracker.open_study(shared, study.question, {"study.yaml": declared})
+        tracker.open_study(shared, study.question, {STUDY_FILE: declared})
         recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
-        outcome = Outcome(plan)
+        outcome = Outcome(plan, comparison=tracker.page(link(tracker.experiment_id, COMPARISON)))
         try:
             if plan.missing() or plan.unasked() or len(study.stages()) > 1:
                 _run_missing(recorder, options, images, observer, outcome, started)
