@@ -6,6 +6,7 @@ first. Nothing of Ray's own state is needed to go on.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -83,13 +84,14 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         tracker.open_study(shared, study.question, {STUDY_FILE: declared})
         recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
         outcome = Outcome(plan, comparison=tracker.page(link(tracker.experiment_id, COMPARISON)))
-        try:
-            if plan.missing() or plan.unasked() or len(study.stages()) > 1:
-                _run_missing(recorder, options, images, observer, outcome, started)
-        except BaseException:
-            recorder.close(interrupted=True)
-            raise
-        outcome.delivered = recorder.close(outcome.interrupted)
+        with contextlib.ExitStack() as at_last:  # Ray is left once everything is recorded
+            try:
+                if plan.missing() or plan.unasked() or len(study.stages()) > 1:
+                    _run_missing(recorder, options, images, observer, outcome, started, at_last)
+            except BaseException:
+                recorder.close(interrupted=True)
+                raise
+            outcome.delivered = recorder.close(outcome.interrupted)
         outcome.seconds |= {"total": time.monotonic() - started, "tracking": recorder.tracking_seconds}
         return outcome
 
@@ -113,7 +115,13 @@ def _run_again(plan: Plan, tracker: Tracker) -> None:
 
 
 def _run_missing(
-    recorder: Recorder, options: Options, images: Images, observer: Observer, outcome: Outcome, started: float
+    recorder: Recorder,
+    options: Options,
+    images: Images,
+    observer: Observer,
+    outcome: Outcome,
+    started: float,
+    at_last: contextlib.ExitStack,
 ) -> None:
     plan = recorder.plan
     driver = Driver(recorder, observer, options, finished_elsewhere(plan.journal.folder, options))
@@ -122,12 +130,12 @@ def _run_missing(
         return
     observer.starting_ray()
     ray_started = time.monotonic()
-    with ray_session(options.address) as ray:
-        from gfe_study.study.tune_bridge import Bridge, fit
+    ray = at_last.enter_context(ray_session(options.address))
+    from gfe_study.study.tune_bridge import Bridge, fit
 
-        driver.begin(_slots(ray.cluster_resources(), options), started)
-        observer.ray_started(time.monotonic() - ray_started, driver.slots)
-        fit(Bridge(driver), plan.journal.folder / RAY_FOLDER, options, images.loaded)
+    driver.begin(_slots(ray.cluster_resources(), options), started)
+    observer.ray_started(time.monotonic() - ray_started, driver.slots)
+    fit(Bridge(driver), plan.journal.folder / RAY_FOLDER, options, images.loaded)
     outcome.interrupted = not driver.done
     outcome.damaged = driver.damaged
     outcome.taken_over = driver.taken_over
