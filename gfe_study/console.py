@@ -14,7 +14,7 @@ from rich.text import Text
 from gfe_study import names
 from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import Study
-from gfe_study.config.study import IMAGES_WITHOUT_LIMIT
+from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits
 from gfe_study.results import front, ranked, signs, verdict
 from gfe_study.study.driver import Snapshot, describe

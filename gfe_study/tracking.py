@@ -10,15 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
 import shutil
-import socket
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -60,7 +56,6 @@ PARENT = f"tags.{names.ROLE} = '{names.ROLE_STUDY}'"
 CHILDREN = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"
 FINISHED, FAILED, KILLED, RUNNING = "FINISHED", "FAILED", "KILLED", "RUNNING"
 METRICS_PER_CALL = 900
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pydantic", "pandas", "scikit-learn")
 
 
 class TrackingError(InputError):
@@ -503,28 +498,3 @@ def _local_folder(uri: str) -> Path | None:
     if parts.scheme not in ("", "file"):
         return None
     return Path(url2pathname(parts.path))
-
-
-def package_versions() -> str:
-    """Versions of the packages that decide numbers, and of Python: `python 3.12.1, torch 2.9.0, …`."""
-    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
-
-
-def provenance(folder: Path) -> dict[str, str]:
-    """Tags that say where a run comes from: host, and git commit and state of `folder` where there are any."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    tags = {names.HOST: socket.gethostname()}
-    commit = git("rev-parse", "HEAD")
-    if commit:
-        tags[names.GIT_COMMIT] = commit
-        tags[names.GIT_DIRTY] = str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower()
-    return tags

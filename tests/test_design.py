@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfe_study.config import InputError, Range, Study, space_files
-from gfe_study.config.study import IMAGES_WITHOUT_LIMIT
+from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.training import training_order
 
 BASE: dict[str, Any] = {

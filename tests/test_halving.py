@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfe_study import names
-from gfe_study.config.study import Asha
+from gfe_study.config.options import Asha
 from gfe_study.study.halving import Halving
 
 

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.provenance import provenance
 from gfe_study.tracking import (
     FINISHED,
     KILLED,
@@ -21,7 +22,6 @@ from gfe_study.tracking import (
     TrackingError,
     check_sqlite,
     connect,
-    provenance,
     writable,
 )
 

@@ -18,6 +18,7 @@ from gfe_study.analysis.load import Store
 from gfe_study.analysis.style import label, save
 from gfe_study.analysis.tidy import PARAMS
 from gfe_study.config import InputError
+from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 
 PAGE_FILE = "report.html"
 TRIALS_FILE = "trials.csv"
@@ -159,7 +160,7 @@ def _asked_and_ran(evidence: Evidence) -> str:
         if study.nuisance:
             about["searched"] = f"{', '.join(study.nuisance)} ({study.sampler}, {study.trials} configurations an arm)"
         budget = study.example(study.arms[0]).budget
-        limits = [f"{budget.images:,} images seen"] if budget.images < 10_000_000 else []
+        limits = [f"{budget.images:,} images seen"] if budget.images < IMAGES_WITHOUT_LIMIT else []
         limits += [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
         limits += [f"{budget.seconds:g} s of training"] if budget.seconds is not None else []
         about["budget of a trial"] = " or ".join(limits)

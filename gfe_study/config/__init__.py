@@ -9,9 +9,9 @@ allowed. Nothing else of this project is imported here.
 
 from gfe_study.config.base import ImpossiblePair, InputError, Section, suggestion
 from gfe_study.config.design import Arm, Hole
-from gfe_study.config.files import parse_assignments, read_yaml, to_yaml
+from gfe_study.config.files import find_space, parse_assignments, read_yaml, space_files, to_yaml
 from gfe_study.config.ranges import Range
-from gfe_study.config.study import Study, find_space, space_files
+from gfe_study.config.study import Study
 from gfe_study.config.trial import (
     CHOICES,
     PRESETS,

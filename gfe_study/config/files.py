@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gfe_study.config.base import InputError
+from gfe_study.config.base import InputError, suggestion
 from gfe_study.config.trial import unflatten
 
 
@@ -69,3 +69,28 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {assignment}: allowed: KEY=VALUE with a dotted key, like solver.beta=0.5")
         flat[key.strip()] = parse_yaml(value, f"--set {key.strip()}")
     return unflatten(flat)
+
+
+def space_folders() -> list[Path]:
+    """Where search spaces are looked for: the working folder's, then the ones that come with the project."""
+    shipped = Path(__file__).resolve().parents[2] / "search_spaces"
+    return list(dict.fromkeys([Path("search_spaces").resolve(), shipped]))
+
+
+def space_files() -> dict[str, Path]:
+    """Name -> file of every search space that can be had."""
+    found: dict[str, Path] = {}
+    for folder in space_folders():
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_space(name: str) -> Path:
+    """The file of a space, by its name or its path. Raises `InputError` naming the spaces there are."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    spaces = space_files()
+    if name not in spaces:
+        raise InputError(f"space {name!r} is unknown; {suggestion(name, list(spaces))}")
+    return spaces[name]

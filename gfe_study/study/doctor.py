@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -13,11 +11,10 @@ from filelock import FileLock, Timeout
 
 from gfe_study import names
 from gfe_study.config import CHOICES, InputError, Trial
+from gfe_study.provenance import package_versions
 from gfe_study.study.driver import folder_bytes
 from gfe_study.study.storage import JOURNAL_FILE, is_url, studies_of, study_folder
 from gfe_study.tracking import ARTIFACTS, Tracker, connect, store_uri, without_password
-
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pydantic", "pandas", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,9 @@ class Finding:
 
 def examine(storage: str, *, fix: bool) -> list[Finding]:
     """Versions, device, datasets, store, and runs that nobody is writing to; `fix` closes those as killed."""
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
     return [
-        Finding("versions", True, f"Python {sys.version.split()[0]}, {versions}"),
+        Finding("versions", True, package_versions()),
         Finding("device", True, f"{device}; {torch.get_num_threads()} threads"),
         *(_dataset(name) for name in CHOICES["data"]),
         *_studies(storage, fix),

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.config.study import Resources
+from gfe_study.config.options import Resources
 from gfe_study.data.base import Splits
 from gfe_study.study.halving import Halving
 from gfe_study.study.journal import FINISHED, STOPPED

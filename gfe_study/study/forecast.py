@@ -11,7 +11,7 @@ import torch
 
 from gfe_study import names
 from gfe_study.config import Hole, Study, Trial
-from gfe_study.config.study import Asha
+from gfe_study.config.options import Asha
 from gfe_study.data.base import Splits, data_folders
 from gfe_study.study.driver import Options
 from gfe_study.study.images import Images

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from gfe_study import names
-from gfe_study.config.study import Asha
+from gfe_study.config.options import Asha
 
 
 class Halving:

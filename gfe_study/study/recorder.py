@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from gfe_study import names
 from gfe_study.config import InputError, Trial, flatten, to_yaml
+from gfe_study.provenance import package_versions
 from gfe_study.study.journal import FAILED, FINISHED, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import Finished
@@ -23,7 +24,7 @@ from gfe_study.study.storage import Mirror
 from gfe_study.tracking import FAILED as RUN_FAILED
 from gfe_study.tracking import FINISHED as RUN_FINISHED
 from gfe_study.tracking import KILLED as RUN_KILLED
-from gfe_study.tracking import Delivery, End, RunSpec, Tracker, package_versions
+from gfe_study.tracking import Delivery, End, RunSpec, Tracker
 
 SECONDS_BETWEEN_ATTEMPTS = 10.0
 TRIALS_AT_ONCE = 200

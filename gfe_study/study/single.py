@@ -10,9 +10,10 @@ import torch
 from gfe_study import names
 from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import Splits
+from gfe_study.provenance import package_versions, provenance
 from gfe_study.study.recorder import artifact_files, trial_tags
 from gfe_study.study.runner import device_name, pin_threads, remove_checkpoints, run_trial
-from gfe_study.tracking import FINISHED, RunSpec, Tracker, package_versions, provenance, writable
+from gfe_study.tracking import FINISHED, RunSpec, Tracker, writable
 
 EXPERIMENT = "train"
 

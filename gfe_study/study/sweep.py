@@ -15,6 +15,7 @@ from gfe_study import names
 from gfe_study.config import InputError, Study, to_yaml
 from gfe_study.data.base import data_folders
 from gfe_study.mlflow_view import COMPARISON, STUDY_FILE, link
+from gfe_study.provenance import provenance
 from gfe_study.study.driver import Driver, Observer, Options
 from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
@@ -24,7 +25,7 @@ from gfe_study.study.reuse import finished_elsewhere
 from gfe_study.study.runner import CONTINUATION
 from gfe_study.study.session import ray_session
 from gfe_study.study.storage import remote_folder, study_folder
-from gfe_study.tracking import Tracker, provenance, writable
+from gfe_study.tracking import Tracker, writable
 
 RAY_FOLDER = "ray"
 
