@@ -166,7 +166,8 @@ def plan_lines(study: Study, expected: Forecast) -> list[str]:
     if expected.orphaned:
         lines.append(f"{expected.orphaned} earlier trials belong to another version of this study: kept, and left out")
     taken = f", {expected.taken_over} finished in other studies" if expected.taken_over else ""
-    lines.append(f"{expected.total} trials, {expected.done} done{taken}; {expected.images:,} training images to go")
+    to_go = f"; {expected.images:,} training images to go" if expected.images is not None else ""
+    lines.append(f"{expected.total} trials, {expected.done} done{taken}{to_go}")
     if expected.seconds is None:
         lines.append("time: not known before a trial has finished (or without --no-probe)")
     else:

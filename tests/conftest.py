@@ -27,7 +27,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What matters most comes first, where the time may not do for all."""
-    items.sort(key=lambda item: "test_survival" not in item.nodeid if item.get_closest_marker("slow") else False)
+    first = ("test_report", "test_survival")
+
+    def place(item: pytest.Item) -> int:
+        if not item.get_closest_marker("slow"):
+            return 0
+        return next((number for number, name in enumerate(first) if name in item.nodeid), len(first))
+
+    items.sort(key=place)
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,25 @@ from gfe_study import names
 from gfe_study.analysis import paper
 from gfe_study.analysis.embedding import label_accuracy
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits import MAKERS, Exhibit, data_efficiency, datasets, table_1, table_2, verdict
-from gfe_study.analysis.exhibits.base import seeds_text
+from gfe_study.analysis.exhibits import (
+    MAKERS,
+    Exhibit,
+    curves,
+    data_efficiency,
+    datasets,
+    snapshots,
+    table_1,
+    table_2,
+    tuning,
+    verdict,
+)
+from gfe_study.analysis.exhibits.base import level_text, seeds_text
 from gfe_study.analysis.html import exhibit_html, formatted
 from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances
 from gfe_study.analysis.load import Store
+from gfe_study.analysis.report import write_exhibit, write_report
 from gfe_study.analysis.style import COLOURS, styles
+from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.config import Range, space_files
 from gfe_study.tracking import Delivery
 
@@ -36,7 +50,7 @@ def evidence(folder: Path, deliveries: list[Delivery], declared: str | None = No
 
 def run(arm: str, method: str, dataset: str, seed: int, points: list[dict[str, float]], **tags: Any) -> Delivery:
     params = {"eval.test_images": 1000, **tags.pop("params", {})}
-    name = f"{arm}/{dataset}/{seed}/{params.get('data.train_images', '')}"
+    name = f"{arm}/{dataset}/{seed}/{params.get('data.train_images', '')}{tags.pop('fingerprint', '')}"
     about = {names.ARM: arm, names.METHOD: method, names.DATASET: dataset, names.SEED: seed, names.NUMBER: 0, **tags}
     return trial(name, points, group=f"{arm}{dataset}", params=params, **about)
 
@@ -203,3 +217,143 @@ def test_seeds_are_told_in_words() -> None:
         "5 seeds",
         "2 to 5 seeds",
     )
+
+
+SEARCH = """question: Which?
+scientific:
+  arms: {a: {}, b: {method: ae}}
+nuisance:
+  optim.lr: {loguniform: [1.0e-4, 1.0e-2]}
+  optim.batch_size: [{choice: [8, 16, 32], when: {arm: a}}, {choice: [16, 64], when: {arm: b}}]
+  optim.lr_half_images: {choice: [null, 4000], when: {arm: a}}
+  optim.updates_per_batch: {choice: [1, [[0, 4], [480, 3]]], when: {arm: a}}
+trials: 12
+seeds: 1
+"""
+
+
+def searched(arm: str, method: str, number: int) -> Delivery:
+    sizes = [8, 16, 32] if arm == "a" else [16, 64]
+    params: dict[str, Any] = {"optim.lr": 1e-3 * (1 + number / 12), "optim.batch_size": sizes[number % len(sizes)]}
+    if arm == "a":
+        params["optim.lr_half_images"] = [None, 4000][number % 2]
+        params["optim.updates_per_batch"] = [1, [[0, 4], [480, 3]]][number % 3 == 0]
+    points = [point(480, 0.3 + (number * 7 % 12) / 100)]
+    return run(arm, method, "digits", 0, points, number=number, fingerprint=number, params=params)
+
+
+def test_choices_of_arms_stand_where_they_belong_and_panels_are_as_wide_as_the_search(tmp_path: Path) -> None:
+    both = [("a", "gfe"), ("b", "ae")]
+    of = evidence(tmp_path, [searched(*arm, number) for arm in both for number in range(12)], SEARCH)
+    exhibits = shown(tuning, of)
+    figure = exhibits["slices"].figure
+    assert figure is not None
+    panels = {axes.get_xlabel(): axes for axes in figure.axes}
+    sizes = [text.get_text() for text in panels["optim.batch_size"].get_xticklabels()]
+    assert sizes == ["8", "16", "32", "64"]
+    drawn = {str(line.get_label()): line.get_xdata() for line in panels["optim.batch_size"].lines}
+    assert {sizes[int(place)] for place in np.asarray(drawn["b"])} == {"16", "64"}
+    low, high = panels["optim.lr"].get_xlim()
+    assert low < 1e-4
+    assert high > 1e-2
+    # A choice of whole numbers, None and lists is what it was, also beside an arm that does not search it.
+    table = exhibits["importance"].table
+    assert table is not None
+    assert set(table[table[names.ARM] == "a"]["key"]) == set(of.ranges["a"]) == set(panels)
+
+
+def test_a_wide_interval_does_not_flatten_the_curves(tmp_path: Path) -> None:
+    losses = {"a": (0.2, 0.9, 0.2), "b": (0.3, 0.31, 0.32)}
+    deliveries = [
+        run(arm, "gfe", "digits", seed, [point(480, loss), point(960, loss)])
+        for arm, each in losses.items()
+        for seed, loss in enumerate(each)
+    ]
+    exhibits = shown(curves, evidence(tmp_path, deliveries))
+    for key in ("loss_over_images", "excess_over_floor"):
+        figure = exhibits[key].figure
+        assert figure is not None
+        low, high = figure.axes[0].get_ylim()
+        assert low > 0
+        assert high < 0.6
+
+
+def test_the_floor_of_test_images_is_drawn_under_test_losses_alone(tmp_path: Path) -> None:
+    deliveries = [run(arm, "gfe", "digits", seed, [point(480)]) for arm in ("a", "b") for seed in range(2)]
+    declared = DECLARED + "seeds: 2\ncompare: {metric: val_loss}\n"
+    exhibits = shown(curves, evidence(tmp_path, deliveries, declared))
+    assert "excess_over_floor" not in exhibits
+    figure = exhibits["loss_over_images"].figure
+    assert figure is not None
+    assert not any("floor" in str(line.get_label()) for line in figure.axes[0].lines)
+
+
+def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures(tmp_path: Path) -> None:
+    deliveries = [
+        run(arm, "gfe", dataset, seed, [point(480), point(960 + seed)])
+        for arm, dataset in (("a", "digits"), ("b", "mnist"))
+        for seed in range(2)
+    ]
+    of = evidence(tmp_path, deliveries)
+    draw = np.random.default_rng(0)
+    for each in of.trials.to_dict("records"):
+        moments = (480, 960 + each[names.SEED])
+        arrays = {f"{images}/latent": draw.normal(size=(40, 3)) for images in moments}
+        arrays |= {f"{images}/reconstruction": np.zeros((4, 8, 8)) for images in moments}
+        if each[names.ARM] == "b":
+            arrays["480/latent"][0] = np.nan
+        file = of.store.artifact(str(each[RUN_ID]), names.TRIAL_FILE)
+        assert file is not None
+        np.savez(
+            str(file.parent / names.SNAPSHOTS),
+            allow_pickle=False,
+            target=np.zeros((4, 8, 8)),
+            label=np.arange(40) % 4,
+            **arrays,
+        )
+    exhibits = shown(snapshots, of)
+    table = exhibits["latents"].table
+    assert table is not None
+    rows = list(zip(table["arm"], table["images seen"], table["seeds"], strict=True))
+    assert rows == [("a", 480, 2), ("a", 960.5, 2), ("b", 960.5, 2)]
+    figure = exhibits["reconstructions"].figure
+    assert figure is not None
+    texts = [axes.get_ylabel() for axes in figure.axes]
+    assert [text for text in texts if text.startswith("test")] == ["test images of digits", "test images of mnist"]
+
+
+def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:
+    name = "R&D_<x> {100%} ^~\\ | \n end"
+    exhibit = Exhibit("odd", "Of 5 % & more_or_less", "", table=pd.DataFrame({"arm": [name], "p": [0.5]}))
+    files = {file.suffix: file for file in write_exhibit(exhibit, tmp_path)}
+    latex = files[".tex"].read_text()
+    assert (
+        r"R\&D\_\textless{}x\textgreater{} \{100\%\} \textasciicircum{}\textasciitilde{}\textbackslash{} "
+        r"\textbar{} end & 0.5 \\"
+    ) in latex
+    assert r"\caption{Of 5 \% \& more\_or\_less}" in latex
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in files[".md"].read_text().splitlines()} == {4}
+    assert pd.read_csv(files[".csv"])["arm"].tolist() == [name]
+
+
+def test_a_report_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
+    of = evidence(tmp_path, [run("a", "gfe", "digits", 0, [point(480)])], DECLARED)
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "report.html").write_text('<h2 id="gone">Gone</h2>')
+    for file in ("gone.png", "gone_data.csv", "mine.md"):
+        (folder / file).write_text("")
+    files = write_report(of.store, "given", folder)
+    assert {file.name for file in folder.iterdir()} == {"mine.md", *(file.name for file in files)}
+
+
+def test_a_report_goes_without_the_losses_that_are_not_there(tmp_path: Path) -> None:
+    points = [{names.IMAGES_SEEN: 480.0, names.TRAIN_LOSS: 0.4}]
+    of = evidence(tmp_path, [run("a", "gfe", "digits", 0, points, entropy_floor="")], DECLARED)
+    page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
+    assert "no seed ended" in page or "no trial has a result" in page
+    assert "nan" not in re.sub("<style>.*</style>", "", page, flags=re.DOTALL).lower()
+
+
+def test_levels_are_told_as_they_are() -> None:
+    assert (level_text(0.95), level_text(0.995)) == ("95 %", "99.5 %")

@@ -147,6 +147,7 @@ def test_the_report_is_kept_in_the_store(folder: Path) -> None:
     assert kept.read_bytes() == (folder / "results" / STUDY / "report" / PAGE_FILE).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_store_that_was_moved_gives_the_same_report(folder: Path, copied: tuple[Path, Store]) -> None:
     elsewhere, store = copied
     files = write_report(store, STUDY, elsewhere / "report")
@@ -208,6 +209,7 @@ def test_a_study_without_a_result_is_refused_with_the_reason(copied: tuple[Path,
         write_report(store, "fewer", elsewhere / "report")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_committed_without_outputs_and_run(
     folder: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import optuna
 import pandas as pd
@@ -14,6 +15,8 @@ from optuna.trial import create_trial
 from gfe_study.analysis.stats import Mode
 from gfe_study.config import Range
 from gfe_study.distributions import distribution
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 FEWEST = 10
 """Configurations below which importances say nothing."""
@@ -30,7 +33,7 @@ def importances(configurations: pd.DataFrame, ranges: Mapping[str, Range], mode:
 
     Args:
         configurations: one row each, with `value` and the searched keys; rows in which one of either is missing are
-            left out, and so are keys without a range.
+            left out, and so are those that lie outside its range, and keys without one.
 
     Returns:
         `key` and a column for each method, the most important first; None below `FEWEST` configurations or `KEYS`
@@ -38,14 +41,17 @@ def importances(configurations: pd.DataFrame, ranges: Mapping[str, Range], mode:
     """
     keys = [key for key in ranges if key in configurations]
     known = configurations.dropna(subset=["value"])
-    known = known[known[[key for key in keys if ranges[key].kind != "choice"]].notna().all(axis="columns")]
+    told = pd.DataFrame(
+        {key: known[key].map(lambda value, key=key: told_to_optuna(value, ranges[key])) for key in keys}
+    )
+    known = known[told.notna().all(axis="columns")]
     if len(known) < FEWEST or len(keys) < KEYS or known["value"].nunique() < 2:
         return None
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
     distributions = {key: distribution(ranges[key]) for key in keys}
-    for record in known.to_dict("records"):
-        told = {key: json.dumps(_plain(record[key])) if ranges[key].kind == "choice" else record[key] for key in keys}
-        study.add_trial(create_trial(params=told, distributions=distributions, value=float(record["value"])))
+    for params, value in zip(told.loc[known.index].to_dict("records"), known["value"], strict=True):
+        named = {str(key): each for key, each in params.items()}
+        study.add_trial(create_trial(params=named, distributions=distributions, value=float(value)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluators: dict[str, BaseImportanceEvaluator] = {
@@ -60,5 +66,20 @@ def importances(configurations: pd.DataFrame, ranges: Mapping[str, Range], mode:
     return table.sort_values([PED_ANOVA, FANOVA], ascending=False, ignore_index=True)
 
 
-def _plain(value: object) -> object:
-    return None if isinstance(value, float) and pd.isna(value) else value
+def place_of(value: object, choices: Sequence[object]) -> int | None:
+    """Place of a value among the choices; None if it is none of them.
+
+    pandas has floats for whole numbers beside missing ones, and NaN for None.
+    """
+    own = None if isinstance(value, float) and math.isnan(value) else value
+    return next((place for place, choice in enumerate(choices) if choice == own), None)
+
+
+def told_to_optuna(value: object, drawn: Range) -> str | float | None:
+    """A value as `distribution` knows it; None if it is missing or not of the range."""
+    if drawn.kind == "choice":
+        place = place_of(value, drawn.values)
+        return None if place is None else json.dumps(drawn.values[place])
+    number = float(value) if isinstance(value, int | float) else math.nan
+    low, high = drawn.values
+    return number if low <= number <= high else None

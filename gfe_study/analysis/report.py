@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from html import escape
@@ -13,16 +15,17 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits import MAKERS, Exhibit
+from gfe_study.analysis.exhibits.base import seeds_text
 from gfe_study.analysis.html import exhibit_html, formatted, table_html
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.style import label, save
-from gfe_study.analysis.tidy import PARAMS
-from gfe_study.config import InputError
+from gfe_study.analysis.tidy import PARAMS, RUN_ID
+from gfe_study.config import Budget, InputError, Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 
 PAGE_FILE = "report.html"
 TRIALS_FILE = "trials.csv"
-TABLE_FORMATS = ".csv, .md, .tex"
+TABLE_FORMATS = (".csv", ".md", ".tex")
 
 STYLE = """
 :root { color-scheme: light }
@@ -58,6 +61,7 @@ def write_report(store: Store, study: str, folder: Path) -> list[Path]:
     page = folder / PAGE_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_earlier(page)
         files = [file for exhibit in exhibits for file in write_exhibit(exhibit, folder)]
         trials = folder / TRIALS_FILE
         trials_table(evidence).to_csv(trials, index=False)
@@ -69,15 +73,24 @@ def write_report(store: Store, study: str, folder: Path) -> list[Path]:
     return [page, trials, *files]
 
 
+def _remove_earlier(page: Path) -> None:
+    """Remove the exhibits of an earlier report, which may be none of this one's."""
+    if not page.exists():
+        return
+    for key in re.findall(r'<h2 id="(\w+)">', page.read_text(encoding="utf-8")):
+        for ending in (".png", ".svg", *TABLE_FORMATS, "_data.csv"):
+            (page.parent / f"{key}{ending}").unlink(missing_ok=True)
+
+
 def write_exhibit(exhibit: Exhibit, folder: Path) -> list[Path]:
     """The files of one exhibit: `<key>.png` and `.svg`, `<key>.csv`, `.md` and `.tex`, `<key>_data.csv`."""
     files = save(exhibit.figure, folder / exhibit.key) if exhibit.figure is not None else []
     if exhibit.table is not None:
         shown = formatted(exhibit.table, exhibit.formats)
-        csv, markdown, latex = (folder / f"{exhibit.key}{suffix}" for suffix in TABLE_FORMATS.split(", "))
+        csv, markdown, latex = (folder / f"{exhibit.key}{suffix}" for suffix in TABLE_FORMATS)
         exhibit.table.to_csv(csv, index=False)
         markdown.write_text(_markdown(shown), encoding="utf-8")
-        caption = exhibit.title.replace("%", r"\%")
+        caption = _latex(exhibit.title)
         text = (
             shown.map(_latex).rename(columns=_latex).to_latex(index=False, caption=caption, label=f"tab:{exhibit.key}")
         )
@@ -99,31 +112,40 @@ def trials_table(evidence: Evidence) -> pd.DataFrame:
     counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS]
     about = [names.ARM, names.STAGE, names.NUMBER, names.SEED, "state"]
     table = runs[[*about, *losses, *counts, *params, names.FINGERPRINT, names.FAILURE]]
+    table = table.sort_values(names.VAL_LOSS, kind="stable", ignore_index=True)
     table = table.rename(columns=lambda name: str(name).removeprefix(PARAMS))
     empty = [column for column in table if (table[column].isna() | (table[column] == "")).all()]
-    return table.drop(columns=empty).sort_values(names.VAL_LOSS, kind="stable", ignore_index=True)
+    return table.drop(columns=empty)
+
+
+LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%_#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "−": "$-$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "≤": r"$\le$",
+    }
+)
 
 
 def _latex(text: Any) -> str:
-    escaped = str(text)
-    for plain, command in {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "_": r"\_",
-        "#": r"\#",
-        "$": r"\$",
-    }.items():
-        escaped = escaped.replace(plain, command)
-    for plain, command in {"−": "$-$", "±": r"$\pm$", "×": r"$\times$", "≤": r"$\le$"}.items():
-        escaped = escaped.replace(plain, command)
-    return escaped
+    return " ".join(str(text).split()).translate(LATEX)
 
 
 def _markdown(shown: pd.DataFrame) -> str:
     columns = [str(column) for column in shown]
     rows = [columns, ["---"] * len(columns), *([str(value) for value in row] for row in shown.to_numpy())]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+    return (
+        "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows)
+        + "\n"
+    )
 
 
 def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
@@ -151,7 +173,8 @@ LOSSES = (names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LO
 
 def _asked_and_ran(evidence: Evidence) -> str:
     study, runs = evidence.study, evidence.runs
-    states = ", ".join(f"{count} {state}" for state, count in Counter(runs["state"]).most_common())
+    once = runs.drop_duplicates(RUN_ID)
+    states = ", ".join(f"{count} {state}" for state, count in Counter(once["state"]).most_common())
     trials = evidence.trials
     about = {"trials": states}
     if study is not None:
@@ -159,20 +182,38 @@ def _asked_and_ran(evidence: Evidence) -> str:
             about["compared"] = ", ".join(arm.name for arm in study.arms)
         if study.nuisance:
             about["searched"] = f"{', '.join(study.nuisance)} ({study.sampler}, {study.trials} configurations an arm)"
-        budget = study.example(study.arms[0]).budget
-        limits = [f"{budget.images:,} images seen"] if budget.images < IMAGES_WITHOUT_LIMIT else []
-        limits += [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
-        limits += [f"{budget.seconds:g} s of training"] if budget.seconds is not None else []
-        about["budget of a trial"] = " or ".join(limits)
+        about["budget of a trial"] = _budgets(study)
         stages = [f"{len(study.seeds_of(stage))}" for stage in study.stages()]
         about["seeds"] = " in the first stage, ".join(stages) + (" in the second" if len(stages) > 1 else "")
         for hole in study.holes:
             about[f"left out: {hole.name}"] = hole.reason
-    floors = trials.groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
-    about["dataset"] = "; ".join(f"{name}, entropy floor {floor:.4f} nats per pixel" for name, floor in floors.items())
+    floors = trials[trials[names.DATASET] != ""].groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
+    told = [
+        name if pd.isna(floor) else f"{name}, entropy floor {floor:.4f} nats per pixel"
+        for name, floor in floors.items()
+    ]
+    about |= {"dataset": "; ".join(map(str, told))} if told else {}
     if evidence.parent is not None and evidence.parent.status == "RUNNING":
         about["state"] = "still running: everything below is of what has ended so far"
     return _list(about)
+
+
+def _budgets(study: Study) -> str:
+    """What a trial may spend, by arm and stage where that differs."""
+    arms_of: dict[str, list[str]] = {}
+    for arm in study.arms:
+        stages = dict.fromkeys(_limits(study.example(arm, stage).budget) for stage in study.stages())
+        arms_of.setdefault(", in the second stage ".join(stages), []).append(arm.name)
+    if len(arms_of) == 1:
+        return next(iter(arms_of))
+    return "; ".join(f"{limits} ({', '.join(arms)})" for limits, arms in arms_of.items())
+
+
+def _limits(budget: Budget) -> str:
+    limits = [f"{budget.images:,} images seen"] if budget.images < IMAGES_WITHOUT_LIMIT else []
+    limits += [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
+    limits += [f"{budget.seconds:g} s of training"] if budget.seconds is not None else []
+    return " or ".join(limits)
 
 
 def _list(about: Mapping[str, str]) -> str:
@@ -181,8 +222,11 @@ def _list(about: Mapping[str, str]) -> str:
 
 def _verdict(evidence: Evidence) -> str:
     found = evidence.verdict
-    if found is not None:
-        lines = [f"<b>{escape(row.arm)}</b>: {row.value.mean:.4f}, {escape(row.text)}" for row in found.rows]
+    if found is not None and found.rows:
+        lines = [
+            f"<b>{escape(row.arm)}</b>: {f'{row.value.mean:.4f}, ' if row.value.count else ''}{escape(row.text)}"
+            for row in found.rows
+        ]
         about = f"Verdict by {label(found.metric)}"
     else:
         lines, about = _best(evidence), "Best"
@@ -193,20 +237,24 @@ def _verdict(evidence: Evidence) -> str:
 def _best(evidence: Evidence) -> list[str]:
     chosen = evidence.chosen
     usable = chosen[~chosen["failed"] & ~chosen[names.DIVERGED]]
-    if not len(usable):
-        return ["no trial has a result"]
-    validation, test = usable[names.VAL_LOSS].mean(), usable[names.TEST_LOSS].mean()
-    floor = usable[names.ENTROPY_FLOOR].iloc[0]
-    seeds = usable[names.SEED].nunique()
-    told = f"{seeds} seeds" if seeds > 1 else "no interval: one seed"
-    fingerprints = ", ".join(usable[names.FINGERPRINT])
-    line = (
-        f"validation {validation:.4f}, test {test:.4f} nats per pixel ({told}), {test - floor:.4f} above the entropy "
-        f"floor {floor:.4f}: trial {escape(fingerprints)}"
-    )
-    seen, used = usable[names.IMAGES_SEEN].iloc[0], usable[names.IMAGES_USED].iloc[0]
-    images = f"{seen:,.0f} training images seen, counted once, or {used:,.0f} counted once per weight update"
-    return [line, images]
+    lines = []
+    for arm in evidence.arms:
+        own = usable[usable[names.ARM] == arm]
+        losses = {"validation": names.VAL_LOSS, "test": names.TEST_LOSS}
+        known = {what: float(own[loss].mean()) for what, loss in losses.items() if own[loss].notna().any()}
+        if not known:
+            continue
+        told = seeds_text({own[names.SEED].nunique()})
+        line = f"{', '.join(f'{what} {loss:.4f}' for what, loss in known.items())} nats per pixel ({told})"
+        floor = own[names.ENTROPY_FLOOR].iloc[0]
+        if "test" in known and not math.isnan(floor):
+            line += f", {known['test'] - floor:.4f} above the entropy floor {floor:.4f}"
+        line += f": trial {', '.join(own[names.FINGERPRINT])}"
+        seen, used = own[names.IMAGES_SEEN].mean(), own[names.IMAGES_USED].mean()
+        line += f", {seen:,.0f} training images seen" if not math.isnan(seen) else ""
+        line += f" (counted once; {used:,.0f} counted once per weight update)" if not math.isnan(used) else ""
+        lines.append(f"{f'<b>{escape(arm)}</b>: ' if arm else ''}{escape(line)}")
+    return lines or ["no trial has a result"]
 
 
 def _cautions(evidence: Evidence) -> str:

@@ -44,6 +44,8 @@ COLOURS = {
 MARKERS = "osD^vPX*<>"
 INCHES_OF_HANDLE, INCHES_OF_LETTER = 0.55, 0.058
 """What an entry of a legend takes beside its text, and a letter of that."""
+MOST_LETTERS = 40
+"""Of a name in a figure."""
 MOST_LINES = 4
 """Of a legend above the axes."""
 RC: Any = {
@@ -168,6 +170,12 @@ def short(value: float) -> str:
     return f"{value / 1e6:.3g}M" if abs(value) >= 1e6 else f"{value / 1000:.3g}k"
 
 
+def clipped(text: str, most: int = MOST_LETTERS) -> str:
+    """A name that a figure has room for; tables have the whole of it."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+
+
 def legend(fig: Figure) -> None:
     """The figure's legend: above its axes in as many columns as fit, or beside them where it is long."""
     handles: dict[str, Any] = {}
@@ -176,13 +184,14 @@ def legend(fig: Figure) -> None:
             handles.setdefault(text, handle)
     if not handles:
         return
+    texts = [clipped(text) for text in handles]
     width = float(fig.get_figwidth())
-    columns = max(1, int(width / (INCHES_OF_HANDLE + INCHES_OF_LETTER * max(map(len, handles)))))
+    columns = max(1, int(width / (INCHES_OF_HANDLE + INCHES_OF_LETTER * max(map(len, texts)))))
     if len(handles) > MOST_LINES * columns:
         fig.set_figwidth(PAGE)
-        fig.legend(handles.values(), handles.keys(), loc="outside right center")
+        fig.legend(handles.values(), texts, loc="outside right center")
     else:
-        fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(columns, 4))
+        fig.legend(handles.values(), texts, loc="outside upper center", ncols=min(columns, 4))
 
 
 def plain_log(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -199,6 +208,8 @@ def save(fig: Figure, path: Path) -> list[Path]:
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
     metadata: dict[str, Mapping[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
     with drawing():
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")  # found once, and not anew for every file
         for file in files:
             fig.savefig(file, dpi=DPI, metadata=dict(metadata[file.suffix]))
     return files

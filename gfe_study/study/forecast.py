@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from gfe_study import names
 from gfe_study.config import Hole, Study, Trial
-from gfe_study.config.options import Asha
+from gfe_study.config.options import IMAGES_WITHOUT_LIMIT, Asha
 from gfe_study.data.base import Splits, data_folders
 from gfe_study.study.driver import Options
 from gfe_study.study.images import Images
@@ -31,7 +32,7 @@ SMALL_FILES_BYTES = 60e3
 PROBE_SECONDS = 20.0
 """Training time spent on probes, per slot, and no less than `LEAST_PROBE_SECONDS` on each."""
 LEAST_PROBE_SECONDS = 1.0
-MOST_PROBES_PER_ARM = 4
+MOST_PROBES_PER_ARM = 6
 SECONDS_BETWEEN_TRIALS = 0.1
 SECONDS_TO_START = 20.0
 """Ray, its workers and their imports, where neither an earlier start nor a probe tells."""
@@ -55,7 +56,7 @@ class Forecast:
         later: trials whose configuration a search, or the second stage, will choose from the results of others.
         orphaned: trials of another version of this study.
         taken_over: trials that other studies have finished.
-        images: training images still to be seen.
+        images: training images still to be seen; None where that is not known before trials are timed.
         slots: trials at a time, on the resources given.
         seconds: wall time still to be spent, start-up included; None where it was not asked for or cannot be told.
         told_from: what the time is told from.
@@ -70,7 +71,7 @@ class Forecast:
     total: int
     done: int
     taken_over: int
-    images: int
+    images: int | None
     slots: int
     seconds: float | None
     told_from: str
@@ -120,7 +121,7 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
         total=plan.total,
         done=len(done),
         taken_over=len(over) - len(done),
-        images=round(sum((estimates[kind].images if estimates else budgets[kind]) * share for kind, share in left)),
+        images=_images(left, {kind: estimate.images for kind, estimate in estimates.items()} if estimates else budgets),
         slots=slots,
         seconds=seconds,
         told_from=told_from,
@@ -147,6 +148,12 @@ def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
             unknown = plan.size(arm.name, stage) - len(there)
             left += [((stage, arm.name), 1.0)] * (max(0, unknown) * len(plan.study.seeds_of(stage)))
     return left
+
+
+def _images(left: list[tuple[Kind, float]], each: Mapping[Kind, float]) -> int | None:
+    if any(each[kind] >= IMAGES_WITHOUT_LIMIT for kind, _ in left):
+        return None
+    return round(sum(each[kind] * share for kind, share in left))
 
 
 def _estimates(

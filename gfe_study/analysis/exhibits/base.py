@@ -41,6 +41,11 @@ Maker = Callable[[Evidence], Iterator[Exhibit]]
 """Makes the exhibits of one kind that a study has the evidence for; none where it has not."""
 
 
+def level_text(confidence: float) -> str:
+    """A level of confidence in words: 95 %, 99.5 %."""
+    return f"{100 * confidence:g} %"
+
+
 def seeds_text(counts: set[int]) -> str:
     """How many seeds a figure stands on, and what that allows to say."""
     if not counts or max(counts) == 0:

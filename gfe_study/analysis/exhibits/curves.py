@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from gfe_study import names
 from gfe_study.analysis import paper
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
+from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
 from gfe_study.analysis.stats import mean_interval
 from gfe_study.analysis.style import (
     COLOURS,
@@ -34,7 +34,10 @@ AXES = {
     "nfe": "loss_over_evaluations",
 }
 """What a curve runs over, and the key of its exhibit."""
-FEWEST_POINTS = 2
+TEST_LOSSES = (names.TEST_LOSS, names.MIXED_TEST_LOSS)
+"""The losses that the entropy floor, of the test images, is a floor of."""
+MARGIN = 0.06
+"""Of a y axis, beyond the mean curves."""
 
 
 def curves(evidence: Evidence) -> Iterator[Exhibit]:
@@ -49,7 +52,7 @@ def curves(evidence: Evidence) -> Iterator[Exhibit]:
     for axis, key in AXES.items():
         if means[axis].notna().any():
             yield _over(evidence, means, axis, key)
-    if _floors(points):
+    if evidence.metric in TEST_LOSSES and (points[evidence.metric] > points[names.ENTROPY_FLOOR]).any():
         yield _excess(evidence, points)
 
 
@@ -94,13 +97,14 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
             axes.fill_between(own[axis], own["low"], own["high"], color=look[arm].colour, alpha=0.18, linewidth=0)
         if axis == names.IMAGES_SEEN:
             _papers_own(axes, evidence, means)
-        _draw_floor(axes, evidence.chosen_curves)
+        _draw_floor(axes, evidence.metric, evidence.chosen_curves)
+        _show_means(axes)
         log_axis(axes, list(means[axis]), most=5)
         axes.set_xlabel(label(axis))
         axes.set_ylabel(label(evidence.metric))
         legend(fig)
     counts = set(means.groupby(names.ARM)["seeds"].max())
-    shade = "" if counts == {1} else f" Shaded: {evidence.confidence:.0%} Student intervals of the mean over seeds."
+    shade = "" if counts == {1} else _shade_text(evidence.confidence)
     about = {
         names.IMAGES_SEEN: "the papers' axis: training images, repetitions counted",
         names.TRAIN_SECONDS: "seconds spent in training updates, evaluation left out; they compare only on one machine "
@@ -110,10 +114,28 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
     return Exhibit(
         key,
         f"{_title(evidence.metric)} over {label(axis)}",
-        f"Mean of {seeds_text(counts)} of each arm's chosen configuration over {about}.{shade}",
+        f"Each arm's chosen configuration, mean of its seeds ({seeds_text(counts)}), over {about}.{shade}",
         fig,
         data=means,
     )
+
+
+def _shade_text(confidence: float) -> str:
+    return f" Shaded: {level_text(confidence)} Student intervals of the mean over seeds, cut where they leave the axes."
+
+
+def _show_means(axes: Axes) -> None:
+    """Let the lines fill the axes: an interval over two or three seeds may be many times as wide."""
+    heights = np.array([height for line in axes.lines for height in np.asarray(line.get_ydata(), dtype=np.float64)])
+    if not np.isfinite(heights).any():
+        return
+    low, high = float(np.nanmin(heights)), float(np.nanmax(heights))
+    if axes.get_yscale() == "log":
+        ratio = max(high / low, 1.2) ** MARGIN
+        axes.set_ylim(low / ratio, high * ratio)
+    else:
+        room = MARGIN * max(high - low, 0.02 * abs(high))
+        axes.set_ylim(low - room, high + room)
 
 
 def _seeds(own: pd.DataFrame) -> str:
@@ -143,7 +165,9 @@ def _floors(points: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _draw_floor(axes: Axes, points: pd.DataFrame) -> None:
+def _draw_floor(axes: Axes, metric: str, points: pd.DataFrame) -> None:
+    if metric not in TEST_LOSSES:
+        return
     for dataset, floor in _floors(points).items():
         where = f" of {dataset}" if len(_floors(points)) > 1 else ""
         axes.axhline(floor, color=INK, linestyle=":", linewidth=0.8, label=f"entropy floor{where} {floor:.4f}")
@@ -152,19 +176,23 @@ def _draw_floor(axes: Axes, points: pd.DataFrame) -> None:
 def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
     above = points.assign(excess=points[evidence.metric] - points[names.ENTROPY_FLOOR])
     means = mean_curves(above, "excess", evidence.confidence)
+    counts = set(means.groupby(names.ARM)["seeds"].max())
     look = styles(evidence.trials, evidence.arms)
     with drawing():
         fig = figure()
         axes = fig.add_subplot()
         for arm in evidence.arms:
-            own = means[means[names.ARM] == arm]
+            own = means[(means[names.ARM] == arm) & (means["mean"] > 0)]
+            if not len(own):
+                continue  # below the floor: of other images
             axes.plot(
                 own[names.IMAGES_SEEN], own["mean"], label=f"{arm or 'all'} (n = {_seeds(own)})", **look[arm].of_line()
             )
-            low = own["low"].clip(lower=1e-6)
+            low = own["low"].clip(lower=np.finfo(float).tiny)
             axes.fill_between(own[names.IMAGES_SEEN], low, own["high"], color=look[arm].colour, alpha=0.18, linewidth=0)
         log_axis(axes, list(means[names.IMAGES_SEEN]), most=5)
         plain_log(axes, "y")
+        _show_means(axes)
         axes.set_xlabel(label(names.IMAGES_SEEN))
         axes.set_ylabel("above the entropy floor\n(nats per pixel)")
         legend(fig)
@@ -172,8 +200,8 @@ def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
     return Exhibit(
         "excess_over_floor",
         "What is left above the entropy floor",
-        f"Test loss less the mean entropy of the pixels themselves ({floors}), which no decoder can go below; "
-        f"{seeds_text(set(means.groupby(names.ARM)['seeds'].max()))}.",
+        f"{_title(evidence.metric)} less the mean entropy of the pixels themselves ({floors}), which no decoder can go "
+        f"below; {seeds_text(counts)}.{'' if counts == {1} else _shade_text(evidence.confidence)}",
         fig,
         data=means,
     )
@@ -206,7 +234,7 @@ def _search(evidence: Evidence) -> Iterator[Exhibit]:
                     label=f"{text}, ends at {curve[evidence.metric].iloc[-1]:.4f}",
                 )
         _papers_own(axes, evidence, points)
-        _draw_floor(axes, points)
+        _draw_floor(axes, evidence.metric, points)
         log_axis(axes, list(points[names.IMAGES_SEEN]), most=5)
         ends = points.groupby(RUN_ID)[evidence.metric].agg(["first", "last"]).to_numpy()
         axes.set_ylim(top=float(np.nanquantile(ends, 0.97)) * 1.05)

@@ -9,8 +9,8 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis.efficiency import DataEfficiency
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
-from gfe_study.analysis.style import MARKERS, PALETTE, drawing, figure, label, legend, log_axis
+from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
+from gfe_study.analysis.style import drawing, figure, label, legend, log_axis, styles
 from gfe_study.analysis.tidy import PARAMS
 
 SIZE_KEY = "data.train_images"
@@ -24,24 +24,20 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
         return
     curve = DataEfficiency.from_frame(losses, names.UNIQUE_IMAGES, evidence.metric, evidence.confidence)
     points = curve.points()
+    look = styles(losses, curve.arms)
     with drawing():
         fig = figure()
         axes = fig.add_subplot()
-        for place, arm in enumerate(curve.arms):
+        for arm in curve.arms:
             own = points[points[names.ARM] == arm]
-            colour = PALETTE[place % len(PALETTE)]
-            axes.plot(
-                own[names.UNIQUE_IMAGES],
-                own["mean"],
-                f"{MARKERS[place % len(MARKERS)]}-",
-                color=colour,
-                label=f"{arm} (n = {own['seeds'].min()})",
-            )
+            ends = dict.fromkeys((own["seeds"].min(), own["seeds"].max()))
+            told = f"{arm} (n = {'–'.join(map(str, ends))})"
+            axes.plot(own[names.UNIQUE_IMAGES], own["mean"], label=told, **look[arm].of_line())
             axes.fill_between(
                 own[names.UNIQUE_IMAGES],
                 own["low"].astype(float),
                 own["high"].astype(float),
-                color=colour,
+                color=look[arm].colour,
                 alpha=0.18,
                 linewidth=0,
             )
@@ -49,13 +45,16 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
         axes.set_xlabel(label(names.UNIQUE_IMAGES))
         axes.set_ylabel(label(evidence.metric))
         legend(fig)
+    counts = set(points["seeds"])
+    shade = "" if counts == {1} else f", shaded: {level_text(evidence.confidence)} Student intervals of the mean"
     crossings = curve.crossings()
-    told = " ".join(f"{text[:1].upper()}{text[1:]}." for text in dict.fromkeys(crossings["text"]))
+    told = " ".join(f"{text}." for text in dict.fromkeys(crossings["text"]))
     yield Exhibit(
         "data_efficiency",
         f"Loss over {label(names.UNIQUE_IMAGES)}",
-        f"Training sets nested in one another, classes in their proportions; as many epochs as the budget allows. "
-        f"{seeds_text(set(points['seeds'])).capitalize()}. {told} The table: mean loss over the logarithm of the size "
+        "Training sets nested in one another, classes in their proportions; as many epochs as the budget allows. "
+        f"{seeds_text(counts).capitalize()}{shade}. "
+        f"{told} The table: mean loss over the logarithm of the size "
         "(area under the curve).",
         fig,
         curve.areas(),

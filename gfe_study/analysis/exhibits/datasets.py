@@ -11,7 +11,7 @@ from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
 from gfe_study.analysis.ranks import Ranks, friedman
-from gfe_study.analysis.style import INK, PAGE, drawing, figure
+from gfe_study.analysis.style import INK, PAGE, drawing, figure, label
 
 DATASET_KEY = "data.name"
 
@@ -23,10 +23,12 @@ def datasets(evidence: Evidence) -> Iterator[Exhibit]:
         return
     found = friedman(scores, confidence=evidence.confidence)
     table = scores.rename_axis("dataset").reset_index()
+    lacking = ", ".join(found.left_out)
+    left_out = f" Left out, since some method has no result on them: {lacking}." if lacking else ""
     yield Exhibit(
         "datasets",
         "Methods over several datasets",
-        f"Mean test loss over seeds (nats per pixel). {found.text[:1].upper()}{found.text[1:]}.",
+        f"Mean {label(evidence.metric)} over seeds. {found.text[:1].upper()}{found.text[1:]}.{left_out}",
         _diagram(found) if found.reason is None else None,
         table,
         {str(column): ".4f" for column in scores},

@@ -10,7 +10,7 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis import paper
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
+from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
 from gfe_study.analysis.stats import mean_interval
 from gfe_study.analysis.tidy import PARAMS, RUN_ID
 
@@ -84,7 +84,8 @@ def table_2(evidence: Evidence) -> Iterator[Exhibit]:
         for arm in evidence.arms:
             own = ends[(ends[names.ARM] == arm) & (ends[names.DATASET] == dataset)]
             column = paper.column_of(str(own[names.METHOD].iloc[0])) if len(own) else None
-            if column is None:
+            losses = own[names.TEST_LOSS].dropna()
+            if column is None or not len(losses):
                 continue
             about = {
                 "dataset": dataset,
@@ -93,7 +94,9 @@ def table_2(evidence: Evidence) -> Iterator[Exhibit]:
                 "images seen": float(own[names.IMAGES_SEEN].mean()),
                 "images seen, paper": paper.TABLE_2_IMAGES[column],
             }
-            rows.append(_row(about, own[names.TEST_LOSS], evidence, paper.TABLE_2[dataset][column]))
+            rows.append(_row(about, losses, evidence, paper.TABLE_2[dataset][column]))
+    if not rows:
+        return
     table = pd.DataFrame(rows)
     yield Exhibit(
         "table_2",
@@ -113,14 +116,20 @@ def _row(about: Mapping[str, object], losses: pd.Series, evidence: Evidence, the
 
 def _caption(evidence: Evidence, table: pd.DataFrame, points: pd.DataFrame) -> str:
     half = (
-        "" if table[HALF].isna().all() else f" ± is half of the {evidence.confidence:.0%} Student interval of the mean."
+        ""
+        if table[HALF].isna().all()
+        else f" ± is half of the {level_text(evidence.confidence)} Student interval of the mean."
     )
-    images = sorted({int(float(value)) for value in evidence.chosen["params.eval.test_images"].dropna()})
-    tested = f"{images[-1]:,}" if images else "the"
-    floors = ", ".join(
-        f"{floor:.4f} on {name}" for name, floor in points.groupby(names.DATASET)[names.ENTROPY_FLOOR].first().items()
+    known = evidence.chosen.get(f"{PARAMS}eval.test_images", pd.Series(dtype="str"))
+    images = sorted({int(float(value)) for value in known.dropna()})
+    tested = (
+        f"the first {' to '.join(f'{count:,}' for count in dict.fromkeys((images[0], images[-1])))}"
+        if images
+        else "the"
     )
+    known_floors = points.dropna(subset=[names.ENTROPY_FLOOR]).groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
+    floors = ", ".join(f"{floor:.4f} on {name}" for name, floor in known_floors.items()) or "not known"
     return (
         f"Nats per pixel, {seeds_text(set(table['seeds']))}; the paper gives one number each, and no number of seeds. "
-        f"Ours on the first {tested} test images (entropy floor {floors}); the paper's on all 10,000.{half}"
+        f"Ours on {tested} test images (entropy floor {floors}); the paper's on all 10,000.{half}"
     )

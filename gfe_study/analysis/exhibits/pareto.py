@@ -20,6 +20,8 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
     """Every complete configuration by its training time and its loss, with the front of them all."""
     against = evidence.study.metric.against if evidence.study is not None else None
     axis = names.ENCODE_SECONDS if against == names.ENCODE_SECONDS else names.TRAIN_SECONDS
+    if evidence.trials[names.DATASET].nunique() > 1:
+        return  # whose losses do not compare
     table = evidence.configurations().dropna(subset=["value", axis])
     if len(table) < 2 or table[axis].max() < LEAST_SPREAD * table[axis].min():
         return
@@ -44,8 +46,8 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
     yield Exhibit(
         "pareto",
         "Loss against time",
-        f"Every complete configuration, mean over its seeds; {len(front)} of {len(table)} are beaten by no other in "
-        "both. Seconds compare only between trials of one machine that did the same beside.",
+        f"Every complete configuration, mean over its seeds; no other beats {len(front)} of {len(table)} in both. "
+        " Seconds compare only between trials of one machine that did the same beside.",
         fig,
         table=_shown(front, axis, metric),
         formats={axis: ".3g", metric: ".4f"},

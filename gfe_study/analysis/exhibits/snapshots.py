@@ -12,16 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gfe_study import names
-from gfe_study.analysis.embedding import NEIGHBOURS, embed, label_accuracy, trusted
+from gfe_study.analysis.embedding import FEWEST, NEIGHBOURS, embed, label_accuracy, trusted
 from gfe_study.analysis.evidence import Arrays, Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
 from gfe_study.analysis.stats import mean_interval
-from gfe_study.analysis.style import PAGE, PALETTE, drawing, figure
+from gfe_study.analysis.style import PAGE, PALETTE, clipped, drawing, figure
 from gfe_study.analysis.tidy import RUN_ID
 
 MOST_ARMS = 4
 """Arms that are drawn; the tables have them all."""
 MOST_PICTURES = 10
+LAST = "last"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def snapshots(evidence: Evidence) -> Iterator[Exhibit]:
     flows = [each for each in shown if any(each.has(point, "flow/nfe") for point in each.points)]
     if flows:
         yield _flows(flows, told)
-    yield _reconstructions(shown, told)
+    yield from _reconstructions(shown, told)
     yield from _latents(evidence, known, shown, told)
 
 
@@ -77,6 +78,8 @@ def _all(evidence: Evidence) -> Iterator[Snapshots]:
             arrays = evidence.snapshots(str(trial[RUN_ID]))
             if arrays is not None:
                 points = tuple(sorted({int(key.partition("/")[0]) for key in arrays if "/" in key}))
+                if not points:
+                    continue
                 yield Snapshots(arm, int(trial[names.SEED]), str(trial[names.DATASET]), arrays, points)
 
 
@@ -98,13 +101,13 @@ def _flows(shown: list[Snapshots], told: str) -> Exhibit:
                     continue
                 data.append(_draw_flow(axes, each, each.points[column]))
                 axes.set_title(_moment(each.points[column]))
-            grid[row][0].set_ylabel(f"{each.arm}\n‖z − z*‖ / ‖z₀ − z*‖".strip())
+            grid[row][0].set_ylabel(f"{clipped(each.arm)}\n‖z − z*‖ / ‖z₀ − z*‖".strip())
     axis = "flow time t where the solver follows the flow, else decoder evaluations"
     return Exhibit(
         "flows",
         "Convergence of the latent along its flow, at moments of training",
         f"Distance of z from the end of its flow z*, of {len(set(data[0]['image']))} test images (one line each), over "
-        f"{axis}; seed {shown[0].seed}. As in Figure 1 of the paper.{told}",
+        f"{axis}; {_seeds(shown)}. As in Figure 1 of the paper.{told}",
         fig,
         data=pd.concat(data, ignore_index=True),
     )
@@ -125,10 +128,23 @@ def _draw_flow(axes: Axes, each: Snapshots, point: int) -> pd.DataFrame:
     return table.assign(arm=each.arm, seed=each.seed, images_seen=point)
 
 
-def _reconstructions(shown: list[Snapshots], told: str) -> Exhibit:
-    rows: list[tuple[str, np.ndarray]] = [("test images", shown[0].arrays["target"])]
-    for each in shown:
-        rows += [(f"{each.arm}\n{_moment(point)}".strip(), each.of(point, "reconstruction")) for point in _ends(each)]
+def _seeds(shown: list[Snapshots]) -> str:
+    seeds = sorted({each.seed for each in shown})
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+
+
+def _reconstructions(shown: list[Snapshots], told: str) -> Iterator[Exhibit]:
+    several = len({each.dataset for each in shown}) > 1
+    shown = sorted(shown, key=lambda each: [one.dataset for one in shown].index(each.dataset))
+    rows: list[tuple[str, np.ndarray]] = []
+    for before, each in itertools.pairwise([None, *shown]):
+        assert each is not None
+        if before is None or before.dataset != each.dataset:
+            rows.append((f"test images{f' of {each.dataset}' if several else ''}", each.arrays["target"]))
+        rows += [
+            (f"{clipped(each.arm)}\n{_moment(point)}".strip(), each.of(point, "reconstruction"))
+            for point in _ends(each)
+        ]
     count = min(MOST_PICTURES, *(len(pictures) for _, pictures in rows))
     with drawing():
         fig = figure(PAGE, 0.52 * len(rows))
@@ -140,10 +156,11 @@ def _reconstructions(shown: list[Snapshots], told: str) -> Exhibit:
                 axes.set_yticks([])
                 axes.spines[:].set_visible(False)
             line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
-    return Exhibit(
+    datasets = " and ".join(dict.fromkeys(each.dataset for each in shown))
+    yield Exhibit(
         "reconstructions",
         "Test images and their reconstructions",
-        f"The first {count} test images of {shown[0].dataset}, and what decoders of seed {shown[0].seed} make of them "
+        f"The first {count} test images of {datasets}, and what decoders of {_seeds(shown)} make of them "
         f"early and at the end of training. As in Figure 5 of the paper, which shows 1 % of the training set and "
         f"all of it.{told}",
         fig,
@@ -161,6 +178,7 @@ def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots],
             {
                 names.ARM: each.arm,
                 names.IMAGES_SEEN: point,
+                LAST: point == each.points[-1],
                 names.SEED: each.seed,
                 "accuracy": label_accuracy(each.of(point, "latent"), each.arrays["label"]),
             }
@@ -172,23 +190,25 @@ def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots],
         return
     fig, embedded = _maps(shown)
     rows = []
-    for _, own in measured.groupby([names.ARM, names.IMAGES_SEEN], sort=False):
-        arm, point = str(own[names.ARM].iloc[0]), int(own[names.IMAGES_SEEN].iloc[0])
+    for (arm, last), own in measured.groupby([names.ARM, LAST], sort=False):
         found = mean_interval(own["accuracy"], evidence.confidence)
         half = None if found.high is None else found.high - found.mean
-        trust = embedded.get((arm, point))
-        rows.append((arm, point, found.count, found.mean, half, trust))
+        trust = embedded.get((str(arm), bool(last)))
+        rows.append((arm, own[names.IMAGES_SEEN].mean(), found.count, found.mean, half, trust))
     columns = ["arm", "images seen", "seeds", "k-NN accuracy", "±", "trustworthiness of the map"]
     table = pd.DataFrame(rows, columns=columns)
     table[columns[4:]] = table[columns[4:]].astype("float64")
+    if set(table["arm"]) == {""}:
+        table = table.drop(columns="arm")
     images = len(known[0].arrays["label"])
     yield Exhibit(
         "latents",
         "Latents of test images",
-        f"t-SNE of the latents of {images:,} test images, coloured by their class, which training never saw; seed "
-        f"{shown[0].seed}. Pictures of t-SNE cannot be compared by eye, so the table measures the latents themselves: "
+        f"t-SNE of the latents of {images:,} test images, coloured by their class, which training never saw; "
+        f"{_seeds(shown)}. Pictures of t-SNE cannot be compared by eye, so the table measures the latents themselves: "
         f"the share of test images whose class is that of most of their {NEIGHBOURS} nearest neighbours in latent "
-        f"space ({seeds_text(set(table['seeds']))}), and how far the map keeps neighbourhoods (1: all of them). As in "
+        f"space ({seeds_text(set(table['seeds']))}; early and at the end of training, at the mean of "
+        "the images seen where seeds ended apart), and how far the map keeps neighbourhoods (1: all of them). As in "
         f"Figures 6 and 7 of the paper.{told}",
         fig,
         table.dropna(axis="columns", how="all"),
@@ -196,9 +216,10 @@ def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots],
     )
 
 
-def _maps(shown: list[Snapshots]) -> tuple[Figure, dict[tuple[str, int], float]]:
+def _maps(shown: list[Snapshots]) -> tuple[Figure, dict[tuple[str, bool], float]]:
+    """A map of every arm early and at the end, and how far it can be trusted, by arm and whether it is the end."""
     columns = max(len(_ends(each)) for each in shown)
-    trust: dict[tuple[str, int], float] = {}
+    trust: dict[tuple[str, bool], float] = {}
     with drawing():
         fig = figure(1.75 * max(columns, 2) + 0.6, 1.75 * len(shown) + 0.2)
         grid = fig.subplots(len(shown), columns, squeeze=False)
@@ -207,12 +228,19 @@ def _maps(shown: list[Snapshots]) -> tuple[Figure, dict[tuple[str, int], float]]
                 axes.set_axis_off()
             for point, axes in zip(_ends(each), line, strict=False):
                 latent_NL, label_N = each.of(point, "latent"), each.arrays["label"]
+                if len(latent_NL) < FEWEST or not np.isfinite(latent_NL).all():
+                    continue
                 map_N2 = embed(latent_NL)
-                trust[each.arm, point] = trusted(latent_NL, map_N2)
+                trust[each.arm, point == each.points[-1]] = trusted(latent_NL, map_N2)
                 for kind in np.unique(label_N):
                     here = map_N2[label_N == kind]
                     axes.scatter(*here.T, s=2, color=PALETTE[int(kind) % len(PALETTE)], linewidths=0, label=str(kind))
-                axes.set_title(f"{each.arm}\n{_moment(point)}".strip())
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside right center", markerscale=3, handletextpad=0.1)
+                axes.set_title(f"{clipped(each.arm)}\n{_moment(point)}".strip())
+        known = {
+            text: handle for axes in fig.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        labels = sorted(known, key=int)
+        fig.legend(
+            [known[text] for text in labels], labels, loc="outside right center", markerscale=3, handletextpad=0.1
+        )
     return fig, trust

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
-from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances
-from gfe_study.analysis.judgement import of_stage
+from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances, place_of
+from gfe_study.analysis.judgement import STOPPED, of_stage
 from gfe_study.analysis.stats import Mode
-from gfe_study.analysis.style import GREY, PAGE, PALETTE, drawing, figure, label, legend, styles
+from gfe_study.analysis.style import (
+    COLUMN,
+    GREY,
+    PAGE,
+    PALETTE,
+    clipped,
+    drawing,
+    figure,
+    label,
+    legend,
+    log_axis,
+    styles,
+)
 from gfe_study.analysis.tuning import expected_best_over
 from gfe_study.config import Range, Study
 
-PANELS = 4
-"""In a row."""
+PANELS, WIDE_PANELS = 4, 2
+"""In a row: of slices, and of importances."""
+LONG_NAME = 16
+"""Letters of an arm's name that a figure of a column's width has no room for."""
+HEIGHT_OF_ROW, HEIGHT_OF_REST = 0.24, 0.7
+EDGE = 0.04
+"""Of a panel's width, beyond the ends of its range."""
 
 
 def tuning(evidence: Evidence) -> Iterator[Exhibit]:
@@ -41,25 +60,29 @@ def _isolation(evidence: Evidence, study: Study, table: pd.DataFrame) -> Exhibit
     look = styles(evidence.trials, evidence.arms)
     sign = 1 if study.metric.mode == "min" else -1
     with drawing():
-        fig = figure(height=2.2)
+        width = COLUMN if max(map(len, evidence.arms)) <= LONG_NAME else PAGE
+        fig = figure(width, HEIGHT_OF_REST + HEIGHT_OF_ROW * len(evidence.arms))
         axes = fig.add_subplot()
         for place, arm in enumerate(evidence.arms):
             own = table[(table[names.ARM] == arm) & table["value"].notna()]
             if not len(own):
                 continue
             jitter = np.random.default_rng(place).uniform(-0.12, 0.12, len(own))
-            axes.plot(place + jitter, own["value"], ".", color=GREY, alpha=0.7, label="_")
+            axes.plot(own["value"], place + jitter, ".", color=GREY, alpha=0.7)
             best = sign * float((sign * own["value"]).min())
-            axes.plot([place], [best], look[arm].marker, color=look[arm].colour, markersize=6)
-            axes.annotate(f"{best:.4f}", (place, best), xytext=(6, -3), textcoords="offset points", fontsize=7)
-        axes.set_xticks(range(len(evidence.arms)), evidence.arms, rotation=20 if len(evidence.arms) > 4 else 0)
-        axes.set_xlim(-0.5, len(evidence.arms) - 0.3)
-        axes.set_ylabel(label(study.metric.name))
-    counts = table.groupby(names.ARM)["value"].count()
+            axes.plot([best], [place], look[arm].marker, color=look[arm].colour, markersize=6)
+            at = (1.01, place)
+            axes.annotate(f"{best:.4f}", at, xycoords=("axes fraction", "data"), va="center", fontsize=7)
+        axes.set_yticks(range(len(evidence.arms)), [clipped(arm) for arm in evidence.arms])
+        axes.set_ylim(len(evidence.arms) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(label(study.metric.name))
+    tried = table.groupby(names.ARM)["value"].count()
+    counts = " to ".join(str(count) for count in dict.fromkeys((tried.min(), tried.max())))
     return Exhibit(
         "isolation",
         "Best over the nuisance parameters, by scientific value",
-        f"Every configuration that was tried (grey, {counts.min()} to {counts.max()} an arm, mean over its seeds) and "
+        f"Every configuration that was tried (grey, {counts} an arm, mean over its seeds) and "
         "the best of each arm. A best of few trials is a draw of luck; the verdict's seeds are the comparison.",
         fig,
         data=table,
@@ -71,6 +94,7 @@ def _slices(evidence: Evidence, study: Study, table: pd.DataFrame) -> Iterator[E
     keys = [key for key in study.nuisance if any(name == key for _, name in ranges) and table[key].notna().any()]
     if not keys:
         return
+    drawn_of = {key: [drawn for (_, name), drawn in ranges.items() if name == key] for key in keys}
     rows = -(-len(keys) // PANELS)
     look = styles(evidence.trials, evidence.arms)
     with drawing():
@@ -80,13 +104,19 @@ def _slices(evidence: Evidence, study: Study, table: pd.DataFrame) -> Iterator[E
             axes.set_axis_off()
         for key, axes in zip(keys, grid, strict=False):
             for arm in evidence.arms:
-                drawn = ranges.get((arm, key))
                 own = table[(table[names.ARM] == arm) & table["value"].notna()]
-                if drawn is not None:
-                    _slice(axes, own, key, drawn, look[arm].colour if len(evidence.arms) > 1 else PALETTE[0], arm)
+                if (arm, key) in ranges:
+                    places = _places(own[key], drawn_of[key])
+                    colour = look[arm].colour if len(evidence.arms) > 1 else PALETTE[0]
+                    axes.plot(places, own["value"], ".", color=colour, label=arm or "_")
+            _span(axes, drawn_of[key])
             axes.set_xlabel(key)
         values = table["value"].dropna()
-        grid[0].set_ylim(top=float(values.quantile(0.9)) + 0.3 * float(np.ptp(values)) * 0.2)
+        room = 0.06 * float(np.ptp(values))
+        if study.metric.mode == "min":
+            grid[0].set_ylim(top=float(values.quantile(0.9)) + room)
+        else:
+            grid[0].set_ylim(bottom=float(values.quantile(0.1)) - room)
         for line in range(rows):
             grid[line * min(PANELS, len(keys))].set_ylabel(label(study.metric.name), fontsize=7)
         if len(evidence.arms) > 1:
@@ -94,31 +124,47 @@ def _slices(evidence: Evidence, study: Study, table: pd.DataFrame) -> Iterator[E
     yield Exhibit(
         "slices",
         "Loss over each searched value",
-        "Every configuration once in each panel; the worst tenth may lie above. A best at the edge of a panel asks for "
-        "a wider range.",
+        "Every configuration once in each panel; the worst tenth may lie outside. Panels are as wide as what was "
+        "searched: a best at the edge of one asks for a wider range.",
         fig,
         data=table,
     )
 
 
-def _slice(axes: Axes, own: pd.DataFrame, key: str, drawn: Range, colour: str, arm: str) -> None:
-    if drawn.kind == "choice":
-        texts = [str(value) for value in drawn.values]
-        places = own[key].map(lambda value: texts.index(str(_same(value))) if str(_same(value)) in texts else np.nan)
-        axes.plot(places, own["value"], ".", color=colour, label=arm or "_")
-        axes.set_xticks(range(len(texts)), texts)
-        axes.set_xlim(-0.5, len(texts) - 0.5)
+def _places(values: pd.Series, drawn: list[Range]) -> pd.Series:
+    """Where values of a key stand on its axis: of choices, by their place among those of all arms."""
+    choices = _choices(drawn)
+    if choices:
+        return values.map(lambda value: place_of(value, choices)).astype("float64")
+    return pd.to_numeric(values, errors="coerce")
+
+
+def _choices(drawn: list[Range]) -> list[object]:
+    """Everything that any arm chooses from; empty of a range of numbers."""
+    found: list[object] = []
+    for each in drawn:
+        if each.kind == "choice":
+            found += [value for value in each.values if value not in found]
+    return found
+
+
+def _span(axes: Axes, drawn: list[Range]) -> None:
+    """An axis over everything that was searched."""
+    choices = _choices(drawn)
+    if choices:
+        axes.set_xticks(range(len(choices)), [str(value) for value in choices])
+        axes.set_xlim(-0.5, len(choices) - 0.5)
         return
-    axes.plot(own[key].astype("float64"), own["value"], ".", color=colour, label=arm or "_")
-    if drawn.kind.startswith("log"):
-        axes.set_xscale("log")
-
-
-def _same(value: object) -> object:
-    """A choice as it was declared: pandas has floats for whole numbers beside missing ones, and NaN for None."""
-    if isinstance(value, float):
-        return None if np.isnan(value) else int(value) if value.is_integer() else value
-    return value
+    low, high = min(each.values[0] for each in drawn), max(each.values[1] for each in drawn)
+    there = [float(value) for line in axes.lines for value in np.asarray(line.get_xdata()) if np.isfinite(value)]
+    low, high = min([low, *there]), max([high, *there])
+    if any(each.kind.startswith("log") for each in drawn) and low > 0:
+        decades = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+        log_axis(axes, [low, *(10.0**exponent for exponent in decades), high], most=3)
+        room = (high / low) ** EDGE
+        axes.set_xlim(low / room, high * room)
+    else:
+        axes.set_xlim(low - EDGE * (high - low), high + EDGE * (high - low))
 
 
 def _importances(evidence: Evidence, study: Study, table: pd.DataFrame) -> Iterator[Exhibit]:
@@ -130,15 +176,21 @@ def _importances(evidence: Evidence, study: Study, table: pd.DataFrame) -> Itera
     if not known:
         return
     with drawing():
-        fig = figure(PAGE if len(known) > 1 else 3.4, 0.5 + 0.22 * max(map(len, known.values())))
-        for axes, (arm, each) in zip(fig.subplots(1, len(known), squeeze=False)[0], known.items(), strict=True):
+        columns = min(WIDE_PANELS, len(known))
+        rows = -(-len(known) // columns)
+        height = HEIGHT_OF_REST + 0.3 * max(map(len, known.values()))
+        fig = figure(PAGE if columns > 1 else COLUMN, height * rows)
+        grid = fig.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid[len(known) :]:
+            axes.set_axis_off()
+        for axes, (arm, each) in zip(grid, known.items(), strict=False):
             place = np.arange(len(each))
             axes.barh(place - 0.2, each[PED_ANOVA], 0.38, color=PALETTE[0], label=f"{PED_ANOVA}: among the best tenth")
             axes.barh(place + 0.2, each[FANOVA], 0.38, color=PALETTE[1], label=f"{FANOVA}: over the whole space")
             axes.set_yticks(place, each["key"])
             axes.invert_yaxis()
             axes.set_xlabel("share")
-            axes.set_title(arm)
+            axes.set_title(clipped(arm))
         legend(fig)
     whole = pd.concat([each.assign(arm=arm) for arm, each in known.items()], ignore_index=True)
     counts = table.groupby(names.ARM)["value"].count()
@@ -161,13 +213,15 @@ def _expected(evidence: Evidence, study: Study) -> Iterator[Exhibit]:
     for arm in evidence.arms:
         own = trials[trials[names.ARM] == arm].sort_values([names.NUMBER, names.SEED])
         values = own["value"].mask(own["failed"] | own[names.DIVERGED])
-        means = values.groupby(own[names.NUMBER]).mean()
+        means = values.groupby(own[names.NUMBER]).mean(skipna=False)
         seconds = own[names.TRAIN_SECONDS].fillna(0.0).groupby(own[names.NUMBER]).sum()
         if means.notna().sum() > 1:
             tables.append(expected_best_over(seconds, means, mode, confidence=evidence.confidence).assign(arm=arm))
     if not tables:
         return
     whole = pd.concat(tables, ignore_index=True)
+    stopped = int((trials["state"] == STOPPED).sum())
+    early = f" {stopped} trials that were stopped early count by the last value they had." if stopped else ""
     with drawing():
         fig = figure(PAGE, 2.3)
         left, right = fig.subplots(1, 2, sharey=True)
@@ -186,7 +240,7 @@ def _expected(evidence: Evidence, study: Study) -> Iterator[Exhibit]:
         "What tuning brings: the expected best of so many trials",
         "The unbiased (U-statistic) estimate of the best of k trials drawn from those that were run, by their number "
         "and by their mean training time; shaded where an interval can be had, up to a quarter of the trials. Of a "
-        "search that learns it is what the same trials in random order would have given.",
+        f"search that learns it is what the same trials in random order would have given.{early}",
         fig,
         data=whole,
     )

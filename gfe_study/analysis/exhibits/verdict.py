@@ -9,9 +9,9 @@ from matplotlib.ticker import MaxNLocator
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
+from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
 from gfe_study.analysis.stats import smallest_p
-from gfe_study.analysis.style import GREY, INK, PAGE, PALETTE, drawing, figure, label
+from gfe_study.analysis.style import GREY, INK, PAGE, PALETTE, clipped, drawing, figure, label
 from gfe_study.analysis.verdict import Row, Verdict
 
 FORMATS = {
@@ -31,6 +31,7 @@ FORMATS = {
     "× evaluations": ".2f",
 }
 HEIGHT_OF_ROW, HEIGHT_OF_REST = 0.2, 0.75
+MOST_LETTERS_OF_PAIR, MOST_LETTERS_OF_VERDICT = 52, 60
 
 
 def verdict(evidence: Evidence) -> Iterator[Exhibit]:
@@ -43,8 +44,8 @@ def verdict(evidence: Evidence) -> Iterator[Exhibit]:
         "verdict",
         "Verdict",
         f"Arms by their chosen configurations, {label(found.metric)}, {seeds_text(counts)}. Differences are of runs "
-        f"paired by seed, with {found.confidence:.0%} Student intervals, p of the paired t-test, Holm's over the "
-        "study's comparisons, and p of the sign-flip permutation test beside the smallest that so many seeds can "
+        f"paired by seed, with {level_text(found.confidence)} Student intervals, p of the paired t-test, Holm's over "
+        "the study's comparisons, and p of the sign-flip permutation test beside the smallest that so many seeds can "
         "reach; the effect size is Hedges's, of paired differences. × are ratios to the reference.",
         table=verdict_table(found),
         formats=FORMATS,
@@ -104,14 +105,16 @@ def _differences(found: Verdict, compared: list[Row]) -> Exhibit:
             axes.plot([pair.low, pair.high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
             axes.plot([pair.difference], [place], "o", color=colour)
             axes.annotate(
-                f"{row.text}, n = {pair.count}",
+                f"{clipped(row.text, MOST_LETTERS_OF_VERDICT)}, n = {pair.count}",
                 (1.01, place),
                 xycoords=("axes fraction", "data"),
                 va="center",
                 fontsize=7,
                 color=INK,
             )
-        axes.set_yticks(range(len(compared)), [f"{row.arm} − {row.reference}" for row in compared])
+        axes.set_yticks(
+            range(len(compared)), [clipped(f"{row.arm} − {row.reference}", MOST_LETTERS_OF_PAIR) for row in compared]
+        )
         axes.set_ylim(len(compared) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(f"difference of {label(found.metric)}")
@@ -129,7 +132,7 @@ def _differences(found: Verdict, compared: list[Row]) -> Exhibit:
     return Exhibit(
         "differences",
         "Differences from the reference, seed by seed",
-        f"Mean difference of each arm from its reference and its {found.confidence:.0%} Student interval, "
+        f"Mean difference of each arm from its reference and its {level_text(found.confidence)} Student interval, "
         f"{seeds_text(counts)}; left of 0 the arm is better.{band}",
         fig,
         data=data,
