@@ -31,13 +31,13 @@ COLOURS = {
     "ae": PALETTE[1],
     "mixed": PALETTE[3],
     "amd": PALETTE[0],
-    "amd_spectral": PALETTE[4],
+    "amd_spectral": PALETTE[6],
     "amd_nesterov": PALETTE[9],
     "rk4": PALETTE[2],
     "euler": PALETTE[5],
     "dopri5": PALETTE[7],
     "gauss_newton": PALETTE[8],
-    "lbfgs": PALETTE[6],
+    "lbfgs": PALETTE[4],
 }
 """A method, or of gradient flow encoding its solver."""
 
@@ -164,9 +164,9 @@ def _spaced(values: Sequence[float], most: int) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number as a tick label: 480, 1.9k, 60k."""
-    if abs(value) < 1000:
-        return f"{value:.3g}"
+    """A number as a tick label: 0.183, 480, 1,920, 60k."""
+    if abs(value) < 10_000:
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{value / 1e6:.3g}M" if abs(value) >= 1e6 else f"{value / 1000:.3g}k"
 
 

@@ -101,6 +101,7 @@ def _flows(shown: list[Snapshots], told: str) -> Exhibit:
                     continue
                 data.append(_draw_flow(axes, each, each.points[column]))
                 axes.set_title(_moment(each.points[column]))
+            grid[row][0].set_ylim(0, None)  # of all panels: they share it
             grid[row][0].set_ylabel(f"{clipped(each.arm)}\n‖z − z*‖ / ‖z₀ − z*‖".strip())
     axis = "flow time t where the solver follows the flow, else decoder evaluations"
     return Exhibit(
@@ -123,7 +124,6 @@ def _draw_flow(axes: Axes, each: Snapshots, point: int) -> pd.DataFrame:
         if start > 0:
             axes.plot(path[along], path["distance"] / start, color=PALETTE[place % len(PALETTE)], linewidth=0.8)
     axes.set_xscale("symlog", linthresh=1.0)
-    axes.set_ylim(0, None)
     axes.set_xlabel("flow time t" if along == "time" else "decoder evaluations")
     return table.assign(arm=each.arm, seed=each.seed, images_seen=point)
 
