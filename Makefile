@@ -72,7 +72,7 @@ bench: $(READY)
 	@$(VENV)/bin/python -m benchmarks $(PART) --data $(or $(DATASET),mnist)
 
 test: $(READY)
-	@$(VENV)/bin/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	@$(VENV)/bin/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	@$(VENV)/bin/pytest -m slow -rs $(if $(FOR),--slow-for $(FOR))

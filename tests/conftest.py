@@ -26,13 +26,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What matters most comes first, where the time may not do for all."""
+    """Of slow tests, what matters most comes first, where the time may not do for all; of others, the longest files."""
     first = ("test_report", "test_survival")
+    longest = ("test_sweep", "test_report")
 
     def place(item: pytest.Item) -> int:
-        if not item.get_closest_marker("slow"):
-            return 0
-        return next((number for number, name in enumerate(first) if name in item.nodeid), len(first))
+        wanted = first if item.get_closest_marker("slow") else longest
+        return next((number for number, name in enumerate(wanted) if name in item.nodeid), len(wanted))
 
     items.sort(key=place)
 
