@@ -28,6 +28,8 @@ from gfe_study.analysis.load import Store
 from gfe_study.analysis.report import PAGE_FILE, write_report
 from gfe_study.config import InputError
 
+pytestmark = pytest.mark.timeout(600)  # whichever test comes first waits for the study
+
 STUDY = "few"
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "analysis").glob("*.ipynb"))
 SPACE: dict[str, Any] = {
