@@ -63,12 +63,16 @@ def trial(
     return Delivery(spec, points, None if status is None else End(status, ending or {}, []))
 
 
-@contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """A real `mlflow server` on `server.db` of a folder, gone at the end; yields its address."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(folder: Path, port: int | None = None) -> Iterator[str]:
+    """A real `mlflow server` on `server.db` of a folder, gone at the end; yields its address."""
+    port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",

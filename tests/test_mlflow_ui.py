@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 import yaml
 from browser import Opened, browser_program, open_page
 from mlflow import MlflowClient
+from stores import free_port
 from sweeps import environment, gfe_study
 
 from gfe_study import mlflow_view, names
@@ -201,9 +201,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     done = gfe_study(folder, "sweep", "two.yaml")
     assert done.returncode == 0, done.stderr
     store = f"sqlite:///{folder / 'mlflow.db'}"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store]
     quiet = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")

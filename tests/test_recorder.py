@@ -1,16 +1,10 @@
 """The journal comes first: what the store has missed is delivered when it is back."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from stores import free_port, server
 
 from gfe_study import names
 from gfe_study.config import Study, find_space
@@ -82,40 +76,13 @@ def test_a_failure_is_a_tag_and_a_second_try_the_same_run(tmp_path: Path) -> Non
     assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64])}
 
 
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[None]:
-    """A real `mlflow server`, gone at the end."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder / 'server.db'}",
-        "--artifacts-destination",
-        str(folder / "a"),
-    ]
-    settings = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 90
-            while socket.socket().connect_ex(("127.0.0.1", port)):
-                assert process.poll() is None, (folder / "server.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-            yield
-        finally:
-            os.killpg(process.pid, 9)
-            process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     problems: list[str] = []
     with Journal.open(tmp_path / "study") as journal:

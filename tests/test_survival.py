@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from stores import free_port
 from sweeps import (
     COMMAND,
     children,
@@ -103,12 +104,6 @@ def node(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def raylet_of(process: subprocess.Popen[bytes]) -> int:

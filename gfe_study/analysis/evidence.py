@@ -17,7 +17,7 @@ from gfe_study.analysis.irregular import Irregularity, ended, irregularities, us
 from gfe_study.analysis.judgement import complete, judged_trials, of_stage, searched_ranges, signs_of, verdict_of
 from gfe_study.analysis.load import Parent, Store
 from gfe_study.analysis.tidy import PARAMS, RUN_ID
-from gfe_study.analysis.verdict import Verdict
+from gfe_study.analysis.verdict import Verdict, best_configuration
 from gfe_study.config import InputError, Range, Study
 
 FALLBACK_METRIC = names.TEST_LOSS
@@ -97,13 +97,14 @@ class Evidence:
         declared = [arm.name for arm in self.study.arms] if self.study is not None else []
         return [arm for arm in declared if arm in there] + [arm for arm in there if arm not in declared]
 
+    def arm_without(self, arm: str, factor: str) -> str:
+        """An arm less one factor: of a factorial, its other levels; else its name."""
+        levels = next((own.levels for own in self.study.arms if own.name == arm), ()) if self.study is not None else ()
+        return ", ".join(level for key, level in levels if key != factor) or arm
+
     @property
     def confidence(self) -> float:
         return self.study.compare.confidence if self.study is not None else 0.95
-
-    @property
-    def margin(self) -> float | None:
-        return self.study.compare.margin if self.study is not None else None
 
     @property
     def metric(self) -> str:
@@ -117,7 +118,6 @@ class Evidence:
         Best are the fewest seeds lost, then the mean of the study's metric. An arm without a complete configuration
         is stood for by what it has.
         """
-        sign = -1 if self.study is not None and self.study.metric.mode == "max" else 1
         if self.study is not None:
             stage, judged = judged_trials(self.study, self.trials)
             missing = [arm for arm in self.arms if arm not in set(judged[names.ARM])] if len(judged) else self.arms
@@ -125,16 +125,10 @@ class Evidence:
             judged = pd.concat([judged, rest[rest[names.ARM].isin(missing)]])
         else:
             judged = self.trials
-        lost = judged["failed"] | judged[names.DIVERGED] | judged["value"].isna()
-        table = judged.assign(lost=lost, ranked=(sign * judged["value"]).where(~lost))
-        ranks = table.groupby([names.ARM, names.NUMBER], sort=False).agg(
-            lost=("lost", "sum"), ranked=("ranked", "mean")
-        )
-        ranks = ranks.sort_values(["lost", "ranked"], kind="stable").reset_index()
-        best = ranks.drop_duplicates(names.ARM).set_index(names.ARM)[names.NUMBER]
-        return judged[judged[names.NUMBER] == judged[names.ARM].map(best)].sort_values(
-            names.SEED, kind="stable", ignore_index=True
-        )
+        mode = self.study.metric.mode if self.study is not None else "min"
+        best = [best_configuration(group, "value", mode) for _, group in judged.groupby(names.ARM, sort=False)]
+        kept = pd.concat(best).index if best else judged.index
+        return judged[judged.index.isin(kept)].sort_values(names.SEED, kind="stable", ignore_index=True)
 
     @cached_property
     def chosen_curves(self) -> pd.DataFrame:

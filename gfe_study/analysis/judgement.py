@@ -14,10 +14,10 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.analysis.diagnostics import Diagnostic
+from gfe_study.analysis.irregular import FINISHED
+from gfe_study.analysis.tidy import STOPPED
 from gfe_study.analysis.verdict import Verdict, diagnostics, judge
 from gfe_study.config import Range, Study
-
-STOPPED, FINISHED = "stopped", "finished"
 
 
 def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verdict | None:

@@ -22,9 +22,6 @@ TABLE_2: Final[dict[str, dict[str, float]]] = {
 """Dataset -> column -> loss, of AE after 12 epochs (720,000 images seen) and GFE after one (60,000)."""
 TABLE_2_IMAGES: Final = {AE: 720_000, GFE: 60_000}
 
-MNIST_FLOOR: Final = 0.0581
-"""Mean binary entropy of all 10,000 test images' pixels."""
-
 
 def column_of(method: str) -> str | None:
     """The papers' column that a method belongs to; None if they have none."""

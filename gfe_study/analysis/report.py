@@ -26,6 +26,7 @@ from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 PAGE_FILE = "report.html"
 TRIALS_FILE = "trials.csv"
 TABLE_FORMATS = (".csv", ".md", ".tex")
+LOSSES = (names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS)
 
 STYLE = """
 :root { color-scheme: light }
@@ -108,10 +109,9 @@ def trials_table(evidence: Evidence) -> pd.DataFrame:
     runs = evidence.runs
     params = [column for column in runs if str(column).startswith(PARAMS) and runs[column].nunique(dropna=False) > 1]
     params = [column for column in params if column != f"{PARAMS}{names.SEED}"]
-    losses = [names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS]
     counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS]
     about = [names.ARM, names.STAGE, names.NUMBER, names.SEED, "state"]
-    table = runs[[*about, *losses, *counts, *params, names.FINGERPRINT, names.FAILURE]]
+    table = runs[[*about, *LOSSES, *counts, *params, names.FINGERPRINT, names.FAILURE]]
     table = table.sort_values(names.VAL_LOSS, kind="stable", ignore_index=True)
     table = table.rename(columns=lambda name: str(name).removeprefix(PARAMS))
     empty = [column for column in table if (table[column].isna() | (table[column] == "")).all()]
@@ -166,9 +166,6 @@ def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">'
         f"<title>{escape(evidence.name)}</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
-
-
-LOSSES = (names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS)
 
 
 def _asked_and_ran(evidence: Evidence) -> str:

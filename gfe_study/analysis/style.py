@@ -170,6 +170,13 @@ def short(value: float) -> str:
     return f"{value / 1e6:.3g}M" if abs(value) >= 1e6 else f"{value / 1000:.3g}k"
 
 
+def draw_mean(axes: Axes, curve: pd.DataFrame, along: str, look: Style, text: str) -> None:
+    """A curve of means, columns `along`, `mean`, `low` and `high`, with its interval shaded."""
+    axes.plot(curve[along], curve["mean"], label=text, **look.of_line())
+    low, high = (curve[end].astype("float64") for end in ("low", "high"))
+    axes.fill_between(curve[along], low, high, color=look.colour, alpha=0.18, linewidth=0)
+
+
 def clipped(text: str, most: int = MOST_LETTERS) -> str:
     """A name that a figure has room for; tables have the whole of it."""
     half = (most - 1) // 2

@@ -114,7 +114,10 @@ def judge(
         verdict.warnings.append(f"no finished trial reports {metric}; nothing can be compared")
         return verdict
     there = _equally_tuned(there, verdict.warnings)
-    chosen = {str(arm): _best(group, select, mode).set_index("seed") for arm, group in there.groupby(ARM, sort=False)}
+    chosen = {
+        str(arm): best_configuration(group, select, mode).set_index("seed")
+        for arm, group in there.groupby(ARM, sort=False)
+    }
     given = budgets or {arm: float(rows.loc[_usable(rows, metric), equal].max()) for arm, rows in chosen.items()}
     rows = []
     for arm, reference in references.items():
@@ -150,7 +153,7 @@ def _equally_tuned(trials: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     return trials[[pair in kept for pair in zip(trials[ARM], trials[NUMBER], strict=True)]]
 
 
-def _best(group: pd.DataFrame, select: str, mode: str) -> pd.DataFrame:
+def best_configuration(group: pd.DataFrame, select: str, mode: str) -> pd.DataFrame:
     """Rows of the best configuration of an arm: fewest seeds lost, then the mean of `select` over the others."""
     usable = _usable(group, select)
     lost = (~usable).groupby(group[NUMBER]).sum()

@@ -52,5 +52,5 @@ def seeds_text(counts: set[int]) -> str:
         return "no seed ended"
     if counts == {1}:
         return "no interval: one seed"
-    told = str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    told = str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     return f"{told} seeds"

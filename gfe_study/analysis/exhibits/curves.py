@@ -18,6 +18,7 @@ from gfe_study.analysis.style import (
     GREY,
     INK,
     PALETTE,
+    draw_mean,
     drawing,
     figure,
     label,
@@ -92,9 +93,7 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
             own = means[(means[names.ARM] == arm) & (means[axis] > 0)].sort_values(axis)
             if not len(own):
                 continue
-            text = f"{arm or 'all'} (n = {_seeds(own)})"
-            axes.plot(own[axis], own["mean"], label=text, **look[arm].of_line())
-            axes.fill_between(own[axis], own["low"], own["high"], color=look[arm].colour, alpha=0.18, linewidth=0)
+            draw_mean(axes, own, axis, look[arm], f"{arm or 'all'} (n = {_seeds(own)})")
         if axis == names.IMAGES_SEEN:
             _papers_own(axes, evidence, means)
         _draw_floor(axes, evidence.metric, evidence.chosen_curves)
@@ -185,11 +184,8 @@ def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
             own = means[(means[names.ARM] == arm) & (means["mean"] > 0)]
             if not len(own):
                 continue  # below the floor: of other images
-            axes.plot(
-                own[names.IMAGES_SEEN], own["mean"], label=f"{arm or 'all'} (n = {_seeds(own)})", **look[arm].of_line()
-            )
-            low = own["low"].clip(lower=np.finfo(float).tiny)
-            axes.fill_between(own[names.IMAGES_SEEN], low, own["high"], color=look[arm].colour, alpha=0.18, linewidth=0)
+            own = own.assign(low=own["low"].clip(lower=np.finfo(float).tiny))  # the axis is logarithmic
+            draw_mean(axes, own, names.IMAGES_SEEN, look[arm], f"{arm or 'all'} (n = {_seeds(own)})")
         log_axis(axes, list(means[names.IMAGES_SEEN]), most=5)
         plain_log(axes, "y")
         _show_means(axes)

@@ -10,7 +10,7 @@ from gfe_study import names
 from gfe_study.analysis.efficiency import DataEfficiency
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
-from gfe_study.analysis.style import drawing, figure, label, legend, log_axis, styles
+from gfe_study.analysis.style import draw_mean, drawing, figure, label, legend, log_axis, styles
 from gfe_study.analysis.tidy import PARAMS
 
 SIZE_KEY = "data.train_images"
@@ -32,15 +32,7 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
             own = points[points[names.ARM] == arm]
             ends = dict.fromkeys((own["seeds"].min(), own["seeds"].max()))
             told = f"{arm} (n = {'–'.join(map(str, ends))})"
-            axes.plot(own[names.UNIQUE_IMAGES], own["mean"], label=told, **look[arm].of_line())
-            axes.fill_between(
-                own[names.UNIQUE_IMAGES],
-                own["low"].astype(float),
-                own["high"].astype(float),
-                color=look[arm].colour,
-                alpha=0.18,
-                linewidth=0,
-            )
+            draw_mean(axes, own, names.UNIQUE_IMAGES, look[arm], told)
         log_axis(axes, list(points[names.UNIQUE_IMAGES]))
         axes.set_xlabel(label(names.UNIQUE_IMAGES))
         axes.set_ylabel(label(evidence.metric))
@@ -73,12 +65,7 @@ def losses_by_size(evidence: Evidence) -> pd.DataFrame | None:
     usable = trials[sizes.notna() & ~trials["failed"] & ~trials[names.DIVERGED]].assign(**{names.UNIQUE_IMAGES: sizes})
     if usable[names.UNIQUE_IMAGES].nunique() < FEWEST_SIZES:
         return None
-    levels = {arm.name: arm.levels for arm in evidence.study.arms} if evidence.study is not None else {}
-
-    def rest(arm: str) -> str:
-        return ", ".join(level for name, level in levels.get(arm, ()) if name != SIZE_KEY) or arm
-
-    usable = usable.assign(**{names.ARM: usable[names.ARM].map(rest)})
+    usable = usable.assign(**{names.ARM: [evidence.arm_without(arm, SIZE_KEY) for arm in usable[names.ARM]]})
     several = usable.groupby(names.ARM)[names.UNIQUE_IMAGES].nunique()
     usable = usable[usable[names.ARM].isin(several[several >= FEWEST_SIZES].index)]
     return usable if len(usable) else None

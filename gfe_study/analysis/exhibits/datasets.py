@@ -44,13 +44,7 @@ def scores_of(evidence: Evidence) -> pd.DataFrame | None:
     chosen = chosen[~chosen["failed"] & ~chosen[names.DIVERGED]]
     if chosen[names.DATASET].nunique() < 2 or evidence.metric not in chosen:
         return None
-    levels = {arm.name: arm.levels for arm in evidence.study.arms} if evidence.study is not None else {}
-
-    def method(arm: str) -> str:
-        rest = [level for key, level in levels.get(arm, ()) if key != DATASET_KEY]
-        return ", ".join(rest) or arm
-
-    named = chosen.assign(of=chosen[names.ARM].map(method))
+    named = chosen.assign(of=[evidence.arm_without(arm, DATASET_KEY) for arm in chosen[names.ARM]])
     scores = named.pivot_table(index=names.DATASET, columns="of", values=evidence.metric, aggfunc="mean")
     order = list(dict.fromkeys(named["of"]))
     return scores[order] if len(order) > 1 else None

@@ -47,7 +47,7 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
         "pareto",
         "Loss against time",
         f"Every complete configuration, mean over its seeds; no other beats {len(front)} of {len(table)} in both. "
-        " Seconds compare only between trials of one machine that did the same beside.",
+        "Seconds compare only between trials of one machine that did the same beside.",
         fig,
         table=_shown(front, axis, metric),
         formats={axis: ".3g", metric: ".4f"},

@@ -14,7 +14,7 @@ from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
 from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances, place_of
-from gfe_study.analysis.judgement import STOPPED, of_stage
+from gfe_study.analysis.judgement import of_stage
 from gfe_study.analysis.stats import Mode
 from gfe_study.analysis.style import (
     COLUMN,
@@ -29,6 +29,7 @@ from gfe_study.analysis.style import (
     log_axis,
     styles,
 )
+from gfe_study.analysis.tidy import STOPPED
 from gfe_study.analysis.tuning import expected_best_over
 from gfe_study.config import Range, Study
 
