@@ -65,7 +65,7 @@ class Bench:
         trial = self.trial(
             **RECIPES[recipe], budget={"images": DECODER_IMAGES}, eval={"val_images": 1, "test_images": 1}
         )
-        decoder: Decoder = trial.model.decoder(self.splits.pixels)
+        decoder: Decoder = trial.model.decoder(self.splits.shape)
         fingerprint = trial.fingerprint(self.splits.sha256)
         if file.exists():
             saved = torch.load(file, weights_only=True)

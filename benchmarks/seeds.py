@@ -21,7 +21,7 @@ BATCHES = (1, 16, 64)
 def run(bench: Bench) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = bench.trial(preset="best").model
-    decoders: list[Decoder] = [model.decoder(bench.splits.pixels).to(device) for _ in range(SEEDS)]
+    decoders: list[Decoder] = [model.decoder(bench.splits.shape).to(device) for _ in range(SEEDS)]
     stacked, _ = stack_module_state(decoders)
     stacked = {name: weight.detach() for name, weight in stacked.items()}
     weights = [weight for name, weight in stacked.items() if name.endswith("weight")]

@@ -108,7 +108,7 @@ def train(
     torch's global generators are seeded from the trial's seed (or restored from `state`).
     """
     device = torch.device(device)
-    learner = trial.method.create(trial, splits.pixels, device)
+    learner = trial.method.create(trial, splits.shape, device)
     progress = TrainingState(learner, device)
     torch.manual_seed(derive_seed(trial.seed, "training"))
     if state is not None:

@@ -322,6 +322,23 @@ def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures
     assert [text for text in texts if text.startswith("test")] == ["test images of digits", "test images of mnist"]
 
 
+def test_pictures_in_colour_are_drawn_in_their_colours(tmp_path: Path) -> None:
+    of = evidence(tmp_path, [run("a", "gfe", "svhn", 0, [point(480)])])
+    (each,) = of.trials.to_dict("records")
+    file = of.store.artifact(str(each[RUN_ID]), names.TRIAL_FILE)
+    assert file is not None
+    draw = np.random.default_rng(0)
+    target, decoded = draw.integers(0, 256, (2, 4, 9, 8, 3), dtype=np.uint8)
+    latent = draw.normal(size=(40, 3))
+    arrays = {"label": np.arange(40) % 4, "480/latent": latent, "480/reconstruction": decoded, "target": target}
+    np.savez(str(file.parent / names.SNAPSHOTS), allow_pickle=False, **arrays)
+    figure = shown(snapshots, of)["reconstructions"].figure
+    assert figure is not None
+    figure.canvas.draw()
+    colours = [axes.images[0].make_image(None, unsampled=True)[0][..., :3] for axes in figure.axes]
+    np.testing.assert_array_equal(colours, np.concatenate([target, decoded]))
+
+
 def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:
     name = "R&D_<x> {100%} ^~\\ | \n end"
     exhibit = Exhibit("odd", "Of 5 % & more_or_less", "", table=pd.DataFrame({"arm": [name], "p": [0.5]}))

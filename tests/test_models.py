@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gfe_study.config import CHOICES
 from gfe_study.config.trial import choice_class
+from gfe_study.data.base import ImageShape
 from gfe_study.losses import BernoulliNLL, Loss, SquaredError
 from gfe_study.models.base import Decoder
 from gfe_study.models.mlp import MLP, MLPDecoder
@@ -77,18 +78,20 @@ def test_elu_stands_between_the_layers(decoder: MLPDecoder, latents: Tensor) -> 
 
 
 def test_the_encoder_mirrors_the_decoder() -> None:
-    model = MLP(latent_dim=4, hidden=(6, 8))
-    widths = [tuple(layer.weight.shape) for layer in model.decoder(10).layers]
+    model, shape = MLP(latent_dim=4, hidden=(6, 8)), ImageShape(1, 2, 5)
+    widths = [tuple(layer.weight.shape) for layer in model.decoder(shape).layers]
     assert widths == [(6, 4), (8, 6), (10, 8)]
-    assert [tuple(layer.weight.shape) for layer in model.encoder(10).layers] == [s[::-1] for s in reversed(widths)]
+    assert [tuple(layer.weight.shape) for layer in model.encoder(shape).layers] == [s[::-1] for s in reversed(widths)]
 
 
+@pytest.mark.parametrize("shape", [ImageShape(1, 8, 8), ImageShape(3, 13, 10)], ids=str)
 @pytest.mark.parametrize("name", CHOICES["model"])
-def test_every_model_maps_latents_to_images_and_back(name: str) -> None:
+def test_every_model_maps_latents_to_images_and_back(name: str, shape: ImageShape) -> None:
     model = choice_class("model", name)()
-    images = model.decoder(64)(torch.zeros(3, model.latent_dim))
-    assert images.shape == (3, 64)
-    assert model.encoder(64)(images).shape == (3, model.latent_dim)
+    images = model.decoder(shape)(torch.zeros(4, model.latent_dim))
+    assert images.shape == (4, shape.pixels)
+    assert model.encoder(shape)(images).shape == (4, model.latent_dim)
+    assert model.encoder(shape, outputs=3)(images).shape == (4, 3)
 
 
 @pytest.mark.parametrize("evaluated", [None, torch.tensor([4, 1, 2])], ids=str)

@@ -78,7 +78,7 @@ def test_flows_start_at_the_start_and_end_where_the_solver_does(splits: Splits, 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5", "lbfgs", "amd_nesterov", "gauss_newton"])
 def test_every_solver_is_observed(splits: Splits, solver: str) -> None:
     trial = Trial.build(SMALL, {"solver": {"name": solver}, "flow": {"name": "gradient"}})
-    learner = trial.method.create(trial, splits.pixels, torch.device("cpu"))
+    learner = trial.method.create(trial, splits.shape, torch.device("cpu"))
     flows = observe_flows(learner, splits.test.images(slice(0, 3)))
     assert set(flows["image"]) == {0, 1, 2}
     assert np.isnan(flows["time"]).all() == (trial.solver.scheme is None)

@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
 
 def learner(start: Any, digits: Splits, **layers: Any) -> Learner:
     trial = Trial.build(TINY, {"start": start}, layers)
-    return trial.method.create(trial, digits.pixels, torch.device("cpu"))
+    return trial.method.create(trial, digits.shape, torch.device("cpu"))
 
 
 def first_images(digits: Splits, count: int) -> Splits:

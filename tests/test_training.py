@@ -20,11 +20,12 @@ from torch import Tensor
 from gfe_study import names, training
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, Trial
-from gfe_study.data.base import Split, Splits
+from gfe_study.data.base import ImageShape, Split, Splits
 from gfe_study.gradients.approx import Approximate
 from gfe_study.methods.base import Diverged, Learner
 from gfe_study.training import Metrics, Progress, evaluate, train, training_order
 
+SHAPE = ImageShape(1, 8, 8)
 METRICS = {value for name, value in vars(names).items() if name.isupper()}
 SECONDS = {names.TRAIN_SECONDS, names.ENCODE_SECONDS, names.EVAL_SECONDS}
 
@@ -144,9 +145,9 @@ def test_a_finished_trial_has_nothing_left_to_do(digits: Splits) -> None:
 
 def test_methods_start_from_one_decoder_and_see_the_same_images(digits: Splits) -> None:
     gfe, ae = (tiny({"method": method, "seed": 5}) for method in ("gfe", "ae"))
-    learners = [trial.method.create(trial, 64, torch.device("cpu")) for trial in (gfe, ae)]
+    learners = [trial.method.create(trial, SHAPE, torch.device("cpu")) for trial in (gfe, ae)]
     assert same(learners[0].decoder.state_dict(), learners[1].decoder.state_dict())
-    other = tiny({"seed": 6}).method.create(tiny({"seed": 6}), 64, torch.device("cpu"))
+    other = tiny({"seed": 6}).method.create(tiny({"seed": 6}), SHAPE, torch.device("cpu"))
     assert not same(learners[0].decoder.state_dict(), other.decoder.state_dict())
 
     orders = []
@@ -215,7 +216,7 @@ def test_evaluation_does_not_change_training(variant: Trial, digits: Splits, uni
 def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits) -> None:
     trial = tiny({"method": "ae", "eval": {"schedule": [32, 48]}, "budget": {"images": 48}})
     points, _ = run(train(trial, digits))
-    learner = trial.method.create(trial, 64, torch.device("cpu"))
+    learner = trial.method.create(trial, SHAPE, torch.device("cpu"))
     losses = []
     for start in (0, 16, 32):
         index = training_order(0, len(digits.train), start, 16)
@@ -228,7 +229,7 @@ def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits)
 def test_evaluation_is_a_mean_over_images_and_no_matter_of_batches(
     digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = tiny().method.create(tiny(), 64, torch.device("cpu"))
+    learner = tiny().method.create(tiny(), SHAPE, torch.device("cpu"))
     together = evaluate(learner, digits.val, 40, torch.device("cpu"))
     encoded = learner.encode(digits.val.images(slice(0, 40)))
     assert together.loss == pytest.approx(encoded.loss_B.mean().item(), rel=1e-6)
@@ -239,7 +240,7 @@ def test_evaluation_is_a_mean_over_images_and_no_matter_of_batches(
 
 
 def test_evaluation_takes_all_images_where_there_are_fewer(digits: Splits) -> None:
-    learner = tiny({"method": "ae"}).method.create(tiny({"method": "ae"}), 64, torch.device("cpu"))
+    learner = tiny({"method": "ae"}).method.create(tiny({"method": "ae"}), SHAPE, torch.device("cpu"))
     few = digits.val.take(slice(0, 9))
     asked_for_more = evaluate(learner, few, 1000, torch.device("cpu"))
     assert asked_for_more.loss == evaluate(learner, few, 9, torch.device("cpu")).loss
@@ -288,7 +289,7 @@ def test_a_batch_is_solved_on_from_where_it_was_with_its_own_cap(digits: Splits)
 
 def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digits: Splits) -> None:
     points, ae = run(train(tiny({"method": "ae"}), digits))
-    gfe = tiny().method.create(tiny(), 64, torch.device("cpu"))
+    gfe = tiny().method.create(tiny(), SHAPE, torch.device("cpu"))
     gfe.decoder.load_state_dict(ae.decoder.state_dict())
     by_flow = evaluate(gfe, digits.test, 15, torch.device("cpu"))
     assert points[-1][names.MIXED_TEST_LOSS] == by_flow.loss != points[-1][names.TEST_LOSS]
@@ -297,7 +298,7 @@ def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digit
 @pytest.mark.parametrize("method", CHOICES["method"])
 def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, digits: Splits) -> None:
     trial = tiny({"method": method})
-    learner, before = (trial.method.create(trial, 64, torch.device("cpu")) for _ in range(2))
+    learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
     images = digits.train.images(slice(0, 16))
     encoding = learner.update(images, torch.arange(16), 1)
     assert not same(weights(learner), weights(before))
@@ -307,7 +308,7 @@ def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, d
 
 def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:
     trial = tiny({"method": "ae"})
-    learner, before = (trial.method.create(trial, 64, torch.device("cpu")) for _ in range(2))
+    learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
     images = digits.train.images(slice(0, 16))
     learner.update(images, torch.arange(16), 1)
     logits = before.decoder(before.encoder(images))
@@ -359,7 +360,7 @@ def test_weights_never_step_along_a_gradient_that_is_not_finite(
     digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = tiny()
-    learner = trial.method.create(trial, 64, torch.device("cpu"))
+    learner = trial.method.create(trial, SHAPE, torch.device("cpu"))
     before = weights(learner)
     backward = Approximate.backward
 

@@ -43,12 +43,14 @@ CHOICES: dict[str, dict[str, str]] = {
         "previous": "gfe_study.starts.previous:Previous",
         "zero": "gfe_study.starts.constant:Zero",
     },
-    "model": {"mlp": "gfe_study.models.mlp:MLP"},
+    "model": {"conv": "gfe_study.models.conv:Conv", "mlp": "gfe_study.models.mlp:MLP"},
     "data": {
         "digits": "gfe_study.data.digits:Digits",
         "mnist": "gfe_study.data.mnist:MNIST",
         "fashion_mnist": "gfe_study.data.mnist:FashionMNIST",
         "seg_mnist": "gfe_study.data.mnist:SegMNIST",
+        "svhn": "gfe_study.data.svhn:SVHN",
+        "celeba": "gfe_study.data.celeba:CelebA",
     },
     "optim": {"rmsprop": "gfe_study.optim:RMSprop", "adam": "gfe_study.optim:Adam"},
 }

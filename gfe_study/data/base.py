@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,33 @@ SPLIT_SEED = 20241201
 
 class DataError(InputError):
     """A dataset cannot be had; the message says where it was looked for and what to set."""
+
+
+class ImageShape(NamedTuple):
+    """Of an image, whose pixels are kept channels first: (channels, height, width)."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """D: the numbers that make an image."""
+        return self.channels * self.height * self.width
+
+    @property
+    def picture(self) -> tuple[int, ...]:
+        """Of an image as pictures are shown and exchanged: (height, width) if grey, else (height, width, channels)."""
+        return (self.height, self.width) if self.channels == 1 else (self.height, self.width, self.channels)
+
+    def to_pictures(self, images_ND: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """(N, D), channels first, to (N, *picture)."""
+        return np.moveaxis(images_ND.reshape(-1, *self), 1, -1).reshape(-1, *self.picture)
+
+    def from_pictures(self, pictures: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """(N, *picture) to (N, D), channels first."""
+        channels_last = pictures.reshape(-1, self.height, self.width, self.channels)
+        return np.moveaxis(channels_last, -1, 1).reshape(-1, self.pixels)
 
 
 @dataclass(frozen=True)
@@ -60,24 +87,38 @@ class Split:
 
     def digest(self) -> bytes:
         """SHA-256 of pixels and labels, in order."""
-        content = hashlib.sha256(np.ascontiguousarray(self.pixels_ND).tobytes())
-        content.update(np.ascontiguousarray(self.labels_N, dtype=np.int64).tobytes())
+        content = hashlib.sha256(np.ascontiguousarray(self.pixels_ND).reshape(-1).data)
+        content.update(np.ascontiguousarray(self.labels_N, dtype=np.int64).data)
         return content.digest()
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint train, validation and test splits of a dataset of images of `height` × `width` pixels."""
+    """Disjoint train, validation and test splits of a dataset of images of `height` × `width` pixels.
+
+    Attributes:
+        channels: 1 for grey images, 3 for red, green and blue.
+    """
 
     train: Split
     val: Split
     test: Split
     height: int
     width: int
+    channels: int = 1
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
+    def shape(self) -> ImageShape:
+        return ImageShape(self.channels, self.height, self.width)
 
     @property
     def pixels(self) -> int:
-        return self.height * self.width
+        """D, channels counted."""
+        return self.shape.pixels
 
     def test_floor(self, count: int) -> float:
         """`entropy_floor` of the first `count` test images, or of all if they are fewer."""
@@ -86,7 +127,7 @@ class Splits:
     @cached_property
     def sha256(self) -> str:
         """Fingerprint of all three splits."""
-        return hashlib.sha256(b"".join(s.digest() for s in (self.train, self.val, self.test))).hexdigest()
+        return hashlib.sha256(b"".join(split.digest() for split in self.parts.values())).hexdigest()
 
 
 def entropy_floor(split: Split) -> float:
@@ -130,22 +171,27 @@ class Dataset(Section, ABC):
     """Different training images there are: a stratified subset, contained in every larger one; None for all."""
     subset_seed: int = Field(0, ge=0)
     """Which subset."""
+    held_out: int | None = None
+    """A class that is left out of training and validation and stays in the test split; None for no class."""
 
     @abstractmethod
     def read(self, folders: list[Path], *, download: bool) -> Splits:
         """The whole splits, from the first of `folders` that holds the files; see `load`."""
 
     def load(self, folders: list[Path] | None = None, *, download: bool = False) -> Splits:
-        """The splits, their training part cut to `train_images`.
+        """The splits, `held_out` left out, and then the training part cut to `train_images`.
 
         Args:
             folders: where to look; None stands for `data_folders()`.
             download: fetch what is in none of them, under a lock.
 
         Raises:
-            DataError: the files are nowhere, cannot be fetched, or are damaged, or hold too few images.
+            DataError: the files are nowhere, cannot be fetched, or are damaged, or hold too few images, or not the
+                class that is held out.
         """
         splits = self.read(data_folders() if folders is None else folders, download=download)
+        if self.held_out is not None:
+            splits = self._without(splits, self.held_out)
         if self.train_images is None:
             return splits
         if self.train_images > len(splits.train):
@@ -154,6 +200,18 @@ class Dataset(Section, ABC):
                 f"the training images of {self.name}"
             )
         return replace(splits, train=nested_subset(splits.train, self.train_images, self.subset_seed))
+
+    def _without(self, splits: Splits, label: int) -> Splits:
+        parts = splits.train, splits.val
+        classes = np.unique(splits.train.labels_N).tolist()
+        allowed = [each for each in classes if all((part.labels_N != each).any() for part in parts)]
+        if label not in allowed:
+            raise DataError(
+                f"data.held_out: given {label}; allowed: a class that {self.name} trains on beside others"
+                + (f": {', '.join(map(str, allowed))}" if allowed else "; it has one alone")
+            )
+        train, val = (part.take(part.labels_N != label) for part in parts)
+        return replace(splits, train=train, val=val)
 
 
 def data_folders() -> list[Path]:

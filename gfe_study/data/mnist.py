@@ -1,56 +1,39 @@
-"""MNIST, FashionMNIST and SegMNIST, read by torchvision.
-
-Looked for under `GFE_DATA_DIR`, then `./data`, then downloaded into `./data`.
-"""
+"""MNIST, FashionMNIST and SegMNIST, read by torchvision."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from filelock import FileLock
 
-from gfe_study.data.base import DATA_DIR_VARIABLE, DataError, Dataset, Split, Splits, hold_out
+from gfe_study.data.base import Split, Splits, hold_out
+from gfe_study.data.files import FileDataset
 
 if TYPE_CHECKING:
     import torchvision
 
 
-class MNIST(Dataset):
+class MNIST(FileDataset):
     """28 × 28 handwritten digits: 55,000 to train on, 5,000 to validate, 10,000 to test, in MNIST's own order."""
 
     name: Literal["mnist", "fashion_mnist", "seg_mnist"] = "mnist"
 
+    homes = ("MNIST/raw",)
+    files = tuple(f"{part}-{content}-ubyte" for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1"))
     torchvision_name: ClassVar[str] = "MNIST"
     train_labels: ClassVar[tuple[int, ...]] = tuple(range(10))
     test_labels: ClassVar[tuple[int, ...]] = tuple(range(10))
 
-    def read(self, folders: list[Path], *, download: bool) -> Splits:
-        for folder in folders:
-            if self._is_in(folder):
-                return self._splits(folder)
-        looked = ", ".join(str(folder / self.torchvision_name / "raw") for folder in folders)
-        remedy = f"set {DATA_DIR_VARIABLE} to the folder that holds {self.torchvision_name}/raw"
-        if not download:
-            raise DataError(f"data.name: {self.name} not found; looked in {looked}; {remedy}")
-        into = Path("data").resolve()
-        self._download(into, looked, remedy)
-        return self._splits(into)
+    def fetch(self, folder: Path) -> None:
+        self._dataset_class()(str(folder), download=True)
 
-    def _download(self, folder: Path, looked: str, remedy: str) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{self.torchvision_name}.lock"), _silence():
-                self._dataset_class()(str(folder), download=True)
-        except Exception as error:  # torchvision raises whatever its mirrors made of it
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DataError(
-                f"data.name: {self.name} not found; looked in {looked}; download failed ({reason}); {remedy}"
-            ) from error
+    def read_files(self, home: Path) -> Splits:
+        train, test = (self._read_split(home, train=part) for part in (True, False))
+        # A sixth of a small excerpt; MNIST's usual 5,000 of the full training set.
+        train, val = hold_out(train, min(5000, len(train) // 6), f"{self.name}/val")
+        return Splits(train, val, test, height=28, width=28)
 
     @classmethod
     def _dataset_class(cls) -> Callable[..., torchvision.datasets.MNIST]:
@@ -59,25 +42,8 @@ class MNIST(Dataset):
         found: Callable[..., torchvision.datasets.MNIST] = getattr(datasets, cls.torchvision_name)
         return found
 
-    def _is_in(self, folder: Path) -> bool:
-        raw = folder / self.torchvision_name / "raw"
-        parts = ("images-idx3-ubyte", "labels-idx1-ubyte")
-        return all((raw / f"{split}-{part}").is_file() for split in ("train", "t10k") for part in parts)
-
-    def _splits(self, folder: Path) -> Splits:
-        try:
-            train, test = (self._read_split(folder, train=part) for part in (True, False))
-        except Exception as error:  # torchvision and numpy say it in many ways
-            raise DataError(
-                f"data.name: {self.name}: {folder / self.torchvision_name / 'raw'} is damaged ({error}); "
-                "remove it to have it downloaded anew"
-            ) from error
-        # A sixth of a small excerpt; MNIST's usual 5,000 of the full training set.
-        train, val = hold_out(train, min(5000, len(train) // 6), f"{self.name}/val")
-        return Splits(train, val, test, height=28, width=28)
-
-    def _read_split(self, folder: Path, *, train: bool) -> Split:
-        raw = self._dataset_class()(str(folder), train=train)
+    def _read_split(self, home: Path, *, train: bool) -> Split:
+        raw = self._dataset_class()(str(home.parents[1]), train=train)
         labels = raw.targets.numpy().astype(np.int64)
         if len(raw.data) != len(labels):
             raise ValueError(f"{len(raw.data)} images, {len(labels)} labels")
@@ -90,6 +56,7 @@ class FashionMNIST(MNIST):
     """28 × 28 pieces of clothing, split like MNIST; an excerpt in the same format is split alike."""
 
     name: Literal["fashion_mnist"] = "fashion_mnist"
+    homes = ("FashionMNIST/raw",)
     torchvision_name = "FashionMNIST"
 
 
@@ -99,9 +66,3 @@ class SegMNIST(MNIST):
     name: Literal["seg_mnist"] = "seg_mnist"
     train_labels = tuple(range(5))
     test_labels = tuple(range(5, 10))
-
-
-@contextlib.contextmanager
-def _silence() -> Any:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield

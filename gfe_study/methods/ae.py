@@ -12,6 +12,7 @@ from gfe_study.methods.base import Diverged, Encoding, Learner, Method, seeded
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
+    from gfe_study.data.base import ImageShape
 
 
 class AutoencoderLearner(Learner):
@@ -19,9 +20,9 @@ class AutoencoderLearner(Learner):
 
     encodings = (names.MIXED,)
 
-    def build_networks(self, pixels: int, device: torch.device) -> dict[str, nn.Module]:
+    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
         with seeded(self.trial.seed, "encoder"):
-            self.encoder = self.trial.model.encoder(pixels).to(device)
+            self.encoder = self.trial.model.encoder(shape).to(device)
         return {"encoder": self.encoder}
 
     def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:

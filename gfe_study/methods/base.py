@@ -22,6 +22,7 @@ from gfe_study.starts.base import Starter
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
+    from gfe_study.data.base import ImageShape
     from gfe_study.models.base import Decoder
 
 
@@ -64,20 +65,20 @@ class Learner(ABC):
     encodes_by_flow: ClassVar[bool] = False
     """Whether its own encoding is `encode_by_flow`."""
 
-    def __init__(self, trial: Trial, pixels: int, device: torch.device) -> None:
+    def __init__(self, trial: Trial, shape: ImageShape, device: torch.device) -> None:
         self.trial = trial
         self.loss = BernoulliNLL()
         with seeded(trial.seed, "decoder"):
-            self.decoder: Decoder = trial.model.decoder(pixels).to(device)
+            self.decoder: Decoder = trial.model.decoder(shape).to(device)
         self.networks = nn.ModuleDict({"decoder": self.decoder})
-        self.networks.update(self.build_networks(pixels, device))
+        self.networks.update(self.build_networks(shape, device))
         with seeded(trial.seed, "encoder"):
             encoder = dict(self.networks.items()).get("encoder")
-            self.start: Starter = trial.start.create(trial.model, pixels, encoder).to(device)
+            self.start: Starter = trial.start.create(trial.model, shape, encoder).to(device)
         self.networks["start"] = self.start
         self.optimiser: torch.optim.Optimizer = trial.optim.build(self.networks.parameters())
 
-    def build_networks(self, pixels: int, device: torch.device) -> dict[str, nn.Module]:
+    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
         """Networks that are trained beside the decoder, by name."""
         return {}
 
@@ -129,6 +130,6 @@ class Method(Section, ABC):
     name: str
     learner: ClassVar[type[Learner]]
 
-    def create(self, trial: Trial, pixels: int, device: torch.device) -> Learner:
-        """A fresh learner for images of D = `pixels`, its weights drawn from the trial's seed."""
-        return self.learner(trial, pixels, device)
+    def create(self, trial: Trial, shape: ImageShape, device: torch.device) -> Learner:
+        """A fresh learner for images of a shape, its weights drawn from the trial's seed."""
+        return self.learner(trial, shape, device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Section
+from gfe_study.data.base import ImageShape
 from gfe_study.losses import Loss
 
 Vjp = Callable[[Tensor, Tensor | None], Tensor]
@@ -83,15 +84,20 @@ class Decoder(nn.Module):
 
 
 class Model(Section, ABC):
-    """An architecture: builds a decoder, and the mirrored encoder, for images of D pixels."""
+    """An architecture: builds a decoder, and the mirrored encoder, for images of a shape, D numbers each."""
 
     name: str
     latent_dim: int
 
     @abstractmethod
-    def decoder(self, pixels: int) -> Decoder:
+    def decoder(self, shape: ImageShape) -> Decoder:
         """A decoder with weights drawn from torch's global generator."""
 
     @abstractmethod
-    def encoder(self, pixels: int) -> nn.Module:
-        """The mirrored encoder, (K, D) -> (K, L), with weights drawn from torch's global generator."""
+    def encoder(self, shape: ImageShape, outputs: int | None = None) -> nn.Module:
+        """The mirrored encoder, (K, D) -> (K, L), with weights drawn from torch's global generator.
+
+        Args:
+            shape: of the images.
+            outputs: how many numbers it gives per image; None stands for L.
+        """

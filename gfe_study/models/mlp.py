@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gfe_study.data.base import ImageShape
 from gfe_study.losses import Loss
 from gfe_study.models.base import Decoder, Model, Vjp
 
@@ -163,8 +164,8 @@ class MLP(Model):
     hidden: tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...] = (150, 300, 600)
     """Widths of the decoder's hidden layers, from the latent outwards."""
 
-    def decoder(self, pixels: int) -> MLPDecoder:
-        return MLPDecoder([self.latent_dim, *self.hidden, pixels])
+    def decoder(self, shape: ImageShape) -> MLPDecoder:
+        return MLPDecoder([self.latent_dim, *self.hidden, shape.pixels])
 
-    def encoder(self, pixels: int) -> MLPDecoder:
-        return MLPDecoder([pixels, *reversed(self.hidden), self.latent_dim])
+    def encoder(self, shape: ImageShape, outputs: int | None = None) -> MLPDecoder:
+        return MLPDecoder([shape.pixels, *reversed(self.hidden), self.latent_dim if outputs is None else outputs])

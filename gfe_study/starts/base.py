@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Section
+from gfe_study.data.base import ImageShape
 from gfe_study.models.base import Model
 from gfe_study.solvers.objective import Objective
 
@@ -44,11 +45,11 @@ class Start(Section, ABC):
     name: str
 
     @abstractmethod
-    def create(self, model: Model, pixels: int, encoder: nn.Module | None) -> Starter:
-        """A fresh start for images of D = `pixels`, weights drawn from torch's global generator.
+    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> Starter:
+        """A fresh start for images of a shape, weights drawn from torch's global generator.
 
         Args:
             model: architecture of the decoder.
-            pixels: D.
+            shape: of the images.
             encoder: one that the method trains anyway, if it has one.
         """

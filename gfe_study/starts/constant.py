@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gfe_study.data.base import ImageShape
 from gfe_study.models.base import Model
 from gfe_study.starts.base import Start, Starter
 
@@ -43,7 +44,7 @@ class Zero(Start):
 
     name: Literal["zero"] = "zero"
 
-    def create(self, model: Model, pixels: int, encoder: nn.Module | None) -> ConstantStarter:
+    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> ConstantStarter:
         return ConstantStarter(model.latent_dim)
 
 
@@ -54,5 +55,5 @@ class Mean(Start):
     decay: float = Field(0.999, gt=0, lt=1)
     """What is left of an image's weight in the mean after one more image."""
 
-    def create(self, model: Model, pixels: int, encoder: nn.Module | None) -> ConstantStarter:
+    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> ConstantStarter:
         return ConstantStarter(model.latent_dim, self.decay)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gfe_study.data.base import ImageShape
 from gfe_study.models.base import Model
 from gfe_study.solvers.objective import Objective
 from gfe_study.starts.base import Start, Starter
@@ -40,6 +41,6 @@ class Encoder(Start):
 
     name: Literal["encoder"] = "encoder"
 
-    def create(self, model: Model, pixels: int, encoder: nn.Module | None) -> EncoderStarter:
-        own = model.encoder(pixels) if encoder is None else encoder
+    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> EncoderStarter:
+        own = model.encoder(shape) if encoder is None else encoder
         return EncoderStarter(own, trained_by_method=encoder is not None)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gfe_study.data.base import ImageShape
 from gfe_study.models.base import Model
 from gfe_study.starts.base import Start, Starter
 
@@ -53,5 +54,5 @@ class Previous(Start):
 
     name: Literal["previous"] = "previous"
 
-    def create(self, model: Model, pixels: int, encoder: nn.Module | None) -> PreviousStarter:
+    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> PreviousStarter:
         return PreviousStarter(model.latent_dim)

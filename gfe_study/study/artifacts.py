@@ -12,7 +12,7 @@ from torchvision.utils import make_grid, save_image
 from gfe_study import names
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import InputError, Trial, to_yaml
-from gfe_study.data.base import Splits
+from gfe_study.data.base import ImageShape, Splits
 from gfe_study.methods.base import Learner
 from gfe_study.training import TrainingState
 
@@ -24,15 +24,14 @@ def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
     content = {
         "trial": to_yaml(state.learner.trial.dump()),
         "networks": state.learner.networks.state_dict(),
-        "height": splits.height,
-        "width": splits.width,
+        **splits.shape._asdict(),
         "metrics": state.points[-1],
     }
     write_checkpoint(folder / names.BEST_CHECKPOINT, content)
 
 
-def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> tuple[Learner, tuple[int, int]]:
-    """A learner with the networks of a `best.pt`, and the height and width of its images.
+def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> tuple[Learner, ImageShape]:
+    """A learner with the networks of a `best.pt`, and the shape of its images.
 
     Args:
         changes: nested configuration laid over the trial's own, such as another solver to encode with.
@@ -42,13 +41,14 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> t
     """
     try:
         content = read_checkpoint(path, device)
-        height, width = content["height"], content["width"]
+        # Files from before colour do not say.
+        shape = ImageShape(content.get("channels", 1), content["height"], content["width"])
         trial = Trial.build(yaml.safe_load(content["trial"]), changes, where=str(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; allowed: the {names.BEST_CHECKPOINT} of a trial") from error
     except KeyError as error:
         raise CheckpointError(f"{path}: holds no {error}; allowed: the {names.BEST_CHECKPOINT} of a trial") from error
-    learner = trial.method.create(trial, height * width, device)
+    learner = trial.method.create(trial, shape, device)
     own, saved = learner.networks.state_dict(), dict(content["networks"])
     for key in [key for key in saved if key.startswith("start.") and key not in own]:
         del saved[key]  # of another start than the one asked for now
@@ -61,7 +61,7 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> t
         learner.networks.load_state_dict(saved)
     except RuntimeError as error:
         raise InputError(f"{path}: its networks do not fit; leave model.* and method as they are") from error
-    return learner, (height, width)
+    return learner, shape
 
 
 def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:
@@ -69,8 +69,7 @@ def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device:
     count = min(GRID_COLUMNS, len(splits.test))
     target_BD = splits.test.images(slice(0, count), device)
     output_BD = learner.decode(learner.encode(target_BD).latent_BL)
-    shape = (-1, 1, splits.height, splits.width)
-    rows = torch.cat([target_BD.view(shape), output_BD.view(shape)])
+    rows = torch.cat([target_BD, output_BD]).view(-1, *splits.shape)
     scale = max(1, 56 // splits.height)
     enlarged = rows.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     save_image(make_grid(enlarged, nrow=count, padding=scale, pad_value=0.5), folder / names.RECONSTRUCTION)

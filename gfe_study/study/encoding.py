@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gfe_study.config import InputError
+from gfe_study.data.base import ImageShape
 from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH
 
@@ -16,20 +17,25 @@ from gfe_study.training import ENCODE_BATCH
 def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, Any]) -> dict[str, float]:
     """Write `latent` (N, L), `reconstruction` (as the images), `loss`, `nfe_forward`, `nfe_backward` (N,) to `out`.
 
+    Args:
+        images: a NumPy file, (N, height, width) if grey, (N, height, width, channels) if not, or (N, D) with channels
+            first; uint8 or floats in [0, 1].
+
     Returns the number of images and their mean loss, nats per pixel.
 
     Raises:
         InputError: a file is missing, damaged or of the wrong shape, or `out` cannot be written.
     """
-    learner, (height, width) = read_learner(checkpoint, changes, torch.device("cpu"))
-    pixels_ND, shape = _read_images(images, height, width)
+    learner, shape = read_learner(checkpoint, changes, torch.device("cpu"))
+    pixels_ND, flat = _read_images(images, shape)
     batches = torch.from_numpy(pixels_ND).split(ENCODE_BATCH)
     parts = [learner.encode(batch) for batch in batches]
     latent = torch.cat([part.latent_BL for part in parts])
     loss = torch.cat([part.loss_B for part in parts])
+    decoded_ND = torch.cat([learner.decode(part.latent_BL) for part in parts]).numpy()
     content: dict[str, Any] = {
         "latent": latent.numpy(),
-        "reconstruction": learner.decode(latent).numpy().reshape(shape),
+        "reconstruction": decoded_ND if flat else shape.to_pictures(decoded_ND),
         "loss": loss.numpy(),
         "nfe_forward": torch.cat([part.nfe_forward_B for part in parts]).numpy(),
         "nfe_backward": torch.cat([part.nfe_backward_B for part in parts]).numpy(),
@@ -42,18 +48,16 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
     return {"images": len(pixels_ND), "loss": float(loss.double().mean())}
 
 
-def _read_images(path: Path, height: int, width: int) -> tuple[np.ndarray[Any, Any], tuple[int, ...]]:
-    allowed = f"allowed: (N, {height}, {width}) or (N, {height * width}), uint8 or floats in [0, 1]"
+def _read_images(path: Path, shape: ImageShape) -> tuple[np.ndarray[Any, Any], bool]:
+    """(N, D) in [0, 1], channels first, and whether the file holds them so."""
+    picture, flat = shape.picture, (shape.pixels,)
+    allowed = f"allowed: (N, {', '.join(map(str, picture))}) or (N, {shape.pixels}), uint8 or floats in [0, 1]"
     try:
         images = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "not a NumPy file"
         raise InputError(f"--images {path}: cannot be read ({reason}); {allowed}") from error
-    if (
-        not isinstance(images, np.ndarray)
-        or images.shape[1:] not in ((height, width), (height * width,))
-        or not len(images)
-    ):
+    if not isinstance(images, np.ndarray) or images.shape[1:] not in (picture, flat) or not len(images):
         raise InputError(f"--images {path}: given shape {getattr(images, 'shape', '?')}; {allowed}")
     if images.dtype == np.uint8:
         scaled = images.astype(np.float32) / 255
@@ -63,4 +67,6 @@ def _read_images(path: Path, height: int, width: int) -> tuple[np.ndarray[Any, A
         raise InputError(f"--images {path}: given {images.dtype}; {allowed}")
     if not (np.isfinite(scaled).all() and scaled.min() >= 0 and scaled.max() <= 1):
         raise InputError(f"--images {path}: values outside [0, 1]; {allowed}")
-    return scaled.reshape(len(scaled), -1), images.shape
+    if images.shape[1:] == flat:
+        return scaled, True
+    return np.ascontiguousarray(shape.from_pictures(scaled)), False

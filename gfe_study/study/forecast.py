@@ -231,7 +231,7 @@ def _bytes(plan: Plan, images: Images, jobs: list[Job]) -> float:
 def _kept_bytes(trial: Trial, splits: Splits) -> float:
     """Networks and snapshots of one trial."""
     nowhere = torch.device("meta")  # counted without being allocated
-    networks = trial.method.create(trial, splits.pixels, nowhere).networks
+    networks = trial.method.create(trial, splits.shape, nowhere).networks
     latents = min(LATENTS, trial.eval.test_images, len(splits.test)) * trial.model.latent_dim
     snapshots = MOMENTS * (latents * BYTES_PER_WEIGHT + FLOWS_BYTES)
     return sum(weight.numel() for weight in networks.parameters()) * BYTES_PER_WEIGHT + snapshots

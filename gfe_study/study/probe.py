@@ -8,7 +8,7 @@ import sys
 import time
 from bisect import bisect_right
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from gfe_study.study.runner import pin_threads
 from gfe_study.training import ENCODE_BATCH, TrainingState, evaluate, train_batch, training_order
 
 LEAST_BATCHES = 6
+PROBED_BYTES = 2**26
+"""Of training images that a probe is handed, at most: they go through a pipe."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,21 @@ def probe_all(
     began = time.time()
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(max_workers=min(slots, len(trials)), mp_context=context) as pool:
-        waiting = [pool.submit(probe, trial.dump(), splits, cpus, seconds) for trial, splits in trials]
+        waiting = [
+            pool.submit(probe, trial.dump(), probe_excerpt(trial, splits), cpus, seconds) for trial, splits in trials
+        ]
         estimates = [done.result() for done in waiting]
     return estimates, min(estimate.started for estimate in estimates) - began
+
+
+def probe_excerpt(trial: Trial, splits: Splits) -> Splits:
+    """What a probe looks at: enough different images, and those that the trial is evaluated on."""
+    return replace(
+        splits,
+        train=splits.train.take(slice(max(ENCODE_BATCH, PROBED_BYTES // splits.pixels))),
+        val=splits.val.take(slice(trial.eval.val_images)),
+        test=splits.test.take(slice(max(trial.eval.test_images, ENCODE_BATCH))),
+    )
 
 
 def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -> Estimate:
@@ -58,7 +72,7 @@ def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -
     pin_threads(cpus)
     trial = Trial.build(dumped)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learner = trial.method.create(trial, splits.pixels, device)
+    learner = trial.method.create(trial, splits.shape, device)
     state = TrainingState(learner, device)
     torch.manual_seed(derive_seed(trial.seed, "training"))
     trained = _training(trial, splits, state, seconds)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from gfe_study import names
-from gfe_study.data.base import Splits
+from gfe_study.data.base import ImageShape, Splits
 from gfe_study.methods.base import Learner
 from gfe_study.solvers.objective import Objective
-from gfe_study.training import TrainingState
+from gfe_study.training import ENCODE_BATCH, TrainingState
 
 LATENTS = 1000
 """Test images whose latents are kept, at most."""
@@ -40,10 +40,10 @@ Arrays = dict[str, Any]
 def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
     """Add the point that training has reached to `snapshots.npz`, which keeps an early, a middle and the last one.
 
-    Once: `label` (N,), `target` (images, height, width) uint8. At every point, under `<images seen>/`: `latent`
-    (N, L), `reconstruction` (images, height, width) uint8, and, of a method that encodes by following a flow, columns
-    of M rows: `flow/image`, `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow), `flow/loss`,
-    `flow/distance` (‖z − z*‖). A file that cannot be read is begun anew.
+    Once: `label` (N,), `target` (images, height, width) uint8, (images, height, width, 3) in colour. At every point,
+    under `<images seen>/`: `latent` (N, L), `reconstruction` like `target`, and, of a method that encodes by following
+    a flow, columns of M rows: `flow/image`, `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow),
+    `flow/loss`, `flow/distance` (‖z − z*‖). A file that cannot be read is begun anew.
 
     Raises:
         OSError: the folder cannot be written; what was there is untouched.
@@ -53,14 +53,13 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
         return
     path = folder / names.SNAPSHOTS
     content = _read(path)
-    size = (splits.height, splits.width)
     pictures_BD = splits.test.images(slice(0, min(PICTURES, len(latent_NL))), state.device)
     content["label"] = splits.test.labels_N[: min(LATENTS, len(latent_NL))]
-    content["target"] = _as_bytes(pictures_BD, size)
+    content["target"] = _as_bytes(pictures_BD, splits.shape)
     here = f"{state.images_seen}/"
     content[f"{here}latent"] = latent_NL[:LATENTS].numpy()
     decoded_BD = state.learner.decode(latent_NL[: len(pictures_BD)].to(state.device))
-    content[f"{here}reconstruction"] = _as_bytes(decoded_BD, size)
+    content[f"{here}reconstruction"] = _as_bytes(decoded_BD, splits.shape)
     if state.learner.encodes_by_flow:
         columns = observe_flows(state.learner, splits.test.images(slice(0, FLOWS), state.device))
         content |= {f"{here}flow/{name}": column for name, column in columns.items()}
@@ -113,9 +112,7 @@ def observe_flows(learner: Learner, target_BD: Tensor) -> Arrays:
 
     end_BL = trial.solver.solve(trial.flow, objective, start_BL, observe).latent_BL.cpu()
     image, nfe, time, latent_ML = (torch.cat([entry[place] for entry in seen]) for place in range(4))
-    with torch.no_grad():
-        output_MD = learner.decoder(latent_ML.to(target_BD.device))
-        loss = learner.loss(output_MD, target_BD[image.to(target_BD.device)]).cpu()
+    loss = _losses(learner, latent_ML, target_BD, image)
     distance = (latent_ML - end_BL[image]).norm(dim=1)
     # A rejected candidate leaves a sample where it was.
     order = np.lexsort((nfe.numpy(), image.numpy()))
@@ -128,14 +125,25 @@ def observe_flows(learner: Learner, target_BD: Tensor) -> Arrays:
     return {name: column[kept] for name, column in rows.items()}
 
 
+@torch.no_grad()
+def _losses(learner: Learner, latent_ML: Tensor, target_BD: Tensor, image_M: Tensor) -> Tensor:
+    """ℓ of latents, each of one of the images; (M,), on the CPU."""
+    losses = []
+    for start in range(0, len(latent_ML), ENCODE_BATCH):
+        some = slice(start, start + ENCODE_BATCH)
+        output_KD = learner.decoder(latent_ML[some].to(target_BD.device))
+        losses.append(learner.loss(output_KD, target_BD[image_M[some].to(target_BD.device)]).cpu())
+    return torch.cat(losses)
+
+
 def _spread(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Some of many observations, evenly spread over the logarithm of their number, both ends among them."""
     places = np.unique(np.geomspace(1, len(index), OBSERVATIONS).round().astype(int)) - 1
     return index[places]
 
 
-def _as_bytes(images_BD: Tensor, size: tuple[int, int]) -> np.ndarray[Any, Any]:
-    return (images_BD * 255).round().to(torch.uint8).cpu().numpy().reshape(-1, *size)
+def _as_bytes(images_BD: Tensor, shape: ImageShape) -> np.ndarray[Any, Any]:
+    return shape.to_pictures((images_BD * 255).round().to(torch.uint8).cpu().numpy())
 
 
 def _read(path: Path) -> Arrays:

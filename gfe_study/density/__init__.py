@@ -1,0 +1,1 @@
+"""Kernel density estimates in latent spaces, and what is measured with them."""
