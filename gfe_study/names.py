@@ -28,6 +28,18 @@ ENCODE_SECONDS: Final = "encode_seconds"
 """Seconds it took to encode and decode the test images at this evaluation."""
 EVAL_SECONDS: Final = "eval_seconds"
 """Seconds spent in evaluation since the start of the trial."""
+LATENT_ENTROPY: Final = "latent_entropy"
+"""Of the whitened latents of the test images, nats, by a kernel density estimate."""
+NORMAL_ENTROPY: Final = "normal_entropy"
+"""The same of as many samples of a standard normal."""
+ENTROPY_GAP: Final = "entropy_gap"
+"""`normal_entropy` − `latent_entropy`: 0 of latents that fill the standard normal."""
+RECONSTRUCTION_AUROC: Final = "reconstruction_auroc"
+"""Of telling test images of the held-out class by their reconstruction error alone."""
+NOVELTY_AUROC: Final = "novelty_auroc"
+"""Of telling test images of the held-out class by their negative log-probability."""
+FID: Final = "fid"
+"""Fréchet distance of decoded samples from test images in the Inception network's features."""
 OPTIMISER_STEPS: Final = "optimiser_steps"
 DIVERGED: Final = "diverged"
 
@@ -82,3 +94,13 @@ SNAPSHOTS: Final = "snapshots.npz"
 """Latents, reconstructions and flows of test images at a few moments of training."""
 KEPT_FILES: Final = (BEST_CHECKPOINT, SNAPSHOTS)
 """Kept of the best trials only."""
+
+
+def classifier_distance(dataset: str, kind: str = "") -> str:
+    """Fréchet distance of decoded samples from test images in the features of this project's classifier.
+
+    Args:
+        dataset: whose classifier it is.
+        kind: of other images than samples: `reconstruction`, or `floor` for validation images.
+    """
+    return f"fd_{dataset}_classifier" + (f"_{kind}" if kind else "")

@@ -109,6 +109,7 @@ def train(
     """
     device = torch.device(device)
     learner = trial.method.create(trial, splits.shape, device)
+    learner.see(splits.train)
     progress = TrainingState(learner, device)
     torch.manual_seed(derive_seed(trial.seed, "training"))
     if state is not None:
@@ -221,6 +222,8 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
         for encoding in learner.encodings:
             mixed = evaluate(learner, splits.test, options.test_images, progress.device, encoding)
             metrics[f"{encoding}_{names.TEST_LOSS}"] = mixed.loss
+    for measure in options.measures or ():
+        metrics |= measure.values(learner, splits, test.latent_NL.to(progress.device))
     progress.loss_sum, progress.loss_count = 0.0, 0
     progress.eval_seconds += time.perf_counter() - started
     metrics[names.EVAL_SECONDS] = progress.eval_seconds

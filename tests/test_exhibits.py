@@ -21,6 +21,7 @@ from gfe_study.analysis.exhibits import (
     curves,
     data_efficiency,
     datasets,
+    samples,
     snapshots,
     table_1,
     table_2,
@@ -337,6 +338,41 @@ def test_pictures_in_colour_are_drawn_in_their_colours(tmp_path: Path) -> None:
     figure.canvas.draw()
     colours = [axes.images[0].make_image(None, unsampled=True)[0][..., :3] for axes in figure.axes]
     np.testing.assert_array_equal(colours, np.concatenate([target, decoded]))
+
+
+def test_samples_and_interpolations_are_those_of_the_last_moment(tmp_path: Path) -> None:
+    of = evidence(tmp_path, [run(arm, arm, "svhn", seed, [point(480)]) for arm in ("ae", "gen") for seed in range(2)])
+    draw = np.random.default_rng(0)
+    for each in of.trials.to_dict("records"):
+        file = of.store.artifact(str(each[RUN_ID]), names.TRIAL_FILE)
+        assert file is not None
+        arrays = {
+            f"{images}/{kind}": draw.integers(0, 256, (*count, 4, 3, 3), dtype=np.uint8)
+            for images in (480, 960)
+            for kind, count in (("sample", (64,)), ("interpolation", (5, 8)))
+            if kind != "sample" or each[names.ARM] == "gen"
+        }
+        np.savez(str(file.parent / names.SNAPSHOTS), allow_pickle=False, **arrays)
+    exhibits = shown(samples, of)
+    assert set(exhibits) == {"samples", "interpolations"}
+    drawn = {key: exhibit.figure for key, exhibit in exhibits.items()}
+    assert all(exhibit.figure is not None and "seed 0" in exhibit.caption for exhibit in exhibits.values())
+    panels = [axes for axes in drawn["samples"].axes if axes.images]  # type: ignore[union-attr]
+    assert [axes.get_title() for axes in panels] == ["gen\nafter 960 images seen"]
+    best = of.chosen[(of.chosen[names.ARM] == "gen") & (of.chosen[names.SEED] == 0)]
+    arrays = of.snapshots(str(best[RUN_ID].iloc[0]))
+    assert arrays is not None
+    sheet = np.asarray(panels[0].images[0].get_array())
+    np.testing.assert_array_equal(sheet[5:9, 4:7], arrays["960/sample"][9])  # second row, second column
+    assert (sheet[4] == 255).all()
+    lines = [axes for axes in drawn["interpolations"].axes if axes.images]  # type: ignore[union-attr]
+    assert [axes.get_title().partition("\n")[0] for axes in lines] == ["ae", "gen"]
+    assert np.asarray(lines[0].images[0].get_array()).shape == (5 * 5 - 1, 8 * 4 - 1, 3)
+
+
+def test_a_study_without_pictures_has_no_samples(tmp_path: Path) -> None:
+    of = evidence(tmp_path, [run("a", "gfe", "digits", 0, [point(480)])])
+    assert not shown(samples, of)
 
 
 def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from gfe_study import names
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
-from gfe_study.study.snapshots import FLOWS, OBSERVATIONS, PICTURES, kept_points, observe_flows, write_snapshot
+from gfe_study.study.snapshots import (
+    FLOWS,
+    INTERPOLATIONS,
+    OBSERVATIONS,
+    PICTURES,
+    SAMPLES,
+    STEPS,
+    kept_points,
+    observe_flows,
+    straight_lines,
+    write_snapshot,
+)
 from gfe_study.training import TrainingState, train
 
 SMALL = {
@@ -91,6 +102,37 @@ def test_an_autoencoder_has_latents_and_no_flows(splits: Splits, tmp_path: Path)
     with np.load(tmp_path / names.SNAPSHOTS) as found:
         assert "96/latent" in found.files
         assert not [key for key in found.files if "flow" in key]
+
+
+def test_samples_are_of_the_target_and_interpolations_between_test_images(splits: Splits, tmp_path: Path) -> None:
+    run(splits, tmp_path, method="ae")
+    with np.load(tmp_path / names.SNAPSHOTS) as found:
+        assert not [key for key in found.files if key.endswith("/sample")]
+        lines = found["96/interpolation"]
+        assert lines.shape == (INTERPOLATIONS, STEPS, 8, 8)
+        np.testing.assert_array_equal(lines[:, 0], found["96/reconstruction"][0::2])
+        np.testing.assert_array_equal(lines[:, -1], found["96/reconstruction"][1::2])
+    (tmp_path / names.SNAPSHOTS).unlink()
+    state = run(splits, tmp_path, method="vae", solver={"name": "lbfgs"})
+    with np.load(tmp_path / names.SNAPSHOTS) as found:
+        assert found["96/sample"].shape == (SAMPLES, 8, 8)
+        assert found["96/sample"].dtype == np.uint8
+        assert len(np.unique(found["96/sample"], axis=0)) > SAMPLES / 2
+        again = tmp_path / "again"
+        again.mkdir()
+        write_snapshot(again, state, splits)
+        with np.load(again / names.SNAPSHOTS) as second:
+            np.testing.assert_array_equal(second["96/sample"], found["96/sample"])
+
+
+def test_interpolated_latents_lie_on_straight_lines() -> None:
+    latent_NL = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    lines = straight_lines(latent_NL).view(2, STEPS, 3)
+    for line, (start, end) in zip(lines, ((0, 1), (2, 3)), strict=True):
+        torch.testing.assert_close(line[0], latent_NL[start])
+        torch.testing.assert_close(line[-1], latent_NL[end])
+        torch.testing.assert_close(line.diff(dim=0), ((latent_NL[end] - latent_NL[start]) / (STEPS - 1)).expand(7, 3))
+    assert len(straight_lines(latent_NL[:1])) == 0
 
 
 def test_a_file_that_cannot_be_read_is_begun_anew(splits: Splits, tmp_path: Path) -> None:

@@ -14,11 +14,17 @@ from torch import Tensor
 from gfe_study import names
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, Trial
+from gfe_study.config.trial import choice_class
 from gfe_study.data.base import Splits
+from gfe_study.methods.ae import Autoencoder
 from gfe_study.methods.base import Learner
 from gfe_study.training import train
 
-METHODS_AND_STARTS = sorted(set(itertools.product(CHOICES["method"], CHOICES["start"])) - {("ae", "previous")})
+METHODS_AND_STARTS = [
+    (method, start)
+    for method, start in itertools.product(CHOICES["method"], CHOICES["start"])
+    if start != "previous" or not issubclass(choice_class("method", method), Autoencoder)
+]
 TINY: dict[str, Any] = {
     "preset": "paper",
     "solver": {"name": "lbfgs", "max_nfe": 5},

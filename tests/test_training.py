@@ -48,6 +48,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gfe schedule": {"optim": {"updates_per_batch": [[0, 3], [32, 1]], "lr_half_images": 40}, "start": "previous"},
     "ae": {"method": "ae", "start": "encoder"},
     "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
+    "gen": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 2}},
+    "gen two updates": {
+        "method": {"name": "gen", "kde_samples": 64, "refresh_updates": 3},
+        "optim": {"updates_per_batch": 2},
+    },
+    "gen with labels": {
+        "method": {"name": "gen", "labelled": 1000, "refresh_updates": 1},
+        "target": "mixture_of_gaussians",
+        "budget": {"images": 1400},
+        "eval": {"schedule": [700]},
+    },
+    "aae": {"method": {"name": "aae", "hidden": [16]}},
+    "vae": {"method": "vae"},
+    "gfe_gen": {"method": {"name": "gfe_gen", "kde_samples": 70, "refresh_updates": 2}},
+    "gfe_gen two updates": {"method": {"name": "gfe_gen", "kde_samples": 64}, "optim": {"updates_per_batch": 2}},
+    "measured": {"method": "gen", "eval": {"measures": ["entropy", {"name": "entropy", "samples": [10, 5000]}]}},
 }
 
 
@@ -303,7 +319,8 @@ def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, d
     encoding = learner.update(images, torch.arange(16), 1)
     assert not same(weights(learner), weights(before))
     torch.testing.assert_close(encoding.latent_BL, before.encode(images).latent_BL)
-    torch.testing.assert_close(encoding.loss_B, before.loss(before.decoder(encoding.latent_BL), images).detach())
+    if method != "vae":  # whose loss is of a latent drawn around this one
+        torch.testing.assert_close(encoding.loss_B, before.loss(before.decoder(encoding.latent_BL), images).detach())
 
 
 def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:

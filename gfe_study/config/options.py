@@ -21,7 +21,7 @@ class Metric(Section):
 
     name: Literal["val_loss", "train_loss"] = "val_loss"
     mode: Literal["min", "max"] = "min"
-    against: Literal["train_seconds", "encode_seconds", "nfe_forward", "encode_nfe"] | None = None
+    against: Literal["train_seconds", "encode_seconds", "nfe_forward", "encode_nfe", "entropy_gap"] | None = None
     """A second objective, minimised: the search then looks for the Pareto front of both."""
 
 
@@ -57,7 +57,7 @@ class Asha(Section):
 class Compare(Section):
     """How the arms of a study are compared: paired by seed."""
 
-    metric: Literal["test_loss", "val_loss", "train_loss", "mixed_test_loss"] = "test_loss"
+    metric: Literal["test_loss", "val_loss", "train_loss", "mixed_test_loss", "entropy_gap"] = "test_loss"
     reference: str | None = None
     """The arm, or the level of `factor`, that others are compared with; the first if not given."""
     factor: str | None = None

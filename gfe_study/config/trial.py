@@ -17,7 +17,14 @@ TRAINING_VERSION = 3
 """Raised by hand whenever a change to training code changes a trial's numbers; part of every fingerprint."""
 
 CHOICES: dict[str, dict[str, str]] = {
-    "method": {"gfe": "gfe_study.methods.gfe:GFE", "ae": "gfe_study.methods.ae:Autoencoder"},
+    "method": {
+        "aae": "gfe_study.methods.aae:AAE",
+        "ae": "gfe_study.methods.ae:Autoencoder",
+        "gen": "gfe_study.methods.gen:GEN",
+        "gfe": "gfe_study.methods.gfe:GFE",
+        "gfe_gen": "gfe_study.methods.gfe_gen:GFEGEN",
+        "vae": "gfe_study.methods.vae:VAE",
+    },
     "flow": {
         "gradient": "gfe_study.solvers.fields:GradientFlow",
         "nesterov": "gfe_study.solvers.fields:NesterovFlow",
@@ -53,6 +60,16 @@ CHOICES: dict[str, dict[str, str]] = {
         "celeba": "gfe_study.data.celeba:CelebA",
     },
     "optim": {"rmsprop": "gfe_study.optim:RMSprop", "adam": "gfe_study.optim:Adam"},
+    "target": {
+        "mixture_of_gaussians": "gfe_study.targets.mixture_of_gaussians:MixtureOfGaussians",
+        "standard_normal": "gfe_study.targets.standard_normal:StandardNormal",
+    },
+    "measure": {
+        "entropy": "gfe_study.measures.entropy:Entropy",
+        "fid": "gfe_study.measures.fid:FID",
+        "frechet": "gfe_study.measures.frechet:Frechet",
+        "novelty": "gfe_study.measures.novelty:Novelty",
+    },
 }
 """Section -> name -> the class that implements it. Adding a solver is its file and one line here."""
 
@@ -65,6 +82,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "start": {"name": "zero"},
         "model": {"name": "mlp", "latent_dim": 20, "hidden": [150, 300, 600]},
         "optim": {"name": "rmsprop", "lr": 5e-4, "alpha": 0.9, "eps": 1e-6, "batch_size": 16},
+    },
+    "gen": {
+        "method": {"name": "gen", "weight": 0.01, "kde_samples": 10_000, "refresh_updates": 10},
+        "flow": {"name": "gradient"},
+        "solver": {"name": "lbfgs"},
+        "gradient": {"name": "approx"},
+        "start": {"name": "zero"},
+        "model": {"name": "mlp", "latent_dim": 8, "hidden": [1000, 1000]},
+        "optim": {"name": "adam", "lr": 2e-4, "beta1": 0.5, "batch_size": 100},
     },
     "best": {
         "method": "gfe",
@@ -148,6 +174,8 @@ class Evaluation(Section):
     """Test images used, the first of the split; all of them if it holds fewer."""
     mixed: bool = True
     """Methods with an encoder: also encode the test images by gradient flow (the papers' "mixed" column)."""
+    measures: tuple[SerializeAsAny[Annotated[Any, _chosen("measure")]], ...] | None = None
+    """What is measured beside the losses, by name or with settings; None: nothing."""
 
     def points(self, images: int) -> list[int]:
         """The images seen at which a trial of that budget is evaluated, strictly increasing."""
@@ -175,14 +203,17 @@ class Trial(Section):
     model: SerializeAsAny[Annotated[Any, _chosen("model")]]
     data: SerializeAsAny[Annotated[Any, _chosen("data")]]
     optim: SerializeAsAny[Annotated[Any, _chosen("optim")]]
+    target: SerializeAsAny[Annotated[Any, _chosen("target")]] | None = None
+    """The distribution that a method pulls its latents to; None for a method that has none."""
     budget: Budget = Budget()
     eval: Evaluation = Evaluation()
     seed: Annotated[int, AfterValidator(_seed_in_range)] = 0
 
     @model_validator(mode="after")
     def _combination_makes_sense(self) -> Self:
-        for section in CHOICES:
-            check: Callable[[Trial], None] | None = getattr(getattr(self, section), "check_trial", None)
+        chosen = [getattr(self, section) for section in CHOICES if section in type(self).model_fields]
+        for part in (*chosen, *(self.eval.measures or ())):
+            check: Callable[[Trial], None] | None = getattr(part, "check_trial", None)
             if check is not None:
                 check(self)
         return self
@@ -257,6 +288,9 @@ def _under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     merged = dict(given)
     for section, values in defaults.items():
         current = merged.get(section)
+        if current is None or section not in CHOICES:
+            merged[section] = {**values, **(current or {})}
+            continue
         name = current.get("name") if isinstance(current, Mapping) else None
         if isinstance(current, Mapping) and isinstance(name, str) and name in CHOICES.get(section, {}):
             fields = choice_class(section, name).model_fields

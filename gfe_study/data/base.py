@@ -154,13 +154,18 @@ def nested_subset(split: Split, count: int, seed: int) -> Split:
 
     Orders of one seed are the same for every `count`: a smaller subset is contained in every larger one.
     """
-    place_N = np.empty(len(split))
+    return split.take(nested_order(split.labels_N, seed)[:count])
+
+
+def nested_order(labels_N: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
+    """An order of images, shape (N,), in which every beginning holds the classes in their proportions."""
+    place_N = np.empty(len(labels_N))
     generator = np.random.default_rng([SPLIT_SEED, seed])
-    for label in np.unique(split.labels_N):
-        members = np.flatnonzero(split.labels_N == label)
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
         # Each class spread evenly over [0, 1), from an offset of its own.
         place_N[generator.permutation(members)] = (np.arange(len(members)) + generator.random()) / len(members)
-    return split.take(np.argsort(place_N, kind="stable")[:count])
+    return np.argsort(place_N, kind="stable")
 
 
 class Dataset(Section, ABC):

@@ -5,20 +5,18 @@ arXiv:2010.15283, section 3 and its supplement, eq. 3. Shapes: P points, M centr
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from hashlib import sha256
-from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 from scipy.optimize import brentq, fixed_point
 from torch import Tensor
 
-from gfe_study.cache import cache_folder
-from gfe_study.density.kde import blocks, kernel_weights, squared_distances
+from gfe_study.cache import cached
+from gfe_study.density.kde import kernel_moments
 from gfe_study.targets.base import Target
 
 TRIALS = 10
@@ -30,8 +28,11 @@ TOLERANCE = 1e-5
 """Of h_opt relative to the target's width."""
 WIDEST = 4.0
 """Bandwidths are searched up to so many times the target's width."""
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised by hand whenever the numbers change."""
+
+Method = Literal["root", "fixed-point"]
+"""How h_opt is found: both ways agree to 1e-3."""
 
 
 class BandwidthError(ValueError):
@@ -95,11 +96,7 @@ class Samples:
     def _ratio_and_spread(self, bandwidth: float) -> tuple[Tensor, Tensor]:
         """r and Σ_i w_i ‖z − z_i‖² of every point, float64, shape (P,)."""
         count, dimensions = self.centre_ML.shape
-        log_sum_P, spread_P = torch.empty(2, len(self.point_PL))
-        for rows in blocks(len(self.point_PL), count):
-            squared = squared_distances(self.point_PL[rows], self.centre_ML)
-            log_sum_P[rows], weight = kernel_weights(squared, bandwidth)
-            spread_P[rows] = (weight * squared).sum(1)
+        log_sum_P, _, spread_P = kernel_moments(self.point_PL, self.centre_ML, bandwidth)
         constant = math.log(count) + dimensions / 2 * math.log(2 * math.pi * bandwidth**2)
         return (log_sum_P - constant - self.target_P).double(), spread_P.double()
 
@@ -145,30 +142,24 @@ def by_fixed_point(samples: Samples, guess: float | None = None) -> float:
     return found
 
 
-def optimal_bandwidth(target: Target, latent_dim: int, samples: int, trials: int = TRIALS) -> Bandwidth:
+def optimal_bandwidth(
+    target: Target, latent_dim: int, samples: int, trials: int = TRIALS, method: Method = "root"
+) -> Bandwidth:
     """h_opt of a target for m = `samples` centres in L = `latent_dim` dimensions; the same on every machine.
 
-    Found once, by `by_root`, and kept in the cache folder, where any process finds it.
+    Found once and kept in the cache folder, where any process finds it.
 
     Raises:
         ValueError: the target does not exist in so few dimensions.
+        BandwidthError: nothing maximises the divergence, or the fixed point was not found.
     """
-    key = json.dumps([target.model_dump(mode="json"), latent_dim, samples, trials, POINTS, CACHE_VERSION])
-    name = f"{target.name}-l{latent_dim}-m{samples}-{sha256(key.encode()).hexdigest()[:8]}.json"
-    path = cache_folder() / "bandwidth" / name
-    if (kept := _read(path)) is not None:
-        return kept
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if (kept := _read(path)) is None:
-                kept = _found(target, latent_dim, samples, trials)
-                beside = path.with_suffix(".new")
-                beside.write_text(json.dumps(asdict(kept)), encoding="utf-8")
-                beside.replace(path)
-        return kept
-    except OSError:  # nowhere to keep it: found again by the next who asks
-        return _found(target, latent_dim, samples, trials)
+    return cached(
+        f"bandwidth/{target.name}-l{latent_dim}-m{samples}",
+        [target.model_dump(mode="json"), latent_dim, samples, trials, method, POINTS, CACHE_VERSION],
+        lambda: _found(target, latent_dim, samples, trials, method),
+        asdict,
+        _loaded,
+    )
 
 
 def usable_bandwidth(target: Target, latent_dim: int, samples: int) -> float:
@@ -179,25 +170,31 @@ def usable_bandwidth(target: Target, latent_dim: int, samples: int) -> float:
     """
     found = optimal_bandwidth(target, latent_dim, samples)
     if found.collapses:
-        raise BandwidthError(
-            f"h_opt is {found.h_opt:.3f} for {samples:,} samples in {latent_dim} latent dimensions, not below the "
-            f"width {found.width:g} of {target.name}: latents would collapse to a variance of {found.width:g}² − h² ≤ 0; "
-            "allowed: more samples, or fewer latent dimensions"
-        )
+        raise BandwidthError(refusal(found, target, latent_dim, samples))
     return found.h_opt
 
 
-def _found(target: Target, latent_dim: int, samples: int, trials: int) -> Bandwidth:
+def refusal(found: Bandwidth, target: Target, latent_dim: int, samples: int) -> str:
+    """Why latents cannot be trained with a bandwidth that collapses, and what would help."""
+    return (
+        f"h_opt is {found.h_opt:.3f} for {samples:,} samples in {latent_dim} latent dimensions, not below the "
+        f"width {found.width:g} of {target.name}: latents would collapse to a variance of {found.width:g}² − h² ≤ 0; "
+        "allowed: more samples, or fewer latent dimensions"
+    )
+
+
+def _found(target: Target, latent_dim: int, samples: int, trials: int, method: Method) -> Bandwidth:
+    solve = by_root if method == "root" else by_fixed_point
     found: list[float] = []
     for trial in range(trials):
-        found.append(by_root(Samples(target, latent_dim, samples, trial), found[-1] if found else None))
-    values = torch.tensor(found, dtype=torch.float64)
+        found.append(solve(Samples(target, latent_dim, samples, trial), found[-1] if found else None))
     # Rounding leaves out what another order of summation could change.
-    return Bandwidth(round(float(values.mean()), 4), round(float(values.std()), 4), target.width)
+    spread = stdev(found) if trials > 1 else 0.0
+    return Bandwidth(round(fmean(found), 4), round(spread, 4), target.width)
 
 
-def _read(path: Path) -> Bandwidth | None:
-    try:
-        return Bandwidth(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+def _loaded(kept: Any) -> Bandwidth:
+    found = Bandwidth(**kept)
+    if not all(math.isfinite(value) for value in (found.h_opt, found.std, found.width)) or found.h_opt <= 0:
+        raise ValueError("not a bandwidth")
+    return found

@@ -31,58 +31,89 @@ def log_density(point_PL: Tensor, centre_ML: Tensor, bandwidth: float, own_P: Te
         centre_ML: z_i.
         bandwidth: h.
         own_P: the centre that is the point itself, which is left out of its estimate, or −1; None: none is.
+
+    Raises:
+        ValueError: there are no centres, or none but the point's own.
     """
+    count, dimensions = centre_ML.shape
+    if count <= (own_P is not None):
+        raise ValueError(f"a density estimate of {count} centres; allowed: at least one beside the point's own")
     sums_P: Tensor = _LogKernelSum.apply(point_PL, centre_ML.detach(), bandwidth, own_P)
-    dimensions = point_PL.shape[1]
-    counted: float | Tensor = float(len(centre_ML))
-    if own_P is not None:
-        counted = (len(centre_ML) - (own_P >= 0).to(point_PL.dtype)).log()
-    else:
-        counted = math.log(counted)
+    counted = math.log(count) if own_P is None else (count - (own_P >= 0).to(sums_P.dtype)).log()
     return sums_P - counted - dimensions / 2 * math.log(2 * math.pi * bandwidth**2)
 
 
-def blocks(points: int, centres: int) -> Iterator[slice]:
-    """Slices of the points, each of at most `BLOCK` pairs."""
-    size = max(1, BLOCK // max(1, centres))
-    for start in range(0, points, size):
-        yield slice(start, min(start + size, points))
+def log_kernel_sum(point_PL: Tensor, centre_ML: Tensor, bandwidth: float, own_P: Tensor | None = None) -> Tensor:
+    """log Σ_i exp(−‖z − z_i‖²/2h²), shape (P,). Arguments as of `log_density`."""
+    log_sum_P = point_PL.new_empty(len(point_PL))
+    for rows, _, _, exponent in _exponents(point_PL, centre_ML, bandwidth, own_P):
+        top, weight = _relative(exponent)
+        log_sum_P[rows] = top + weight.sum(1).log()
+    return log_sum_P
 
 
-def squared_distances(point_PL: Tensor, centre_ML: Tensor) -> Tensor:
-    """‖z − z_i‖², shape (P, M)."""
-    middle_L = centre_ML.mean(0)  # far from the origin, the expanded square would lose its digits
-    point_PL, centre_ML = point_PL - middle_L, centre_ML - middle_L
-    norms_PM = point_PL.square().sum(1, keepdim=True) + centre_ML.square().sum(1)
-    return torch.addmm(norms_PM, point_PL, centre_ML.t(), alpha=-2.0).clamp_(min=0.0)
+def kernel_moments(
+    point_PL: Tensor, centre_ML: Tensor, bandwidth: float, own_P: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`log_kernel_sum`, shape (P,), and what the kernels' shares w_i of that sum tell of where the centres lie.
+
+    These are Σ_i w_i (z_i − z), shape (P, L), and Σ_i w_i ‖z_i − z‖², shape (P,).
+    """
+    log_sum_P, spread_P = point_PL.new_empty(2, len(point_PL))
+    offset_PL = torch.empty_like(point_PL)
+    dimensions = point_PL.shape[1]
+    for rows, point, centre, exponent in _exponents(point_PL, centre_ML, bandwidth, own_P):
+        top, weight = _relative(exponent)
+        summed = weight @ centre
+        total = summed[:, -1]
+        log_sum_P[rows] = top + total.log()
+        mean = summed[:, :-1] / total[:, None]  # of the scaled centres, and of −‖z_i‖²/2
+        offset = mean[:, :dimensions] - point[:, :dimensions]
+        # ‖z‖² − 2 z·E[z_i] + E‖z_i‖²
+        spread = -2 * (point[:, -1] + (point[:, :dimensions] * mean[:, :dimensions]).sum(1) + mean[:, dimensions])
+        offset_PL[rows], spread_P[rows] = offset * bandwidth, spread.clamp_(min=0.0) * bandwidth**2
+    return log_sum_P, offset_PL, spread_P
 
 
-def kernel_weights(squared_PM: Tensor, bandwidth: float, own_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """log Σ_i exp(−d_i²/2h²), shape (P,), and the shares w_i of that sum, shape (P, M)."""
-    exponent_PM = squared_PM / (-2 * bandwidth**2)
-    if own_P is not None:
-        rows = (own_P >= 0).nonzero().flatten()
-        exponent_PM[rows, own_P[rows]] = -torch.inf
+def _exponents(
+    point_PL: Tensor, centre_ML: Tensor, bandwidth: float, own_P: Tensor | None
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Slices of the points, and for each −‖z − z_i‖²/2h² as the product of two matrices.
+
+    These are (z, 1, −‖z‖²/2) and (z_i, −‖z_i‖²/2, 1), in units of h, around the centres' mean: far from the origin
+    the squares would lose their digits.
+    """
+    middle_L = centre_ML.mean(0)
+    centre, point = (centre_ML - middle_L) / bandwidth, (point_PL - middle_L) / bandwidth
+    one_M1, one_P1 = torch.ones_like(centre[:, :1]), torch.ones_like(point[:, :1])
+    centre = torch.cat([centre, centre.square().sum(1, keepdim=True) / -2, one_M1], 1)
+    point = torch.cat([point, one_P1, point.square().sum(1, keepdim=True) / -2], 1)
+    size = max(1, BLOCK // len(centre))
+    for start in range(0, len(point), size):
+        rows = slice(start, start + size)
+        exponent_PM = point[rows] @ centre.t()
+        if own_P is not None:
+            own = own_P[rows]
+            known = (own >= 0).nonzero().flatten()
+            exponent_PM[known, own[known]] = -torch.inf
+        yield rows, point[rows], centre, exponent_PM
+
+
+def _relative(exponent_PM: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest exponent of every row, and exp(exponent − largest), in place of the exponents."""
     top_P1 = exponent_PM.amax(1, keepdim=True)
-    weight_PM = exponent_PM.sub_(top_P1).clamp_(min=NEGLIGIBLE).exp_()
-    total_P1 = weight_PM.sum(1, keepdim=True)
-    return (top_P1 + total_P1.log()).squeeze(1), weight_PM.div_(total_P1)
+    return top_P1.squeeze(1), exponent_PM.sub_(top_P1).clamp_(min=NEGLIGIBLE).exp_()
 
 
 class _LogKernelSum(torch.autograd.Function):
-    """log Σ_i exp(−‖z − z_i‖²/2h²), with its gradient found on the way: no pair outlives its block."""
+    """`log_kernel_sum`, with its gradient found on the way: no pair outlives its block."""
 
     @staticmethod
     def forward(ctx: Any, point_PL: Tensor, centre_ML: Tensor, bandwidth: float, own_P: Tensor | None) -> Tensor:
-        log_sum_P = point_PL.new_empty(len(point_PL))
-        slope_PL = torch.empty_like(point_PL) if ctx.needs_input_grad[0] else None
-        for rows in blocks(len(point_PL), len(centre_ML)):
-            squared = squared_distances(point_PL[rows], centre_ML)
-            log_sum_P[rows], weight = kernel_weights(squared, bandwidth, None if own_P is None else own_P[rows])
-            if slope_PL is not None:
-                slope_PL[rows] = (weight @ centre_ML - point_PL[rows]) / bandwidth**2
-        if slope_PL is not None:
-            ctx.save_for_backward(slope_PL)
+        if not ctx.needs_input_grad[0]:
+            return log_kernel_sum(point_PL, centre_ML, bandwidth, own_P)
+        log_sum_P, offset_PL, _ = kernel_moments(point_PL, centre_ML, bandwidth, own_P)
+        ctx.save_for_backward(offset_PL / bandwidth**2)
         return log_sum_P
 
     @staticmethod

@@ -26,17 +26,27 @@ class AutoencoderLearner(Learner):
         return {"encoder": self.encoder}
 
     def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
-        for _ in range(updates):
+        for number in range(updates):
             self.optimiser.zero_grad(set_to_none=True)
             latent_BL = self.encoder(target_BD)
             loss_B = self.loss(self.decoder(latent_BL), target_BD)
-            if not bool(loss_B.isfinite().all()):
+            term_B = self.latent_term(latent_BL, index_B)
+            total_B = loss_B if term_B is None else loss_B + term_B
+            if not bool(total_B.isfinite().all()):
                 raise Diverged
-            loss_B.sum().backward()
+            total_B.sum().backward()
             self.optimiser.step()
+            self.updated(latent_BL.detach(), index_B, again=number > 0)
         self.start.remember(latent_BL.detach(), index_B)
         passes_B = torch.full((len(target_BD),), float(updates), device=target_BD.device)
         return Encoding(latent_BL.detach(), loss_B.detach(), passes_B, passes_B)
+
+    def latent_term(self, latent_BL: Tensor, index_B: Tensor) -> Tensor | None:
+        """What is added to each image's loss for where its latent is, shape (B,); None for nothing."""
+        return None
+
+    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
+        """Called after every step of the optimiser, with the latents before it; `again`: on the same images."""
 
     @torch.no_grad()
     def encode(self, target_BD: Tensor, encoding: str | None = None) -> Encoding:
@@ -54,13 +64,14 @@ class Autoencoder(Method):
     learner = AutoencoderLearner
 
     def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
         if trial.start.name == "previous":
             raise ValueError(
-                "start.name: given 'previous' with method=ae, which solves for no latent of a training image; "
-                "allowed: encoder, mean, zero"
+                f"start.name: given 'previous' with method={self.name}, which solves for no latent of a training "
+                "image; allowed: encoder, mean, zero"
             )
         if trial.gradient.name != "approx":
             raise ValueError(
-                f"gradient.name: given {trial.gradient.name!r} with method=ae, whose latents come from an encoder and "
-                "whose decoder is trained through it; allowed: approx"
+                f"gradient.name: given {trial.gradient.name!r} with method={self.name}, whose latents come from an "
+                "encoder and whose decoder is trained through it; allowed: approx"
             )

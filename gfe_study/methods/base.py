@@ -6,7 +6,7 @@ Shapes: B batch, L latent, D pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,8 +22,9 @@ from gfe_study.starts.base import Starter
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import ImageShape
+    from gfe_study.data.base import ImageShape, Split
     from gfe_study.models.base import Decoder
+    from gfe_study.targets.base import Target
 
 
 class Diverged(ArithmeticError):
@@ -76,11 +77,34 @@ class Learner(ABC):
             encoder = dict(self.networks.items()).get("encoder")
             self.start: Starter = trial.start.create(trial.model, shape, encoder).to(device)
         self.networks["start"] = self.start
-        self.optimiser: torch.optim.Optimizer = trial.optim.build(self.networks.parameters())
+        self.optimiser: torch.optim.Optimizer = trial.optim.build(self.trained())
 
     def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
         """Networks that are trained beside the decoder, by name."""
         return {}
+
+    def trained(self) -> Iterable[nn.Parameter]:
+        """The weights that `optimiser` steps on."""
+        return self.networks.parameters()
+
+    def see(self, train: Split) -> None:  # noqa: B027
+        """Be shown the training split before training: for methods that need more of it than the batch at hand.
+
+        Raises:
+            ValueError: the method cannot be trained on it; the message is one line.
+        """
+
+    @property
+    def target(self) -> Target:
+        """The distribution that the latents are pulled to, of a method that has one."""
+        assert self.trial.target is not None
+        target: Target = self.trial.target
+        return target
+
+    @property
+    def samples_from(self) -> Target | None:
+        """The distribution whose decoded samples are images like those trained on; None if there is none."""
+        return self.trial.target
 
     @abstractmethod
     def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
@@ -102,9 +126,13 @@ class Learner(ABC):
     def encode(self, target_BD: Tensor, encoding: str | None = None) -> Encoding:
         """Latents of images by the method's own encoding, or by one of `encodings`."""
 
+    def objective(self, target_BD: Tensor, index_B: Tensor | None = None) -> Objective:
+        """What the latents of images are found by minimising; `index_B` as of `update`, None for other images."""
+        return Objective(self.decoder, self.loss, target_BD)
+
     def encode_by_flow(self, target_BD: Tensor) -> Encoding:
         """Latents by following the trial's flow with its solver from its start."""
-        objective = Objective(self.decoder, self.loss, target_BD)
+        objective = self.objective(target_BD)
         start_BL = self.start(target_BD)
         lost_B = ~start_BL.isfinite().all(-1)
         solution = self.trial.solver.solve(self.trial.flow, objective, start_BL.masked_fill(lost_B[:, None], 0.0))
@@ -129,6 +157,18 @@ class Method(Section, ABC):
 
     name: str
     learner: ClassVar[type[Learner]]
+    has_target: ClassVar[bool] = False
+    """Whether it pulls its latents to `trial.target`."""
+
+    def check_trial(self, trial: Trial) -> None:
+        """Raise `ValueError` if this method cannot serve the trial's other choices."""
+        if trial.target is not None and not self.has_target:
+            raise ValueError(
+                f"target.name: given {trial.target.name!r} with method={self.name}, which pulls its latents to none; "
+                "allowed: null"
+            )
+        if trial.target is None and self.has_target:
+            raise ValueError(f"target: given null with method={self.name}; allowed: the name of a target")
 
     def create(self, trial: Trial, shape: ImageShape, device: torch.device) -> Learner:
         """A fresh learner for images of a shape, its weights drawn from the trial's seed."""

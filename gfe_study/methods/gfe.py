@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from gfe_study.methods.base import Diverged, Encoding, Learner, Method
-from gfe_study.solvers.objective import Objective
 
 
 class GFELearner(Learner):
@@ -24,7 +23,7 @@ class GFELearner(Learner):
             raise Diverged
         for number in range(updates):
             solver = trial.solver.for_training(resumed=number > 0)
-            objective = Objective(self.decoder, self.loss, target_BD)
+            objective = self.objective(target_BD, index_B)
             solution = solver.solve(trial.flow, objective, latent_BL, keep_path=trial.gradient.needs_path)
             latent_BL = solution.latent_BL
             if not bool(latent_BL.isfinite().all()):
@@ -39,10 +38,14 @@ class GFELearner(Learner):
             if not bool(torch.stack(sums).isfinite().all()):
                 raise Diverged
             self.optimiser.step()
+            self.updated(latent_BL, index_B, again=number > 0)
             forward_B = forward_B + solution.nfe_forward_B + done.nfe_forward_B
             backward_B = backward_B + solution.nfe_backward_B + done.nfe_backward_B
         self.start.remember(latent_BL, index_B)
         return Encoding(latent_BL, done.loss_B, forward_B, backward_B)
+
+    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
+        """Called after every step of the optimiser, with the latents it was made at; `again`: on the same images."""
 
     def encode(self, target_BD: Tensor, encoding: str | None = None) -> Encoding:
         return self.encode_by_flow(target_BD)

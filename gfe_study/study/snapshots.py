@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gfe_study import names
 from gfe_study.data.base import ImageShape, Splits
+from gfe_study.measures.samples import sampled_images
 from gfe_study.methods.base import Learner
 from gfe_study.solvers.objective import Objective
 from gfe_study.training import ENCODE_BATCH, TrainingState
@@ -25,6 +26,10 @@ LATENTS = 1000
 """Test images whose latents are kept, at most."""
 PICTURES = 10
 """Test images that are kept with their reconstructions."""
+SAMPLES = 64
+"""Decoded samples of the target."""
+INTERPOLATIONS, STEPS = 5, 8
+"""Pairs of test images between whose latents is gone straight, and pictures on the way, both ends among them."""
 FLOWS = 8
 """Test images whose flows are observed."""
 OBSERVATIONS = 100
@@ -41,9 +46,10 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
     """Add the point that training has reached to `snapshots.npz`, which keeps an early, a middle and the last one.
 
     Once: `label` (N,), `target` (images, height, width) uint8, (images, height, width, 3) in colour. At every point,
-    under `<images seen>/`: `latent` (N, L), `reconstruction` like `target`, and, of a method that encodes by following
-    a flow, columns of M rows: `flow/image`, `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow),
-    `flow/loss`, `flow/distance` (‖z − z*‖). A file that cannot be read is begun anew.
+    under `<images seen>/`: `latent` (N, L), `reconstruction` like `target`, `interpolation` (pairs, steps, ...), of a
+    method with a target `sample` like `target`, and, of a method that encodes by following a flow, columns of M rows:
+    `flow/image`, `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow), `flow/loss`, `flow/distance`
+    (‖z − z*‖). A file that cannot be read is begun anew.
 
     Raises:
         OSError: the folder cannot be written; what was there is untouched.
@@ -60,6 +66,10 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
     content[f"{here}latent"] = latent_NL[:LATENTS].numpy()
     decoded_BD = state.learner.decode(latent_NL[: len(pictures_BD)].to(state.device))
     content[f"{here}reconstruction"] = _as_bytes(decoded_BD, splits.shape)
+    between_BD = state.learner.decode(straight_lines(latent_NL).to(state.device))
+    content[f"{here}interpolation"] = _as_bytes(between_BD, splits.shape).reshape(-1, STEPS, *splits.shape.picture)
+    if (sample_BD := sampled_images(state.learner, SAMPLES, state.device)) is not None:
+        content[f"{here}sample"] = _as_bytes(sample_BD, splits.shape)
     if state.learner.encodes_by_flow:
         columns = observe_flows(state.learner, splits.test.images(slice(0, FLOWS), state.device))
         content |= {f"{here}flow/{name}": column for name, column in columns.items()}
@@ -85,6 +95,14 @@ def kept_points(points: Iterable[int], train_images: int) -> set[int]:
     between = [point for point in there if early < point < there[-1]]
     middle = {_nearest(between, math.sqrt(early * there[-1]))} if between else set()
     return {early, there[-1], *middle}
+
+
+def straight_lines(latent_NL: Tensor) -> Tensor:
+    """Latents on the way from the first to the second, from the third to the fourth, …; shape (pairs · STEPS, L)."""
+    pairs = min(INTERPOLATIONS, len(latent_NL) // 2)
+    start_KL, end_KL = latent_NL[: 2 * pairs : 2], latent_NL[1 : 2 * pairs : 2]
+    share_S11 = torch.linspace(0, 1, STEPS, dtype=latent_NL.dtype)[:, None, None]
+    return torch.lerp(start_KL, end_KL, share_S11).transpose(0, 1).flatten(0, 1)
 
 
 def _nearest(points: list[int], wanted: float) -> int:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gfe_study.config import Section
+from gfe_study.config import CHOICES, InputError, Section, suggestion
+from gfe_study.config.base import explained
+from gfe_study.config.trial import choice_class, named
 
 
 class Target(Section, ABC):
@@ -53,3 +57,24 @@ class Target(Section, ABC):
         noise_BL = torch.randn(count, latent_dim, generator=generator)
         chosen_B = torch.randint(self.modes, (count,), generator=generator)
         return mean_KL[chosen_B] + self.width * noise_BL
+
+
+def parse_target(name: str, assigned: Mapping[str, Any]) -> Target:
+    """A target by its name, with settings under the key `target`, as `parse_assignments` gives them.
+
+    Raises:
+        InputError: an unknown name or setting, a value out of range, or settings of something else.
+    """
+    for key in assigned:
+        if key != "target":
+            raise InputError(f"--set {key}: unknown key; allowed: settings of the target, like target.radius=4")
+    settings = named("target", assigned.get("target", {}))
+    if not isinstance(settings, Mapping):
+        raise InputError(f"--set target: given {settings!r}; allowed: a name, or settings like target.radius=4")
+    chosen = settings.get("name", name)
+    if chosen not in CHOICES["target"]:
+        raise InputError(f"target: given {chosen!r}; {suggestion(str(chosen), list(CHOICES['target']))}")
+    with explained("target"):
+        target = choice_class("target", chosen).model_validate({**settings, "name": chosen})
+    assert isinstance(target, Target)
+    return target

@@ -6,6 +6,7 @@ from gfe_study.analysis.exhibits.data_efficiency import data_efficiency
 from gfe_study.analysis.exhibits.datasets import datasets
 from gfe_study.analysis.exhibits.paper_tables import table_1, table_2
 from gfe_study.analysis.exhibits.pareto import pareto
+from gfe_study.analysis.exhibits.samples import samples
 from gfe_study.analysis.exhibits.snapshots import snapshots
 from gfe_study.analysis.exhibits.tuning import tuning
 from gfe_study.analysis.exhibits.verdict import verdict
@@ -19,6 +20,7 @@ MAKERS: tuple[Maker, ...] = (
     datasets,
     pareto,
     snapshots,
+    samples,
     tuning,
 )
 
@@ -30,6 +32,7 @@ __all__ = [
     "data_efficiency",
     "datasets",
     "pareto",
+    "samples",
     "snapshots",
     "table_1",
     "table_2",

@@ -44,7 +44,7 @@ class Snapshots:
 
 def snapshots(evidence: Evidence) -> Iterator[Exhibit]:
     """Everything that is drawn from snapshots."""
-    known = list(_all(evidence))
+    known = list(all_snapshots(evidence))
     if not known:
         return
     first = list({each.arm: each for each in reversed(known)}.values())[::-1]
@@ -70,7 +70,7 @@ def _shown(evidence: Evidence, first: list[Snapshots]) -> list[Snapshots]:
     return sorted(taken, key=lambda each: order[each.arm])
 
 
-def _all(evidence: Evidence) -> Iterator[Snapshots]:
+def all_snapshots(evidence: Evidence) -> Iterator[Snapshots]:
     """The snapshots of the chosen trials, by arm and seed."""
     chosen = evidence.chosen
     for arm in evidence.arms:

@@ -1,0 +1,40 @@
+"""What every measure promises.
+
+Shapes: N test images, L latent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from gfe_study.config import Section
+from gfe_study.data.base import Splits
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+    from gfe_study.methods.base import Learner
+
+
+class Measure(Section, ABC):
+    """Taken at every point of a trial, beside its losses, of the same encoding of the test images.
+
+    In a configuration: `eval: {measures: [entropy, {name: frechet, images: 2000}]}`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
+        """Metrics by name; one that cannot be had is left out. It must leave torch's global generators alone.
+
+        Args:
+            learner: the method as it stands.
+            splits: the trial's images.
+            latent_NL: latents of the first N test images, by the method's own encoding, on the learner's device.
+        """
+
+    def check_trial(self, trial: Trial) -> None:
+        """Raise `ValueError` if this measure makes no sense with the trial's other choices."""

@@ -1,0 +1,56 @@
+"""Fréchet distance of generated images from test images, as a classifier of this project sees them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from gfe_study import names
+from gfe_study.data.base import Splits
+from gfe_study.measures.base import Measure
+from gfe_study.measures.classifier import classifier_of
+from gfe_study.measures.distance import frechet_distance
+from gfe_study.measures.samples import decode_all, sampled_images
+
+if TYPE_CHECKING:
+    from gfe_study.methods.base import Learner
+
+
+class Frechet(Measure):
+    """Squared Fréchet distance between test images and as many decoded samples of the target.
+
+    In the feature space of `classifier_of` the dataset: `fd_mnist_classifier` on MNIST, and so on. It is no FID, and
+    comparable within one dataset and one number of images only. Beside it, of the same test images: with `_floor`,
+    the distance of as many validation images (left out where there are fewer), which is what real images have; with
+    `_reconstruction`, that of their reconstructions, which is what this decoder could reach with the right latents.
+    A method without a target has the last two alone.
+    """
+
+    name: Literal["frechet"] = "frechet"
+    images: Annotated[int, Field(gt=1)] | None = None
+    """Test images compared, at most; None: all that are evaluated."""
+
+    def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
+        latent_NL = latent_NL[: self.images]
+        count, device = len(latent_NL), latent_NL.device
+        data = learner.trial.data
+        try:
+            classifier = classifier_of(data, splits)
+        except ValueError:
+            return {}
+        test = classifier.features(splits.test.images(slice(count)))
+        compared = {"reconstruction": decode_all(learner, latent_NL)}
+        if count <= len(splits.val):
+            compared["floor"] = splits.val.images(slice(count))
+        if (samples := sampled_images(learner, count, device)) is not None:
+            compared[""] = samples
+        found: dict[str, float] = {}
+        for kind, images_ND in compared.items():
+            try:
+                distance = frechet_distance(test, classifier.features(images_ND))
+            except ValueError:  # a decoder that has diverged
+                continue
+            found[names.classifier_distance(data.name, kind)] = distance
+        return found

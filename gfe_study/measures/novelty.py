@@ -1,0 +1,182 @@
+"""How improbable test images are, of a class that training never saw: arXiv:2010.15283, eq. 10–11.
+
+Shapes: N images, K of them, M latents that a density is made of, V validation images, L latent, D pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from gfe_study import names
+from gfe_study.data.base import Split, Splits
+from gfe_study.density import kde
+from gfe_study.measures.base import Measure
+from gfe_study.measures.samples import decode_all
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+    from gfe_study.methods.base import Learner
+    from gfe_study.models.base import Decoder
+
+BATCH = 250
+"""Images encoded at once."""
+JACOBIAN_NUMBERS = 2**23
+"""Of Jacobians that are held at once: images × L × D."""
+BANDWIDTHS = (0.02, 2.0)
+"""That are searched, in standard deviations of the latents."""
+
+
+@dataclass(frozen=True)
+class LatentDensity:
+    """p(z): a kernel density estimate of whitened latents, so that no linear map of the latent space changes ranks.
+
+    Attributes:
+        mean_L: of the latents.
+        root_LL: R, lower triangular, RRᵀ their covariance; the estimate is of R⁻¹(z − mean).
+        centre_ML: the latents, whitened.
+        bandwidth: h, of whitened latents.
+    """
+
+    mean_L: Tensor
+    root_LL: Tensor
+    centre_ML: Tensor
+    bandwidth: float
+
+    @classmethod
+    def fit(cls, latent_ML: Tensor, other_VL: Tensor) -> Self:
+        """Of some latents, with the bandwidth under which others are likeliest. Float64.
+
+        Raises:
+            ValueError: the latents lie in fewer than L dimensions, or are NaN or infinite.
+        """
+        latent_ML, other_VL = latent_ML.double(), other_VL.double()
+        if not bool(latent_ML.isfinite().all() and other_VL.isfinite().all()):
+            raise ValueError("latents are NaN or infinite")
+        mean_L = latent_ML.mean(0)
+        centred_ML = latent_ML - mean_L
+        root_LL, failed = torch.linalg.cholesky_ex(centred_ML.t() @ centred_ML / max(1, len(latent_ML) - 1))
+        if bool(failed):
+            raise ValueError(f"latents lie in fewer than {latent_ML.shape[1]} dimensions")
+        centre_ML, point_VL = (
+            torch.linalg.solve_triangular(root_LL, (each - mean_L).t(), upper=False).t()
+            for each in (latent_ML, other_VL)
+        )
+
+        def unlikelihood(log_bandwidth: float) -> float:
+            return -float(kde.log_density(point_VL, centre_ML, math.exp(log_bandwidth)).mean())
+
+        low, high = BANDWIDTHS
+        found = minimize_scalar(unlikelihood, bounds=(math.log(low), math.log(high)), options={"xatol": 1e-2})
+        return cls(mean_L, root_LL, centre_ML, math.exp(found.x))
+
+    def log_density(self, latent_NL: Tensor) -> Tensor:
+        """log p(z), nats, shape (N,), float64."""
+        point_NL = torch.linalg.solve_triangular(self.root_LL, (latent_NL.double() - self.mean_L).t(), upper=False).t()
+        return kde.log_density(point_NL, self.centre_ML, self.bandwidth) - self.root_LL.diagonal().log().sum()
+
+
+def noise_variance(error_V: Tensor, pixels: int) -> float:
+    """σ² of N(x; x′, σ²I) from the squared errors ‖x − x′‖² of validation images: √(Var/2D).
+
+    The squared error of that normal has the mean Dσ² and the variance 2Dσ⁴. Images cannot be both: neighbouring pixels
+    err together, so that errors vary much more than those of D independent pixels. Maximum likelihood, which goes by
+    the mean, then makes of this variation hundreds of nats, beside which p(z′) and the determinant are lost; since
+    scores are compared with one another, σ² is taken from what varies.
+    """
+    return float((error_V.double().var(unbiased=False) / (2 * pixels)).sqrt())
+
+
+def decoded_with_volume(decoder: Decoder, latent_NL: Tensor) -> tuple[Tensor, Tensor]:
+    """x′ = sigmoid of the logits, shape (N, D), and ½ log det(AᵀA), A = ∂x′/∂z, shape (N,), float64.
+
+    −∞ where A has a rank below L. A few images at a time.
+    """
+    frozen = decoder.frozen()
+    with torch.no_grad():
+        pixels = decoder(latent_NL[:1]).shape[1]
+    images, volumes = [], []
+    for latent_KL in latent_NL.split(max(1, JACOBIAN_NUMBERS // (latent_NL.shape[1] * pixels))):
+        logit_KD, tangent_KLD = frozen.jacobian(latent_KL)
+        image_KD = logit_KD.sigmoid().detach()
+        slope_KLD = (tangent_KLD.detach() * (image_KD * (1 - image_KD))[:, None]).double()
+        images.append(image_KD)
+        volumes.append(torch.linalg.slogdet(slope_KLD @ slope_KLD.transpose(1, 2)).logabsdet / 2)
+    return torch.cat(images), torch.cat(volumes)
+
+
+def log_probability(
+    decoder: Decoder, density: LatentDensity, variance: float, image_ND: Tensor, latent_NL: Tensor
+) -> Tensor:
+    """log p(x) = log p(z′) − ½ log det(AᵀA) + log N(x; x′, σ²I), nats, shape (N,), float64: eq. 10–11.
+
+    Args:
+        decoder: D; x′ = sigmoid(D(z′)), A = ∂x′/∂z at z′.
+        density: p(z).
+        variance: σ².
+        image_ND: x.
+        latent_NL: z′, their encodings.
+    """
+    decoded_ND, volume_N = decoded_with_volume(decoder, latent_NL)
+    error_N = (image_ND - decoded_ND).double().square().sum(1)
+    log_normal_N = -error_N / (2 * variance) - image_ND.shape[1] / 2 * math.log(2 * math.pi * variance)
+    return density.log_density(latent_NL) - volume_N + log_normal_N
+
+
+class Novelty(Measure):
+    """How well test images of `data.held_out` are told from the others: area under the ROC curve (0.5: not at all).
+
+    `novelty_auroc` by −log p(x) of eq. 10–11, `reconstruction_auroc` by the squared error ‖x − x′‖² alone. Of p(x),
+    p(z′) is the density of the latents that training images have, not the target: where latents have gaps between
+    classes, and these are where images of another class go, the target knows nothing of them. So a method needs no
+    target. σ² is `noise_variance`.
+    """
+
+    name: Literal["novelty"] = "novelty"
+    train_images: int = Field(10_000, gt=1)
+    """Training images whose latents make p(z), at most. They are encoded at every point; more are better."""
+
+    def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
+        from sklearn.metrics import roc_auc_score
+
+        device = latent_NL.device
+        novel_N = splits.test.labels_N[: len(latent_NL)] == learner.trial.data.held_out
+        if novel_N.all() or not novel_N.any() or not bool(latent_NL.isfinite().all()):
+            return {}
+        image_ND = splits.test.images(slice(len(latent_NL)), device)
+        val_VD = splits.val.images(slice(learner.trial.eval.val_images), device)
+        error_N = (image_ND - decode_all(learner, latent_NL)).double().square().sum(1)
+        if not bool(error_N.isfinite().all()):
+            return {}
+        found = {names.RECONSTRUCTION_AUROC: float(roc_auc_score(novel_N, error_N.cpu().numpy()))}
+        val_VL = _encoded(learner, splits.val, len(val_VD), device)
+        try:
+            density = LatentDensity.fit(_encoded(learner, splits.train, self.train_images, device), val_VL)
+        except ValueError:  # latents that have collapsed have no density
+            return found
+        variance = noise_variance((val_VD - decode_all(learner, val_VL)).square().sum(1), splits.pixels)
+        if variance == 0:  # of one image
+            return found
+        score_N = -log_probability(learner.decoder, density, variance, image_ND, latent_NL)
+        if bool(score_N.isfinite().all()):
+            found[names.NOVELTY_AUROC] = float(roc_auc_score(novel_N, score_N.cpu().numpy()))
+        return found
+
+    def check_trial(self, trial: Trial) -> None:
+        if trial.data.held_out is None:
+            raise ValueError(
+                "eval.measures: given novelty without a class that training never sees; allowed: with data.held_out"
+            )
+
+
+def _encoded(learner: Learner, split: Split, count: int, device: torch.device) -> Tensor:
+    index = np.arange(min(count, len(split)))
+    parts = np.array_split(index, -(-len(index) // BATCH))
+    return torch.cat([learner.encode(split.images(part, device)).latent_BL for part in parts])

@@ -1,0 +1,62 @@
+"""Generative encoding networks: an autoencoder whose latents are pulled to a known distribution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gfe_study.data.base import Split
+from gfe_study.methods.ae import Autoencoder, AutoencoderLearner
+from gfe_study.methods.pull import Pull, Puller
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+    from gfe_study.data.base import ImageShape
+
+ENCODE_BATCH = 1000
+"""Training images encoded at once for the density."""
+
+
+class GENLearner(AutoencoderLearner):
+    """ℓ(y, D(E(y))) + λ times the term of `Pull` at E(y): arXiv:2010.15283, Algorithm 1 and eq. 3."""
+
+    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
+        trial = self.trial
+        self.puller = Puller(trial.method, self.target, trial.model.latent_dim, keeps_latents=False).to(device)
+        return {**super().build_networks(shape, device), "puller": self.puller}
+
+    def see(self, train: Split) -> None:
+        self.train = train
+        self.puller.see(train)
+
+    def latent_term(self, latent_BL: Tensor, index_B: Tensor) -> Tensor | None:
+        if self.puller.due:
+            self.puller.refresh(self._latents_of)
+        return self.puller.term(latent_BL, index_B)
+
+    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
+        self.puller.remember(index_B, latent_BL, again=again)
+
+    def _latents_of(self, index_M: Tensor) -> Tensor:
+        parts = index_M.cpu().numpy()
+        device = index_M.device
+        starts = range(0, len(parts), ENCODE_BATCH)
+        return torch.cat([self.encoder(self.train.images(parts[i : i + ENCODE_BATCH], device)) for i in starts])
+
+
+class GEN(Pull, Autoencoder):
+    """Generative encoding network, arXiv:2010.15283: latents follow the target, as a kernel density estimate sees it.
+
+    At convergence they have the target's variance less h².
+    """
+
+    name: Literal["gen"] = "gen"  # type: ignore[assignment]
+    learner = GENLearner
+    has_target = True
+    implies: ClassVar[dict[str, Any]] = {"target.name": "standard_normal"}
+
+    def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
+        self.check_target(trial)

@@ -1,0 +1,83 @@
+"""Variational autoencoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gfe_study.methods.ae import Autoencoder, AutoencoderLearner
+from gfe_study.methods.base import Diverged, Encoding, seeded
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+    from gfe_study.data.base import ImageShape
+
+
+class VAELearner(AutoencoderLearner):
+    """The evidence lower bound, per pixel: ℓ(y, D(z)) + β KL(q(z|y) ‖ N(0, I))/D at z ~ q(z|y) = N(μ(y), σ²(y)).
+
+    Its latent of an image is μ(y).
+    """
+
+    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
+        self.pixels = shape.pixels
+        with seeded(self.trial.seed, "encoder"):
+            both = self.trial.model.encoder(shape, outputs=2 * self.trial.model.latent_dim).to(device)
+        self.posterior = Posterior(both)
+        self.encoder = self.posterior
+        return {"encoder": self.posterior}
+
+    def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
+        for _ in range(updates):
+            self.optimiser.zero_grad(set_to_none=True)
+            mean_BL, log_variance_BL = self.posterior.moments(target_BD)
+            # Drawn on the CPU, so that a trial draws the same on every device.
+            noise_BL = torch.randn(mean_BL.shape).to(mean_BL)
+            loss_B = self.loss(self.decoder(mean_BL + (log_variance_BL / 2).exp() * noise_BL), target_BD)
+            divergence_B = (log_variance_BL.exp() + mean_BL.square() - 1 - log_variance_BL).sum(1) / 2
+            total_B = loss_B + self.trial.method.beta * divergence_B / self.pixels
+            if not bool(total_B.isfinite().all()):
+                raise Diverged
+            total_B.sum().backward()
+            self.optimiser.step()
+        self.start.remember(mean_BL.detach(), index_B)
+        passes_B = torch.full((len(target_BD),), float(updates), device=target_BD.device)
+        return Encoding(mean_BL.detach(), loss_B.detach(), passes_B, passes_B)
+
+
+class Posterior(nn.Module):
+    """An encoder with 2L outputs: mean and logarithm of the variance of q(z|y)."""
+
+    def __init__(self, both: nn.Module) -> None:
+        super().__init__()
+        self.both = both
+
+    def moments(self, target_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and log σ², each (B, L)."""
+        mean_BL, log_variance_BL = self.both(target_BD).chunk(2, dim=1)
+        return mean_BL, log_variance_BL
+
+    def forward(self, target_BD: Tensor) -> Tensor:
+        return self.moments(target_BD)[0]
+
+
+class VAE(Autoencoder):
+    """Variational autoencoder, arXiv:1312.6114: the training loss is of a drawn latent, every other one of the mean."""
+
+    name: Literal["vae"] = "vae"  # type: ignore[assignment]
+    learner = VAELearner
+    has_target = True
+    implies: ClassVar[dict[str, Any]] = {"target.name": "standard_normal"}
+    beta: float = Field(1.0, ge=0)
+    """Weight of the divergence; 1 is the evidence lower bound."""
+
+    def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
+        if trial.target is not None and trial.target.name != "standard_normal":
+            raise ValueError(
+                f"target.name: given {trial.target.name!r} with method=vae, whose divergence is in closed form for "
+                "one normal; allowed: standard_normal"
+            )

@@ -1,0 +1,330 @@
+"""What a trial is measured by beside its losses. Shapes: N images, F features, L latent, D pixels."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from problems import image_problem, smooth_problem
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
+
+from gfe_study import names
+from gfe_study.cache import CACHE_DIR_VARIABLE
+from gfe_study.config import InputError, Trial
+from gfe_study.data.base import ImageShape, Split, Splits
+from gfe_study.data.digits import Digits
+from gfe_study.measures import classifier as classifiers
+from gfe_study.measures import novelty
+from gfe_study.measures.classifier import Classifier, classifier_of
+from gfe_study.measures.distance import frechet_distance
+from gfe_study.measures.fid import inception, inception_features
+from gfe_study.measures.novelty import LatentDensity, decoded_with_volume, log_probability, noise_variance
+from gfe_study.measures.samples import sampled_images
+from gfe_study.models.mlp import MLPDecoder
+from gfe_study.training import train
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "preset": "gen",
+    "method": "vae",
+    "data": {"name": "digits", "held_out": 3},
+    "model": {"latent_dim": 3, "hidden": [32]},
+    "optim": {"lr": 3e-3},
+    "budget": {"images": 600},
+    "eval": {"val_images": 100, "test_images": 200, "mixed": False},
+}
+
+
+def normals(count: int, features: int, seed: int) -> Tensor:
+    """Features whose mean is exactly 0 and covariance exactly I."""
+    draw = torch.randn(count, features, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    draw -= draw.mean(0)
+    return draw @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(draw.t()))).t()
+
+
+def last_point(splits: Splits, *changes: dict[str, Any]) -> dict[str, float]:
+    points = [metrics for _, metrics, _ in train(Trial.build(SMALL, *changes), splits) if metrics is not None]
+    return points[-1]
+
+
+@pytest.fixture(scope="module")
+def without_threes() -> Splits:
+    return Trial.build(SMALL).data.load()
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_DIR_VARIABLE, str(folder))
+        patch.setattr(classifiers, "_known", {})
+        yield folder
+
+
+def test_frechet_distance_of_normals_is_the_closed_form() -> None:
+    one, other = normals(50, 3, 0), normals(70, 3, 1)
+    width, shift = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([3.0, 0.0, -4.0])
+    expected = 25 + float((width - 1).square().sum())
+    assert frechet_distance(one, other * width + shift) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-12)
+    mix = torch.randn(2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    covariances = [(each.t() @ each).numpy() for each in mix]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(one @ mix[0], other @ mix[1]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_fewer_images_than_features() -> None:
+    u, v = torch.randn(2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = 2 * float(u @ u + v @ v - 2 * (u @ v).abs())  # Σ = 2uuᵀ and 2vvᵀ, of rank one
+    assert frechet_distance(torch.stack([u, -u]), torch.stack([v, -v])) == pytest.approx(expected, rel=1e-12)
+    constant = torch.ones(5, 40)
+    assert frechet_distance(constant, constant + 0.5) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("features", [torch.ones(1, 4), torch.full((5, 4), math.nan)])
+def test_frechet_distance_refuses_what_has_no_covariance(features: Tensor) -> None:
+    with pytest.raises(ValueError, match="fewer than two images"):
+        frechet_distance(torch.ones(5, 4), features)
+
+
+def test_the_classifier_is_trained_once_and_knows_its_dataset(
+    cached: Path, digits: Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = torch.get_rng_state()
+    classifier = classifier_of(Digits(), digits)
+    assert torch.equal(torch.get_rng_state(), before)
+    image_ND = digits.test.images(slice(None))
+    with torch.no_grad():
+        found = classifier(image_ND).argmax(1).numpy()
+    assert float(np.mean(found == digits.test.labels_N)) > 0.95
+    features = classifier.features(image_ND)
+    assert features.shape == (300, classifiers.FEATURES)
+
+    (file,) = (cached / "classifier").glob("*.pt")
+    written = file.stat().st_mtime_ns
+    monkeypatch.setattr(classifiers, "_known", {})
+    few = Digits(held_out=3, train_images=100)
+    assert torch.equal(classifier_of(few, few.load()).features(image_ND), features)
+    assert file.stat().st_mtime_ns == written
+
+    file.write_bytes(b"no checkpoint")
+    monkeypatch.setattr(classifiers, "_known", {})
+    assert torch.equal(classifier_of(Digits(), digits).features(image_ND), features)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 5, 9)])
+def test_the_classifier_is_built_for_any_shape(shape: tuple[int, int, int]) -> None:
+    classifier = Classifier(ImageShape(*shape), 4)
+    assert classifier(torch.rand(2, math.prod(shape))).shape == (2, 4)
+
+
+def test_images_of_one_class_train_no_classifier(cached: Path, digits: Splits) -> None:
+    alone = Split(digits.train.pixels_ND[:50], np.zeros(50, np.int64), 16)
+    with pytest.raises(ValueError, match="one class"):
+        classifier_of(Digits(), Splits(alone, alone, alone, 8, 8))
+
+
+@pytest.mark.slow
+def test_the_classifier_of_mnist_finds_98_percent(
+    cached: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Trial.build({"data": "mnist"}).data
+    splits = data.load([mnist_folder])
+    monkeypatch.setattr(classifiers, "_known", {})
+    classifier = classifier_of(data, splits)
+    with torch.no_grad():
+        parts = [classifier(splits.test.images(slice(i, i + 500))).argmax(1) for i in range(0, 10_000, 500)]
+    assert float(np.mean(torch.cat(parts).numpy() == splits.test.labels_N)) >= 0.98
+
+
+def test_samples_are_the_same_whatever_their_number(digits: Splits) -> None:
+    trial = Trial.build(SMALL)
+    learner = trial.method.create(trial, digits.shape, CPU)
+    few, many = sampled_images(learner, 7, CPU), sampled_images(learner, 600, CPU)
+    assert few is not None
+    assert many is not None
+    torch.testing.assert_close(few, many[:7])
+    assert many.shape == (600, 64)
+    assert len(many.unique(dim=0)) == 600
+
+
+def test_frechet_is_of_samples_reconstructions_and_real_images(cached: Path, digits: Splits) -> None:
+    whole = {"data": {"held_out": None}, "eval": {"measures": ["frechet"]}}
+    name = names.classifier_distance("digits")
+    assert name == "fd_digits_classifier"
+    metrics = last_point(digits, whole)
+    assert 0 < metrics[f"{name}_floor"] < min(metrics[f"{name}_reconstruction"], metrics[name])
+    assert last_point(digits, whole)[name] == metrics[name]
+    alone = last_point(digits, whole, {"method": "ae"})
+    assert {key for key in alone if key.startswith("fd_")} == {f"{name}_floor", f"{name}_reconstruction"}
+
+
+def full_jacobian(decoder: nn.Module, latent_L: Tensor) -> Tensor:
+    return torch.autograd.functional.jacobian(lambda z: decoder(z[None])[0].sigmoid(), latent_L)
+
+
+@pytest.mark.parametrize("problem", [image_problem, smooth_problem])
+def test_the_log_probability_is_that_of_equations_10_and_11(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = problem(batch=5)
+    draw = torch.Generator().manual_seed(1)
+    latent_NL, train_ML, val_VL = (torch.randn(n, 2, dtype=torch.float64, generator=draw) for n in (5, 30, 20))
+    density = LatentDensity.fit(train_ML, val_VL)
+    covariance = density.bandwidth**2 * torch.cov(train_ML.t())
+    kernels = MultivariateNormal(train_ML, covariance.expand(30, 2, 2))
+    expected = MixtureSameFamily(Categorical(torch.ones(30)), kernels).log_prob(latent_NL)
+    torch.testing.assert_close(density.log_density(latent_NL), expected.double())
+    slopes = [full_jacobian(given.decoder, latent_L) for latent_L in latent_NL]
+    expected -= torch.stack([torch.logdet(slope.t() @ slope) / 2 for slope in slopes])
+    decoded = given.decoder(latent_NL).sigmoid()
+    expected += Independent(Normal(decoded, math.sqrt(0.3)), 1).log_prob(given.target_BD)
+    found = log_probability(given.decoder, density, 0.3, given.target_BD, latent_NL)
+    torch.testing.assert_close(found, expected)
+    monkeypatch.setattr(novelty, "JACOBIAN_NUMBERS", 1)
+    torch.testing.assert_close(log_probability(given.decoder, density, 0.3, given.target_BD, latent_NL), found)
+
+
+def test_no_linear_map_of_the_latent_space_changes_the_probability() -> None:
+    given = image_problem(batch=6)
+    draw = torch.Generator().manual_seed(3)
+    latent_NL, train_ML, val_VL = (torch.randn(n, 2, dtype=torch.float64, generator=draw) for n in (6, 40, 25))
+    mapped = MLPDecoder([2, 9, 7]).double()
+    mapped.load_state_dict(given.decoder.state_dict())
+    turn = torch.tensor([[1.0, 2.0], [-0.5, 3.0]], dtype=torch.float64)
+    with torch.no_grad():
+        mapped.layers[0].weight.copy_(given.decoder.layers[0].weight @ torch.linalg.inv(turn))
+    one = log_probability(given.decoder, LatentDensity.fit(train_ML, val_VL), 0.1, given.target_BD, latent_NL)
+    density = LatentDensity.fit(train_ML @ turn.t(), val_VL @ turn.t())
+    torch.testing.assert_close(log_probability(mapped, density, 0.1, given.target_BD, latent_NL @ turn.t()), one)
+
+
+def test_a_decoder_that_ignores_a_latent_has_no_volume() -> None:
+    decoder = image_problem().decoder
+    with torch.no_grad():
+        decoder.layers[0].weight[:, 1] = 0
+    assert decoded_with_volume(decoder, torch.ones(3, 2, dtype=torch.float64))[1].tolist() == [-math.inf] * 3
+
+
+def test_a_density_of_collapsed_latents_is_refused() -> None:
+    flat = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    flat[:, 1] = 0
+    with pytest.raises(ValueError, match="fewer than 2 dimensions"):
+        LatentDensity.fit(flat, flat)
+    with pytest.raises(ValueError, match="NaN"):
+        LatentDensity.fit(flat / 0, flat)
+
+
+def test_the_bandwidth_is_the_likeliest() -> None:
+    draw = torch.Generator().manual_seed(0)
+    train_ML, val_VL = torch.randn(200, 2, generator=draw), torch.randn(100, 2, generator=draw)
+    density = LatentDensity.fit(train_ML, val_VL)
+    best = float(density.log_density(val_VL).mean())
+    for factor in (0.8, 1.25):
+        other = LatentDensity(density.mean_L, density.root_LL, density.centre_ML, density.bandwidth * factor)
+        assert float(other.log_density(val_VL).mean()) < best
+
+
+def test_the_noise_of_independent_pixels_is_found() -> None:
+    error = 0.3 * torch.randn(4000, 50, generator=torch.Generator().manual_seed(0))
+    assert noise_variance(error.square().sum(1), 50) == pytest.approx(0.09, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["vae", "ae", "gfe"])
+def test_novelty_tells_the_class_that_was_held_out(without_threes: Splits, method: str) -> None:
+    flow = {"preset": "best", "solver": {"name": "lbfgs", "max_nfe": 10}}
+    metrics = last_point(
+        without_threes,
+        {"method": method, "target": None if method != "vae" else {"name": "standard_normal"}},
+        flow if method == "gfe" else {},
+        {"eval": {"measures": [{"name": "novelty", "train_images": 300}]}},
+    )
+    assert 0 < metrics[names.RECONSTRUCTION_AUROC] < 1
+    assert 0 < metrics[names.NOVELTY_AUROC] < 1
+    assert metrics[names.NOVELTY_AUROC] != metrics[names.RECONSTRUCTION_AUROC]
+
+
+def test_novelty_of_latents_without_a_density_is_left_out(without_threes: Splits) -> None:
+    trial = Trial.build(SMALL, {"eval": {"measures": ["novelty"]}})
+    learner = trial.method.create(trial, without_threes.shape, CPU)
+    with torch.no_grad():
+        for weight in learner.networks["encoder"].parameters():
+            weight.zero_()
+    (measure,) = trial.eval.measures or ()
+    image_ND = without_threes.test.images(slice(200))
+    found = measure.values(learner, without_threes, learner.encode(image_ND).latent_BL)
+    assert set(found) == {names.RECONSTRUCTION_AUROC}
+    few = image_ND[:1]
+    assert measure.values(learner, without_threes, learner.encode(few).latent_BL) == {}
+
+
+def test_novelty_without_a_class_that_is_held_out_is_refused() -> None:
+    with pytest.raises(InputError, match=r"novelty .*data\.held_out"):
+        Trial.build({"eval": {"measures": ["novelty"]}})
+
+
+def test_measures_change_no_trial(cached: Path, without_threes: Splits) -> None:
+    measured = last_point(without_threes, {"eval": {"schedule": [300], "measures": ["entropy", "frechet", "novelty"]}})
+    plain = last_point(without_threes, {"eval": {"schedule": [300]}})
+    assert measured[names.VAL_LOSS] == plain[names.VAL_LOSS]
+    assert set(plain) < set(measured)
+
+
+@pytest.fixture
+def fid_of(digits: Splits) -> Any:
+    def values(weights: Path) -> dict[str, float]:
+        trial = Trial.build(SMALL, {"eval": {"measures": [{"name": "fid", "weights": str(weights), "images": 6}]}})
+        learner = trial.method.create(trial, digits.shape, CPU)
+        (measure,) = trial.eval.measures or ()
+        found: dict[str, float] = measure.values(learner, digits, torch.zeros(20, 3))
+        return found
+
+    return values
+
+
+def test_fid_says_what_it_needs(fid_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(InputError, match=r"pip install gfe-study\[fid\]"):
+        fid_of(tmp_path / "weights.pth")
+
+
+def test_fid_refuses_weights_that_it_cannot_use(fid_of: Any, tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
+    file = tmp_path / "weights.pth"
+    with pytest.raises(InputError, match="no such file"):
+        fid_of(file)
+    file.write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(InputError, match="damaged"):
+        fid_of(file)
+
+
+@pytest.mark.slow
+def test_fid_is_the_distance_in_the_networks_features(fid_of: Any, digits: Splits, tmp_path: Path) -> None:
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    file = tmp_path / "weights.pth"
+    torch.save({}, file)
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        patch.setattr(extractor, "load_state_dict", lambda self, state: None)
+        network = extractor("random", ["2048"], feature_extractor_weights_path=str(file))
+    before = torch.get_rng_state()
+    torch.save(network.state_dict(), file)
+    found = fid_of(file)
+    assert torch.equal(torch.get_rng_state(), before)
+    trial = Trial.build(SMALL)
+    samples = sampled_images(trial.method.create(trial, digits.shape, CPU), 6, CPU)
+    assert samples is not None
+    features = []
+    for image_ND in (digits.test.images(slice(6)), samples):
+        colour = (image_ND * 255).round().to(torch.uint8).view(-1, 1, 8, 8).repeat(1, 3, 1, 1)
+        features.append(network(colour)[0])
+    torch.testing.assert_close(inception_features(inception(str(file), CPU), samples, digits.shape), features[1])
+    assert found == {names.FID: pytest.approx(frechet_distance(*features), rel=1e-4)}
+    assert found[names.FID] > 0
