@@ -214,9 +214,8 @@ def _metric(name: str, value: float | None) -> str:
 def verdict_table(verdict: Verdict) -> Table:
     """Arms against their references: means, paired differences with their intervals, costs, and the verdict."""
     percent = f"{100 * verdict.confidence:g} %"
-    title = (
-        f"Verdict: {verdict.metric} (nats per pixel), {percent} intervals of differences paired by seed (Student's t)"
-    )
+    unit = "nats per pixel" if verdict.metric.endswith("_loss") else "nats"
+    title = f"Verdict: {verdict.metric} ({unit}), {percent} intervals of differences paired by seed (Student's t)"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for header in ("arm", "seeds", "mean", f"difference [{percent}]", "p", "p Holm", "seconds ×", "nfe ×"):
         table.add_column(header, justify="left" if header == "arm" else "right", no_wrap=True)

@@ -36,6 +36,7 @@ FIRST_COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 130}
 """Always there: a run's name, and when it was made."""
 OTHERS = "Model metrics"
 """The UI's own name of a section of charts."""
+ENTROPY_NOTE = "`entropy_gap` is what latents lack of the normal's entropy, in nats; lower is better. "
 MOST_NAMES = 8
 """Arms that a description names; the table has the others."""
 
@@ -89,6 +90,7 @@ def description(study: Study, label: str, experiment_id: str) -> str:
         f"{study.question.strip()} [Open the comparison]({curves})",
         f"**What is compared**: {_compared(study)}",
         f"**How to read it**: ranked by `{metric}`. Losses are nats per pixel, lower is better. "
+        f"{ENTROPY_NOTE if _entropy(study) else ''}"
         f"{_how_to_read(study)} *Step* is the number of training images seen.",
         f"**Where**: the comparison {', '.join(places)}; they are also in the menu *Views*. "
         f"Intervals, tests and the verdict: `gfe-study report {label}`.",
@@ -202,10 +204,15 @@ def _state(study: Study, groups: list[tuple[str, str]], *, last_stage: bool) -> 
     }
 
 
+def _entropy(study: Study) -> list[str]:
+    """What a study asks of the latents' entropy."""
+    return [names.ENTROPY_GAP] if names.ENTROPY_GAP in (study.compare.metric, study.metric.against) else []
+
+
 def _columns(study: Study) -> dict[str, int]:
     """Columns in their order, with their widths in pixels."""
     metric, _ = ranking(study)
-    losses = dict.fromkeys([metric, study.metric.name, names.TEST_LOSS, names.VAL_LOSS])
+    losses = dict.fromkeys([metric, *_entropy(study), study.metric.name, names.TEST_LOSS, names.VAL_LOSS])
     costs = [names.IMAGES_SEEN, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS]
     return {
         **({f"tags.`{names.ARM}`": 120} if len(study.arms) > 1 else {}),
@@ -218,10 +225,12 @@ def _columns(study: Study) -> dict[str, int]:
 def _charts(study: Study, *, grouped: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Sections of charts, and the charts in them. Of the metrics left over the UI fills `OTHERS`, which is folded."""
     metric, _ = ranking(study)
-    losses = dict.fromkeys([metric, study.metric.name, names.TEST_LOSS, names.VAL_LOSS, names.TRAIN_LOSS])
+    every = dict.fromkeys([metric, study.metric.name, names.TEST_LOSS, names.VAL_LOSS, names.TRAIN_LOSS])
+    losses = [name for name in every if name != names.ENTROPY_GAP]
     # Over seconds the UI takes no means: it joins the points of all seeds of a group.
     seconds = _line(names.TRAIN_SECONDS, scale="linear") if grouped else _line(metric, over=names.TRAIN_SECONDS)
     sections = {
+        "Entropy gap over images seen, nats": [_line(name, scale="linear") for name in _entropy(study)],
         "Loss over images seen, nats per pixel": [_line(name) for name in losses],
         "What it costs": [seconds, *(_line(name, scale="linear") for name in (names.NFE_FORWARD, names.ENCODE_NFE))],
         "What was searched, and what came of it": [_parallel([*study.nuisance], metric)] if study.nuisance else [],

@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "method": {"name": "gen", "labelled": 1000, "refresh_updates": 1},
         "target": "mixture_of_gaussians",
         "budget": {"images": 1400},
-        "eval": {"schedule": [700]},
+        "eval": {"schedule": [20, 50, 700]},
     },
     "aae": {"method": {"name": "aae", "hidden": [16]}},
     "vae": {"method": "vae"},

@@ -16,7 +16,7 @@ from gfe_study.analysis.diagnostics import Diagnostic
 from gfe_study.analysis.irregular import Irregularity, ended, irregularities, usable
 from gfe_study.analysis.judgement import complete, judged_trials, of_stage, searched_ranges, signs_of, verdict_of
 from gfe_study.analysis.load import Parent, Store
-from gfe_study.analysis.tidy import PARAMS, RUN_ID
+from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
 from gfe_study.analysis.verdict import Verdict, best_configuration
 from gfe_study.config import InputError, Range, Study
 
@@ -58,10 +58,14 @@ class Evidence:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Trials with an outcome, as of `judgement`, and the searched keys as columns of numbers or choices."""
-        trials, _ = ended(self.runs, self.points)
-        metric = self.study.metric.name if self.study is not None else names.VAL_LOSS
-        trials = trials.assign(value=trials[metric])
+        """Trials with an outcome, as of `judgement`, and the searched keys as columns of numbers or choices.
+
+        A measure is that of the last point: latents that have collapsed since an earlier one have no entropy.
+        """
+        trials, points = ended(self.runs, self.points)
+        last = points.drop_duplicates(RUN_ID, keep="last").set_index(RUN_ID)
+        trials = trials.assign(**{name: trials[RUN_ID].map(last[name]) for name in measured(trials) if name in last})
+        trials = trials.assign(value=trials[self.chosen_by])
         return trials if self.study is None else trials.join(self._searched(self.study, trials))
 
     @cached_property
@@ -107,6 +111,11 @@ class Evidence:
         return self.study.compare.confidence if self.study is not None else 0.95
 
     @property
+    def chosen_by(self) -> str:
+        """What an arm's configurations are ranked by."""
+        return self.study.metric.name if self.study is not None else names.VAL_LOSS
+
+    @property
     def metric(self) -> str:
         """What arms are compared by."""
         return self.study.compare.metric if self.study is not None else FALLBACK_METRIC
@@ -135,9 +144,22 @@ class Evidence:
         """The points of those trials that have a result."""
         return self.curves.merge(self.chosen[[RUN_ID, names.ARM, names.STAGE, names.NUMBER]])
 
-    def configurations(self) -> pd.DataFrame:
+    @cached_property
+    def chosen_ends(self) -> pd.DataFrame:
+        """The last point of each of those trials, with its parameters (`params.<dotted key>`)."""
+        curves = self.chosen_curves
+        last = curves[names.IMAGES_SEEN] == curves.groupby(RUN_ID)[names.IMAGES_SEEN].transform("max")
+        params = [column for column in self.chosen if str(column).startswith(PARAMS)]
+        places = [RUN_ID, names.ARM, names.STAGE, names.NUMBER]
+        return curves[last].merge(self.chosen[[*places, *params]], on=places)
+
+    def configurations(self, *more: str) -> pd.DataFrame:
         """One row per complete configuration of the first stage: `arm`, `number`, `value` (mean over its seeds; NaN
-        if one was lost), mean `train_seconds` and `encode_seconds`, and its searched keys."""
+        if one was lost), mean `train_seconds` and `encode_seconds`, and its searched keys.
+
+        Args:
+            more: further metrics whose means are wanted; NaN if a seed has none.
+        """
         seeds = len(self.study.seeds_of(0)) if self.study is not None else 1
         trials = complete(of_stage(self.trials, 0), seeds)
         lost = trials["failed"] | trials[names.DIVERGED]
@@ -145,7 +167,7 @@ class Evidence:
         keys = list(self.study.nuisance) if self.study is not None else []
         first = {key: (key, "first") for key in keys if key in table}
         grouped = table.groupby([names.ARM, names.NUMBER], sort=False)
-        means = grouped[["value", names.TRAIN_SECONDS, names.ENCODE_SECONDS]].mean(skipna=False)
+        means = grouped[["value", names.TRAIN_SECONDS, names.ENCODE_SECONDS, *more]].mean(skipna=False)
         return (means.join(grouped.agg(**first)) if first else means).reset_index()
 
     def snapshots(self, run_id: str) -> Arrays | None:

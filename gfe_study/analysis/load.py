@@ -94,7 +94,8 @@ class Store:
           `git_dirty`, `versions`, `failure`, `stopped_early`, `reused_from`: text, "" if not known;
         - `entropy_floor`, nats per pixel;
         - `diverged`, `failed`: bool;
-        - the metrics of `tidy.METRICS`, and any others that were logged: the last finite value;
+        - the metrics of `tidy.METRICS`, and any others that were logged, `tidy.MEASURES` among them: the last finite
+          value;
         - `params.<dotted key>`: text, missing where it was not logged.
         """
         return self._runs(study, self._rows(study))

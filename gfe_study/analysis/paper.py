@@ -1,4 +1,8 @@
-"""The papers' own numbers: arXiv:2412.00864 (gradient flow encoding), losses in nats per pixel on test images."""
+"""The papers' own numbers.
+
+arXiv:2412.00864 (gradient flow encoding): losses in nats per pixel on test images. arXiv:2010.15283 (GENs): entropies
+of latents, nats.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,17 @@ TABLE_2: Final[dict[str, dict[str, float]]] = {
 }
 """Dataset -> column -> loss, of AE after 12 epochs (720,000 images seen) and GFE after one (60,000)."""
 TABLE_2_IMAGES: Final = {AE: 720_000, GFE: 60_000}
+
+NORMAL: Final = "normal"
+GEN_TABLE_2: Final[dict[str, dict[int, float]]] = {
+    "aae": {1000: 6.552, 2000: 8.408, 5000: 8.742, 10_000: 9.862},
+    "vae": {1000: 10.478, 2000: 10.483, 5000: 10.347, 10_000: 10.130},
+    "gen": {1000: 11.681, 2000: 11.622, 5000: 11.497, 10_000: 11.464},
+    NORMAL: {1000: 11.668, 2000: 11.621, 5000: 11.575, 10_000: 11.538},
+}
+"""Method, or samples of the normal -> number of latents -> entropy, mean of 5 models: arXiv:2010.15283, Table 2, on
+MNIST with `GEN_LATENT_DIM` latent dimensions."""
+GEN_LATENT_DIM: Final = 8
 
 
 def column_of(method: str) -> str | None:

@@ -19,7 +19,7 @@ from gfe_study.analysis.exhibits.base import seeds_text
 from gfe_study.analysis.html import exhibit_html, formatted, table_html
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.style import label, save
-from gfe_study.analysis.tidy import PARAMS, RUN_ID
+from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
 from gfe_study.config import Budget, InputError, Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 
@@ -111,7 +111,8 @@ def trials_table(evidence: Evidence) -> pd.DataFrame:
     params = [column for column in params if column != f"{PARAMS}{names.SEED}"]
     counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS]
     about = [names.ARM, names.STAGE, names.NUMBER, names.SEED, "state"]
-    table = runs[[*about, *LOSSES, *counts, *params, names.FINGERPRINT, names.FAILURE]]
+    measures = [name for name in measured(runs) if not re.match(f"{names.NORMAL_ENTROPY}|.*_floor$", name)]
+    table = runs[[*about, *LOSSES, *measures, *counts, *params, names.FINGERPRINT, names.FAILURE]]
     table = table.sort_values(names.VAL_LOSS, kind="stable", ignore_index=True)
     table = table.rename(columns=lambda name: str(name).removeprefix(PARAMS))
     empty = [column for column in table if (table[column].isna() | (table[column] == "")).all()]

@@ -38,8 +38,12 @@ COLOURS = {
     "dopri5": PALETTE[7],
     "gauss_newton": PALETTE[8],
     "lbfgs": PALETTE[4],
+    "gfe_gen": PALETTE[0],
+    "gen": PALETTE[2],
+    "vae": PALETTE[8],
+    "aae": PALETTE[9],
 }
-"""A method, or of gradient flow encoding its solver."""
+"""A method, or of gradient flow encoding its solver; those that share a colour are seldom compared."""
 
 MARKERS = "osD^vPX*<>"
 INCHES_OF_HANDLE, INCHES_OF_LETTER = 0.55, 0.058
@@ -77,6 +81,10 @@ LABELS = {
     names.VAL_LOSS: "validation loss (nats per pixel)",
     names.TEST_LOSS: "test loss (nats per pixel)",
     names.MIXED_TEST_LOSS: "test loss, encoded by flow (nats per pixel)",
+    names.LATENT_ENTROPY: "entropy of the latents (nats)",
+    names.ENTROPY_GAP: "entropy gap to the normal (nats)",
+    names.NOVELTY_AUROC: "AUROC by log-probability",
+    names.RECONSTRUCTION_AUROC: "AUROC by reconstruction error",
 }
 
 
@@ -97,6 +105,11 @@ def label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
+def noun(metric: str) -> str:
+    """What a metric is called where any loss is just `loss`."""
+    return "loss" if metric.endswith("_loss") else label(metric).partition(" (")[0]
+
+
 def styles(trials: pd.DataFrame, arms: Sequence[str]) -> dict[str, Style]:
     """The style of every arm: the colour of its method or solver, where these tell arms apart; else one by its place.
 
@@ -105,7 +118,8 @@ def styles(trials: pd.DataFrame, arms: Sequence[str]) -> dict[str, Style]:
     first = {str(trial[names.ARM]): trial for trial in trials.drop_duplicates(names.ARM).to_dict("records")}
     kinds = {arm: _kind(first[arm]) if arm in first else "" for arm in arms}
     dashed = {arm: arm in first and _param(first[arm], "gradient.name") not in ("approx", "") for arm in arms}
-    if len({(kinds[arm], dashed[arm]) for arm in arms}) == len(arms) and all(kinds[arm] in COLOURS for arm in arms):
+    looks = {(COLOURS.get(kinds[arm]), dashed[arm]) for arm in arms}
+    if len(looks) == len(arms) and all(kinds[arm] in COLOURS for arm in arms):
         order = list(COLOURS)
         return {
             arm: Style(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +73,30 @@ METRICS = (
     names.OPTIMISER_STEPS,
 )
 """Columns of metrics that are there even where nothing was logged."""
+MEASURES = tuple(
+    map(
+        re.compile,
+        (
+            names.LATENT_ENTROPY,
+            names.NORMAL_ENTROPY,
+            names.ENTROPY_GAP,
+            rf"({names.LATENT_ENTROPY}|{names.NORMAL_ENTROPY})_\d+",
+            names.classifier_distance(r"\w+") + r"(_\w+)?",
+            names.FID,
+            names.NOVELTY_AUROC,
+            names.RECONSTRUCTION_AUROC,
+        ),
+    )
+)
+"""What trials may be measured by beside their losses: columns where something was logged, and only there."""
 LARGEST = sys.float_info.max
 """What MLflow stores for infinity."""
+
+
+def measured(columns: Iterable[object]) -> list[str]:
+    """Those of the columns that are `MEASURES`, in the order of these."""
+    texts = [str(column) for column in columns]
+    return list(dict.fromkeys(text for measure in MEASURES for text in texts if measure.fullmatch(text)))
 
 
 @dataclass(frozen=True)

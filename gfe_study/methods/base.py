@@ -167,8 +167,6 @@ class Method(Section, ABC):
                 f"target.name: given {trial.target.name!r} with method={self.name}, which pulls its latents to none; "
                 "allowed: null"
             )
-        if trial.target is None and self.has_target:
-            raise ValueError(f"target: given null with method={self.name}; allowed: the name of a target")
 
     def create(self, trial: Trial, shape: ImageShape, device: torch.device) -> Learner:
         """A fresh learner for images of a shape, its weights drawn from the trial's seed."""

@@ -32,12 +32,12 @@ class GENLearner(AutoencoderLearner):
         self.puller.see(train)
 
     def latent_term(self, latent_BL: Tensor, index_B: Tensor) -> Tensor | None:
-        if self.puller.due:
-            self.puller.refresh(self._latents_of)
         return self.puller.term(latent_BL, index_B)
 
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
         self.puller.remember(index_B, latent_BL, again=again)
+        if self.puller.due:
+            self.puller.refresh(self._latents_of)
 
     def _latents_of(self, index_M: Tensor) -> Tensor:
         parts = index_M.cpu().numpy()

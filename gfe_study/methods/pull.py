@@ -5,6 +5,7 @@ Shapes: B batch, L latent, M latents that the density is made of.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from gfe_study.config import Section
 from gfe_study.data.base import Split, nested_order
 from gfe_study.density.bandwidth import optimal_bandwidth, usable_bandwidth
-from gfe_study.density.jsd import log_ratio
 from gfe_study.density.kde import log_density
 from gfe_study.targets.base import Target
 from gfe_study.targets.standard_normal import StandardNormal
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FEWEST = 64
 """Latents that a density is made of, at least; with fewer nothing is pulled yet."""
 UNLABELLED = -1
+OWN_SHARE = 0.1
+"""Of a kernel that a latent adds to its own density."""
 LABELS_SEED = 0
 ONE_MODE = StandardNormal()
 """A mode in units of its width."""
@@ -95,12 +97,11 @@ class Puller(nn.Module):
         self.label_N: Tensor | None = None
         self._bandwidths: dict[tuple[str, int], float | None] = {}
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {"members": self.members, "size": self.size, "seen": self.seen, "updates": self.updates}
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.members, self.size, self.seen, self.updates])
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+    def set_extra_state(self, state: Tensor) -> None:
+        self.members, self.size, self.seen, self.updates = state.tolist()
 
     def see(self, train: Split) -> None:
         """Take the training split's size and labels, and find the bandwidths.
@@ -200,7 +201,8 @@ class Puller(nn.Module):
         assert bandwidth is not None
         centre_ML, index_M = self.latent_ML[: self.members], self.index_M[: self.members]
         own_B = None if index_B is None else places(index_B, index_M)
-        ratio_B = log_ratio(latent_BL, centre_ML, self.target, bandwidth, own_B)
+        density_B = _guarded(log_density(latent_BL, centre_ML, bandwidth, own_B), latent_BL, self.members, bandwidth)
+        ratio_B = density_B - self.target.log_density(latent_BL)
         if self.label_N is not None and index_B is not None:
             ratio_B = self._to_their_modes(ratio_B, latent_BL, index_B)
         return self.pull.weight * (F.logsigmoid(ratio_B) if self.pull.saturating else F.softplus(ratio_B))
@@ -218,10 +220,22 @@ class Puller(nn.Module):
                 continue
             rows = (label_B == label).nonzero().flatten()
             own = places(index_B[rows], index_M[alike])
-            density = log_density(latent_BL[rows], self.latent_ML[alike], self.target.width * bandwidth, own)
+            width = self.target.width * bandwidth
+            density = log_density(latent_BL[rows], self.latent_ML[alike], width, own)
+            density = _guarded(density, latent_BL, len(alike), width)
             mode = self.target.mode_log_density(latent_BL[rows])[:, label]
             ratio_B = ratio_B.index_copy(0, rows, density - mode)
         return ratio_B
+
+
+def _guarded(density_B: Tensor, latent_BL: Tensor, members: int, bandwidth: float) -> Tensor:
+    """log density with a share of the point's own kernel, which moves with it.
+
+    Without it a latent beyond all others sees a density with a thinner tail than the target's, and is driven out
+    without end.
+    """
+    own = math.log(OWN_SHARE / members) - latent_BL.shape[1] / 2 * math.log(2 * math.pi * bandwidth**2)
+    return torch.logaddexp(density_B, torch.full_like(density_B, own))
 
 
 def places(index_B: Tensor, sorted_M: Tensor) -> Tensor:

@@ -163,9 +163,16 @@ class MLP(Model):
     latent_dim: int = Field(20, gt=0, le=WIDEST)
     hidden: tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...] = (150, 300, 600)
     """Widths of the decoder's hidden layers, from the latent outwards."""
+    latent_gain: float | None = Field(None, gt=0)
+    """Factor on the initial weights that the decoder reads its latent with; None: 1. An autoencoder's free latents
+    grow some ten times longer than those held to a unit normal, whose decoder had to grow by as much instead."""
 
     def decoder(self, shape: ImageShape) -> MLPDecoder:
-        return MLPDecoder([self.latent_dim, *self.hidden, shape.pixels])
+        decoder = MLPDecoder([self.latent_dim, *self.hidden, shape.pixels])
+        if self.latent_gain is not None:
+            with torch.no_grad():
+                next(decoder.parameters()).mul_(self.latent_gain)
+        return decoder
 
     def encoder(self, shape: ImageShape, outputs: int | None = None) -> MLPDecoder:
         return MLPDecoder([shape.pixels, *reversed(self.hidden), self.latent_dim if outputs is None else outputs])

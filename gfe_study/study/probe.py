@@ -73,6 +73,7 @@ def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -
     trial = Trial.build(dumped)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner = trial.method.create(trial, splits.shape, device)
+    learner.see(splits.train)
     state = TrainingState(learner, device)
     torch.manual_seed(derive_seed(trial.seed, "training"))
     trained = _training(trial, splits, state, seconds)

@@ -4,6 +4,8 @@ from gfe_study.analysis.exhibits.base import Exhibit, Maker
 from gfe_study.analysis.exhibits.curves import curves
 from gfe_study.analysis.exhibits.data_efficiency import data_efficiency
 from gfe_study.analysis.exhibits.datasets import datasets
+from gfe_study.analysis.exhibits.entropy import entropy
+from gfe_study.analysis.exhibits.novelty import novelty
 from gfe_study.analysis.exhibits.paper_tables import table_1, table_2
 from gfe_study.analysis.exhibits.pareto import pareto
 from gfe_study.analysis.exhibits.samples import samples
@@ -15,6 +17,8 @@ MAKERS: tuple[Maker, ...] = (
     verdict,
     table_1,
     table_2,
+    entropy,
+    novelty,
     curves,
     data_efficiency,
     datasets,
@@ -31,6 +35,8 @@ __all__ = [
     "curves",
     "data_efficiency",
     "datasets",
+    "entropy",
+    "novelty",
     "pareto",
     "samples",
     "snapshots",

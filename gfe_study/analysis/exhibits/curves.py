@@ -34,7 +34,7 @@ AXES = {
     names.TRAIN_SECONDS: "loss_over_seconds",
     "nfe": "loss_over_evaluations",
 }
-"""What a curve runs over, and the key of its exhibit."""
+"""What a curve runs over, and the key of the exhibit of a loss."""
 TEST_LOSSES = (names.TEST_LOSS, names.MIXED_TEST_LOSS)
 """The losses that the entropy floor, of the test images, is a floor of."""
 MARGIN = 0.06
@@ -52,7 +52,8 @@ def curves(evidence: Evidence) -> Iterator[Exhibit]:
     means = mean_curves(points, evidence.metric, evidence.confidence)
     for axis, key in AXES.items():
         if means[axis].notna().any():
-            yield _over(evidence, means, axis, key)
+            is_loss = evidence.metric.endswith("_loss")
+            yield _over(evidence, means, axis, key if is_loss else key.replace("loss", evidence.metric))
     if evidence.metric in TEST_LOSSES and (points[evidence.metric] > points[names.ENTROPY_FLOOR]).any():
         yield _excess(evidence, points)
 
@@ -97,7 +98,7 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
         if axis == names.IMAGES_SEEN:
             _papers_own(axes, evidence, means)
         _draw_floor(axes, evidence.metric, evidence.chosen_curves)
-        _show_means(axes)
+        show_means(axes)
         log_axis(axes, list(means[axis]), most=5)
         axes.set_xlabel(label(axis))
         axes.set_ylabel(label(evidence.metric))
@@ -123,7 +124,7 @@ def _shade_text(confidence: float) -> str:
     return f" Shaded: {level_text(confidence)} Student intervals of the mean over seeds, cut where they leave the axes."
 
 
-def _show_means(axes: Axes) -> None:
+def show_means(axes: Axes) -> None:
     """Let the lines fill the axes: an interval over two or three seeds may be many times as wide."""
     heights = np.array([height for line in axes.lines for height in np.asarray(line.get_ydata(), dtype=np.float64)])
     if not np.isfinite(heights).any():
@@ -188,7 +189,7 @@ def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
             draw_mean(axes, own, names.IMAGES_SEEN, look[arm], f"{arm or 'all'} (n = {_seeds(own)})")
         log_axis(axes, list(means[names.IMAGES_SEEN]), most=5)
         plain_log(axes, "y")
-        _show_means(axes)
+        show_means(axes)
         axes.set_xlabel(label(names.IMAGES_SEEN))
         axes.set_ylabel("above the entropy floor\n(nats per pixel)")
         legend(fig)

@@ -10,7 +10,7 @@ from gfe_study import names
 from gfe_study.analysis.efficiency import DataEfficiency
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
-from gfe_study.analysis.style import draw_mean, drawing, figure, label, legend, log_axis, styles
+from gfe_study.analysis.style import draw_mean, drawing, figure, label, legend, log_axis, noun, styles
 from gfe_study.analysis.tidy import PARAMS
 
 SIZE_KEY = "data.train_images"
@@ -41,12 +41,13 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
     shade = "" if counts == {1} else f", shaded: {level_text(evidence.confidence)} Student intervals of the mean"
     crossings = curve.crossings()
     told = " ".join(f"{text}." for text in dict.fromkeys(crossings["text"]))
+    told_of = noun(evidence.metric)
     yield Exhibit(
         "data_efficiency",
-        f"Loss over {label(names.UNIQUE_IMAGES)}",
+        f"{told_of[:1].upper()}{told_of[1:]} over {label(names.UNIQUE_IMAGES)}",
         "Training sets nested in one another, classes in their proportions; as many epochs as the budget allows. "
         f"{seeds_text(counts).capitalize()}{shade}. "
-        f"{told} The table: mean loss over the logarithm of the size "
+        f"{told} The table: mean {told_of} over the logarithm of the size "
         "(area under the curve).",
         fig,
         curve.areas(),

@@ -1,4 +1,4 @@
-"""Loss against seconds: what no other configuration beats in both."""
+"""Loss against seconds, or against a second objective: what no other configuration beats in both."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from gfe_study.analysis.style import INK, drawing, figure, label, legend, plain_
 
 LEAST_SPREAD = 1.2
 """Largest over smallest time below which, as of trials that were all given so many seconds, there is no trade."""
+DRAWN = (names.ENCODE_SECONDS, names.ENTROPY_GAP)
+"""Second objectives that losses are drawn against; under others, and without one, they are against training time."""
+TIMES = (names.TRAIN_SECONDS, names.ENCODE_SECONDS)
 
 
 def pareto(evidence: Evidence) -> Iterator[Exhibit]:
-    """Every complete configuration by its training time and its loss, with the front of them all."""
+    """Every complete configuration by its training time, or second objective, and its loss, with the front of all."""
     against = evidence.study.metric.against if evidence.study is not None else None
-    axis = names.ENCODE_SECONDS if against == names.ENCODE_SECONDS else names.TRAIN_SECONDS
-    if evidence.trials[names.DATASET].nunique() > 1:
-        return  # whose losses do not compare
-    table = evidence.configurations().dropna(subset=["value", axis])
-    if len(table) < 2 or table[axis].max() < LEAST_SPREAD * table[axis].min():
+    axis = against if against in DRAWN else names.TRAIN_SECONDS
+    if evidence.trials[names.DATASET].nunique() > 1 or axis not in evidence.trials:
+        return  # losses do not compare, or no trial has the objective
+    valued = evidence.configurations(*({axis} - {*TIMES})).dropna(subset=["value"])
+    table = valued.dropna(subset=[axis])
+    if len(table) < 2 or (axis in TIMES and table[axis].max() < LEAST_SPREAD * table[axis].min()):
         return
     sign = -1 if evidence.study is not None and evidence.study.metric.mode == "max" else 1
     on_front = front_of([(float(x), sign * float(y)) for x, y in zip(table[axis], table["value"], strict=True)])
     table = table.assign(on_front=[place in set(on_front) for place in range(len(table))])
-    metric = evidence.study.metric.name if evidence.study is not None else names.VAL_LOSS
+    metric = evidence.chosen_by
     look = styles(evidence.trials, evidence.arms)
     with drawing():
         fig = figure()
@@ -38,16 +42,16 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
             axes.plot(own[axis], own["value"], look[arm].marker, color=look[arm].colour, label=arm or "configurations")
         front = table[table["on_front"]].sort_values(axis)
         axes.step(front[axis], front["value"], where="post", color=INK, linewidth=0.8, label="Pareto front", zorder=0)
-        if table[axis].max() > 5 * table[axis].min():
+        if table[axis].min() > 0 and table[axis].max() > 5 * table[axis].min():
             plain_log(axes, "x")
         axes.set_xlabel(label(axis))
         axes.set_ylabel(label(metric))
         legend(fig)
     yield Exhibit(
         "pareto",
-        "Loss against time",
+        "Loss against time" if axis in TIMES else f"Loss against the {label(axis).partition(' (')[0]}",
         f"Every complete configuration, mean over its seeds; no other beats {len(front)} of {len(table)} in both. "
-        "Seconds compare only between trials of one machine that did the same beside.",
+        f"{_about(axis, len(valued) - len(table))}",
         fig,
         table=_shown(front, axis, metric),
         formats={axis: ".3g", metric: ".4f"},
@@ -55,8 +59,18 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
     )
 
 
+def _about(axis: str, left_out: int) -> str:
+    if axis in TIMES:
+        return "Seconds compare only between trials of one machine that did the same beside."
+    told = f" Left out: {left_out} without an entropy, their latents having collapsed." if left_out else ""
+    return (
+        "The gap is what the whitened latents of the test images lack of the entropy of as many samples of the "
+        f"standard normal, by a kernel density estimate: 0 of latents that fill it.{told}"
+    )
+
+
 def _shown(front: pd.DataFrame, axis: str, metric: str) -> pd.DataFrame:
     shown = front.drop(columns=["on_front"]).rename(columns={"value": metric})
-    other = {names.TRAIN_SECONDS, names.ENCODE_SECONDS} - {axis}
+    other = {*TIMES} - {axis}
     shown = shown.drop(columns=[name for name in other if name in shown]).dropna(axis="columns", how="all")
     return shown.drop(columns=[names.ARM]) if set(shown[names.ARM]) == {""} else shown

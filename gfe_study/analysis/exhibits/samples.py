@@ -64,7 +64,9 @@ def _interpolations(evidence: Evidence, shown: list[Snapshots], told: str) -> Ex
 
 def _chosen(evidence: Evidence, shown: list[Snapshots]) -> str:
     seeds = ", ".join(map(str, sorted({each.seed for each in shown})))
-    whose = f"of each arm, the best configuration by {evidence.metric}" if len(shown) > 1 else "the best configuration"
+    whose = (
+        f"of each arm, the best configuration by {evidence.chosen_by}" if len(shown) > 1 else "the best configuration"
+    )
     return f"{whose}; seed {seeds}"
 
 

@@ -1,0 +1,294 @@
+"""Exhibits of entropy and novelty, of studies whose numbers are given."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from stores import point
+from test_exhibits import evidence, run, shown
+
+from gfe_study import mlflow_view, names
+from gfe_study.analysis import paper
+from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.exhibits import curves, entropy, novelty, pareto, verdict
+from gfe_study.analysis.report import trials_table
+from gfe_study.analysis.style import COLOURS, styles
+from gfe_study.analysis.tidy import RUN_ID, measured
+from gfe_study.config import Study, space_files
+
+COUNTS = (1000, 2000)
+NORMAL = {"": 11.4, "_1000": 11.7, "_2000": 11.6}
+
+
+def entropies(value: float) -> dict[str, float]:
+    """The metrics of latents whose entropy is `value` less than the normal's."""
+    of_latents = {names.LATENT_ENTROPY + suffix: normal - value for suffix, normal in NORMAL.items()}
+    of_normal = {names.NORMAL_ENTROPY + suffix: normal for suffix, normal in NORMAL.items()}
+    return {**of_latents, **of_normal, names.ENTROPY_GAP: value}
+
+
+def table_2(folder: Path, dataset: str = "mnist", latent_dim: int = 8, **params: Any) -> Evidence:
+    distance = names.classifier_distance(dataset)
+    floor = names.classifier_distance(dataset, "floor")
+    deliveries = [
+        run(
+            arm,
+            method,
+            dataset,
+            seed,
+            [
+                point(480, 0.2, **entropies(5.0)),
+                point(960, loss, **entropies(gap + seed / 10), **{distance: 20.0 + seed, floor: 1.5}),
+            ],
+            params={"model.latent_dim": latent_dim, **params},
+        )
+        for arm, method, loss, gap in (
+            ("plain", "ae", 0.09, 3.0),
+            ("pulled", "gen", 0.108, 0.1),
+            ("adversary", "aae", 0.12, 2.0),
+        )
+        for seed in range(3)
+    ]
+    declared = (
+        "question: Which?\nseeds: 3\ncompare: {metric: entropy_gap}\n"
+        "scientific:\n  arms: {plain: {method: ae}, pulled: {method: gen}, adversary: {method: aae}}\n"
+    )
+    return evidence(folder, deliveries, declared)
+
+
+@pytest.fixture(scope="module")
+def of(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """AE, GEN and AAE, three seeds each, like the paper's."""
+    return table_2(tmp_path_factory.mktemp("given"))
+
+
+def test_arms_stand_beside_the_papers_table_by_their_method(of: Evidence) -> None:
+    exhibit = shown(entropy, of)["entropy"]
+    assert exhibit.table is not None
+    assert list(exhibit.table["arm"]) == ["adversary", "pulled", "samples of the normal", "plain"]
+    table = exhibit.table.set_index("arm")
+    assert table.loc["pulled", "1,000 latents"] == pytest.approx(11.7 - 0.2)
+    assert table.loc["pulled", "± (1,000)"] == pytest.approx(0.1)
+    assert table.loc["pulled", "seeds"] == "3"
+    assert [table.loc["pulled", f"paper ({count:,})"] for count in COUNTS] == [11.681, 11.622]
+    assert table.loc["adversary", "paper (2,000)"] == 8.408
+    assert table.loc["samples of the normal", ["2,000 latents", "paper (2,000)"]].tolist() == [11.6, 11.621]
+    assert math.isnan(table.loc["plain", "paper (1,000)"])
+    assert "all latents" not in table
+    assert exhibit.title.startswith("Table 2 of the GEN paper")
+    assert "11.35 in 8 dimensions" in exhibit.caption
+    assert "Left out" not in exhibit.caption
+
+
+@pytest.mark.parametrize("other", [{"dataset": "digits"}, {"latent_dim": 10}, {"data.held_out": 3}], ids=str)
+def test_the_papers_numbers_stand_beside_nothing_else(tmp_path: Path, other: dict[str, Any]) -> None:
+    exhibit = shown(entropy, table_2(tmp_path, **other))["entropy"]
+    assert exhibit.table is not None
+    assert not [column for column in exhibit.table if "paper" in column]
+    assert not {str(value) for row in paper.GEN_TABLE_2.values() for value in row.values()} & {*exhibit.caption.split()}
+    assert "Table 2" not in exhibit.title + exhibit.caption
+
+
+def test_loss_and_distance_stand_beside_those_of_the_autoencoder_and_real_images(of: Evidence) -> None:
+    table = shown(entropy, of)["generation"].table
+    assert table is not None
+    row = table.set_index("arm").loc["pulled"]
+    assert row["test loss"] == pytest.approx(0.118)  # test is val + 0.01
+    assert row["× plain"] == pytest.approx(0.118 / 0.1)
+    assert (row["Fréchet distance"], row["± (distance)"], row["its floor"]) == (21, 1, 1.5)
+    assert row["entropy gap"] == pytest.approx(0.2)
+    assert not {"FID", "of reconstructions"} & {*table}
+
+
+def test_entropy_over_images_has_the_normal_as_a_line(of: Evidence) -> None:
+    figure = shown(entropy, of)["entropy_over_images"].figure
+    assert figure is not None
+    lines = {str(line.get_label()): np.asarray(line.get_ydata()) for line in figure.axes[0].lines}
+    assert lines["samples of the normal (11.40)"] == pytest.approx([11.4, 11.4])
+    assert lines["pulled (n = 3)"] == pytest.approx([6.4, 11.4 - 0.2])
+
+
+def test_few_test_images_give_the_entropy_of_all(tmp_path: Path) -> None:
+    all_of_them = {names.LATENT_ENTROPY: 9.0, names.NORMAL_ENTROPY: 9.5, names.ENTROPY_GAP: 0.5}
+    of = evidence(tmp_path, [run("a", "gen", "digits", seed, [point(480, **all_of_them)]) for seed in range(2)])
+    table = shown(entropy, of)["entropy"].table
+    assert table is not None
+    assert table.to_dict("list") == {
+        "arm": ["a", "samples of the normal"],
+        "seeds": ["2", ""],
+        "all latents": [9.0, 9.5],
+        "± (all)": [0.0, pytest.approx(math.nan, nan_ok=True)],
+    }
+
+
+def test_latents_that_collapsed_have_no_entropy_whatever_they_had_before(tmp_path: Path) -> None:
+    alive = [point(480, 0.2, **entropies(1.0)), point(960, 0.2, **entropies(0.5))]
+    collapsed = [point(480, 0.2, **entropies(0.0)), point(960, 0.2)]
+    deliveries = [
+        run(arm, arm, "mnist", seed, collapsed if (arm, seed) == ("gen", 1) else alive)
+        for arm in ("ae", "gen")
+        for seed in range(3)
+    ]
+    declared = "question: Which?\nscientific:\n  arms: {ae: {method: ae}, gen: {method: gen}}\nseeds: 3\n"
+    of = evidence(tmp_path, deliveries, declared + "compare: {metric: entropy_gap}\n")
+    exhibit = shown(entropy, of)["entropy"]
+    assert exhibit.table is not None
+    assert exhibit.table.set_index("arm").loc["gen", "seeds"] == "2"
+    assert "1 of 3 of gen" in exhibit.caption
+    assert of.verdict is not None
+    assert [len(row.seeds) for row in of.verdict.rows] == [3, 2]
+    assert any("report no entropy_gap" in text for text in of.verdict.warnings)
+
+
+def test_a_verdict_by_entropy_speaks_of_no_loss(of: Evidence) -> None:
+    exhibits = {**shown(verdict, of), **shown(curves, of)}
+    assert set(exhibits) == {
+        "verdict",
+        "differences",
+        *(f"entropy_gap_over_{axis}" for axis in ("images", "seconds", "evaluations")),
+    }
+    for exhibit in exhibits.values():
+        told = exhibit.title + exhibit.caption
+        if exhibit.figure is not None:
+            told += "".join(axes.get_xlabel() + axes.get_ylabel() for axes in exhibit.figure.axes)
+        assert "nats per pixel" not in told
+        assert "loss" not in told.lower()
+    assert "entropy gap to the normal (nats)" in exhibits["verdict"].caption
+
+
+def test_the_views_in_mlflow_show_the_entropy(of: Evidence) -> None:
+    study = of.study
+    assert study is not None
+    told = mlflow_view.description(study, "given", "7")
+    assert "ranked by `entropy_gap`" in told
+    assert "`entropy_gap` is what latents lack of the normal's entropy, in nats" in told
+    for _, state in mlflow_view.views(study).values():
+        sections = {chart["metricKey"]: chart["metricSectionId"] for chart in state["compareRunCharts"]}
+        assert "nats per pixel" not in sections[names.ENTROPY_GAP]
+        assert f"metrics.`{names.ENTROPY_GAP}`" in state["selectedColumns"]
+    front = Study.build({**FRONT}, "front.yaml")
+    for _, state in mlflow_view.views(front).values():
+        assert f"metrics.`{names.ENTROPY_GAP}`" in state["selectedColumns"]
+
+
+FRONT: dict[str, Any] = {
+    "question": "Which?",
+    "fixed": {"method": "gen", "preset": "gen", "eval": {"measures": ["entropy"]}},
+    "nuisance": {"method.weight": {"loguniform": [1e-3, 1e-1]}},
+    "trials": 4,
+    "metric": {"name": "val_loss", "against": "entropy_gap"},
+}
+DECLARED_FRONT = (
+    "question: Which?\nfixed: {preset: gen, eval: {measures: [entropy]}}\n"
+    "nuisance: {method.weight: {loguniform: [1.0e-3, 1.0e-1]}}\ntrials: 4\n"
+    "metric: {name: val_loss, against: entropy_gap}\n"
+)
+
+
+def test_the_front_is_of_loss_and_entropy_where_the_search_was_for_these(tmp_path: Path) -> None:
+    gaps = [(0.3, 0.1), (0.2, 1.0), (0.25, 1.5), (0.1, None)]
+    deliveries = [
+        run(
+            "",
+            "gen",
+            "digits",
+            0,
+            [point(480, loss, **(entropies(gap) if gap is not None else {}))],
+            number=number,
+            fingerprint=number,
+            params={"method.weight": 0.01 * (number + 1)},
+        )
+        for number, (loss, gap) in enumerate(gaps)
+    ]
+    exhibit = shown(pareto, evidence(tmp_path, deliveries, DECLARED_FRONT))["pareto"]
+    assert exhibit.title == "Loss against the entropy gap to the normal"
+    assert "no other beats 2 of 3 in both" in exhibit.caption
+    assert "Left out: 1 without an entropy" in exhibit.caption
+    assert "econds" not in exhibit.caption
+    assert exhibit.table is not None
+    assert exhibit.table[[names.VAL_LOSS, names.ENTROPY_GAP]].to_numpy().tolist() == [[0.3, 0.1], [0.2, 1.0]]
+    assert not {names.TRAIN_SECONDS, names.ENCODE_SECONDS} & {*exhibit.table}
+    figure = exhibit.figure
+    assert figure is not None
+    assert figure.axes[0].get_xlabel() == "entropy gap to the normal (nats)"
+
+
+def test_a_front_of_which_nothing_has_an_entropy_is_not_drawn(tmp_path: Path) -> None:
+    deliveries = [
+        run("", "gen", "digits", 0, [point(480, loss)], number=number, fingerprint=number)
+        for number, loss in enumerate((0.3, 0.2))
+    ]
+    assert not shown(pareto, evidence(tmp_path, deliveries, DECLARED_FRONT))
+
+
+def held_out(folder: Path, areas: dict[tuple[str, int], tuple[float, float]]) -> Evidence:
+    deliveries = [
+        run(
+            f"held_out={digit}, {method}",
+            method,
+            "digits",
+            seed,
+            [
+                point(480, **{names.NOVELTY_AUROC: 0.5, names.RECONSTRUCTION_AUROC: 0.5}),
+                point(960, **{names.NOVELTY_AUROC: novel + seed / 100, names.RECONSTRUCTION_AUROC: error + seed / 100}),
+            ],
+            params={"data.held_out": digit},
+        )
+        for (method, digit), (novel, error) in areas.items()
+        for seed in range(2)
+    ]
+    return evidence(folder, deliveries, space_files()["novelty"].read_text().replace("seeds: 1", "seeds: 2"))
+
+
+def test_novelty_stands_beside_reconstruction_for_every_class_and_method(tmp_path: Path) -> None:
+    areas = {("ae", 0): (0.8, 0.7), ("ae", 1): (0.6, 0.9), ("gen", 0): (0.9, 0.7), ("gen", 1): (0.95, 0.9)}
+    exhibit = shown(novelty, held_out(tmp_path, areas))["novelty"]
+    assert exhibit.table is not None
+    table = exhibit.table.set_index("class")
+    assert list(table.index) == ["0", "1", "mean"]
+    assert table.loc["0"].tolist() == pytest.approx([0.805, 0.705, 0.1, 0.905, 0.705, 0.2])
+    assert table.loc["mean", "gen: novelty"] == pytest.approx(0.93)
+    assert table.loc["mean", "ae: difference"] == pytest.approx(-0.1)
+    assert "ae: novelty 0.705, reconstruction 0.805 (-0.100), novelty higher in 1 of 2 classes." in exhibit.caption
+    assert "gen: novelty 0.930, reconstruction 0.805 (+0.125), novelty higher in 2 of 2 classes." in exhibit.caption
+    assert "2 seeds" in exhibit.caption
+    figure = exhibit.figure
+    assert figure is not None
+    drawn = {str(line.get_label()): np.asarray(line.get_ydata()) for line in figure.axes[0].lines}
+    assert drawn["gen, novelty"] == pytest.approx([0.905, 0.955])
+
+
+def test_novelty_is_shown_where_a_class_was_held_out_and_measured(of: Evidence, tmp_path: Path) -> None:
+    assert not shown(novelty, of)
+    unmeasured = [run("a", "ae", "digits", 0, [point(480)], params={"data.held_out": 1})]
+    assert not shown(novelty, evidence(tmp_path, unmeasured))
+
+
+def test_a_study_without_measures_has_none_of_their_exhibits_or_columns(tmp_path: Path) -> None:
+    of = evidence(tmp_path, [run("a", "ae", "mnist", 0, [point(480)])])
+    assert not {**shown(entropy, of), **shown(novelty, of)}
+    assert not measured(of.runs)
+    assert not measured(trials_table(of))
+
+
+def test_measures_are_told_from_other_metrics_and_stand_in_the_table_of_trials(of: Evidence) -> None:
+    own = measured([names.VAL_LOSS, "fd_digits_classifier_floor", names.FID, "latent_entropy_50", names.LATENT_ENTROPY])
+    assert own == [names.LATENT_ENTROPY, "latent_entropy_50", "fd_digits_classifier_floor", names.FID]
+    table = trials_table(of)
+    assert {names.LATENT_ENTROPY, names.ENTROPY_GAP, "fd_mnist_classifier"} <= {*table}
+    assert not {"fd_mnist_classifier_floor", names.NORMAL_ENTROPY} & {*table}
+    assert of.chosen_ends.groupby(RUN_ID).size().eq(1).all()
+
+
+def test_methods_of_one_colour_are_told_apart_by_another() -> None:
+    trials = pd.DataFrame({names.ARM: ["one", "two"], names.METHOD: ["gfe_gen", "gfe"], "params.solver.name": "amd"})
+    assert COLOURS["gfe_gen"] == COLOURS["amd"]
+    look = styles(trials, ["one", "two"])
+    assert look["one"].colour != look["two"].colour
+    alone = styles(trials.assign(**{"params.solver.name": "lbfgs"}), ["one", "two"])
+    assert [alone[arm].colour for arm in ("one", "two")] == [COLOURS["gfe_gen"], COLOURS["lbfgs"]]
