@@ -54,9 +54,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optim": {"updates_per_batch": 2},
     },
     "gen with labels": {
-        "method": {"name": "gen", "labelled": 1000, "refresh_updates": 1},
+        "method": {"name": "gen", "labelled": 1100, "refresh_updates": 4},
         "target": "mixture_of_gaussians",
-        "budget": {"images": 1400},
+        "budget": {"images": 800},
         "eval": {"schedule": [20, 50, 700]},
     },
     "aae": {"method": {"name": "aae", "hidden": [16]}},

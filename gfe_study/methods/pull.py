@@ -111,11 +111,11 @@ class Puller(nn.Module):
             ValueError: labels are to be used and there are not as many, or one has no mode.
         """
         self.images = len(train)
+        if self.pull.labelled:
+            self._see_labels(train)
         usable_bandwidth(self.target, self.latent_dim, self.capacity)
         for size in _sizes(self.capacity):
             self.bandwidth(self.target, size)
-        if self.pull.labelled:
-            self._see_labels(train)
 
     def _see_labels(self, train: Split) -> None:
         if self.pull.labelled > len(train):
