@@ -342,3 +342,36 @@ def test_the_discriminator_learns_and_the_optimiser_of_the_rest_leaves_it_alone(
     after = list(learner.discriminator.parameters())  # type: ignore[union-attr,operator]
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(bool(weight.isfinite().all()) for weight in after)
+
+
+def test_latents_are_carried_along_with_the_encoder() -> None:
+    """An affine drift is followed exactly; what is encoded for it is exact whatever the drift."""
+    made = puller(most=200, train_images=200, keeps_latents=False)
+    table_ND = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    made.remember(torch.arange(200), torch.zeros(200, 3), again=False)
+    made.refresh(lambda index_M: table_ND[index_M])
+    turn_DD = torch.eye(3) + 0.1 * torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
+    drifted_ND = table_ND @ turn_DD + torch.tensor([0.3, -0.2, 0.1])
+    made.follow(lambda index_M: drifted_ND[index_M], 20)
+    torch.testing.assert_close(made.latent_ML[: made.members], drifted_ND, rtol=1e-3, atol=1e-3)
+    bent_ND = drifted_ND.tanh()
+    encoded: list[int] = []
+
+    def latents_of(index_M: Tensor) -> Tensor:
+        encoded.extend(index_M.tolist())
+        return bent_ND[index_M]
+
+    before_ML = made.latent_ML[: made.members].clone()
+    made.follow(latents_of, 20)
+    assert 20 <= len(encoded) <= 40
+    torch.testing.assert_close(made.latent_ML[encoded], bent_ND[encoded])
+    left = [index for index in range(200) if index not in encoded]
+    assert (made.latent_ML[left] - bent_ND[left]).norm() < (before_ML[left] - bent_ND[left]).norm()
+
+
+def test_latents_that_do_not_differ_are_followed_too() -> None:
+    made = puller(most=64, train_images=64, keeps_latents=False)
+    made.remember(torch.arange(64), torch.zeros(64, 3), again=False)
+    made.refresh(lambda index_M: torch.zeros(len(index_M), 3))
+    made.follow(lambda index_M: torch.ones(len(index_M), 3), 8)
+    torch.testing.assert_close(made.latent_ML, torch.ones(64, 3), rtol=1e-4, atol=1e-4)

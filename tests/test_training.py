@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ae": {"method": "ae", "start": "encoder"},
     "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
     "gen": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 2}},
+    "gen followed": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 4, "followed": 16}},
     "gen two updates": {
         "method": {"name": "gen", "kde_samples": 64, "refresh_updates": 3},
         "optim": {"updates_per_batch": 2},

@@ -30,14 +30,14 @@ class Entropy(Measure):
     def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
         count, dimensions = latent_NL.shape
         found: dict[str, float] = {}
-        for suffix, samples in {"": count, **{f"_{samples}": samples for samples in self.samples}}.items():
-            if samples > count:
-                continue
+        for samples in sorted({count, *(samples for samples in self.samples if samples < count)}):
             try:
                 entropy, normal = latent_entropy(latent_NL[:samples]), normal_entropy(samples, dimensions)
             except ValueError:  # latents that have collapsed, or that are too few, have none
                 continue
-            found |= {names.LATENT_ENTROPY + suffix: entropy, names.NORMAL_ENTROPY + suffix: normal}
-            if not suffix:
+            if samples in self.samples:
+                found |= {f"{names.LATENT_ENTROPY}_{samples}": entropy, f"{names.NORMAL_ENTROPY}_{samples}": normal}
+            if samples == count:
+                found |= {names.LATENT_ENTROPY: entropy, names.NORMAL_ENTROPY: normal}
                 found[names.ENTROPY_GAP] = normal - entropy
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gfe_study.data.base import Split
@@ -38,6 +39,8 @@ class GENLearner(AutoencoderLearner):
         self.puller.remember(index_B, latent_BL, again=again)
         if self.puller.due:
             self.puller.refresh(self._latents_of)
+        elif self.trial.method.followed:
+            self.puller.follow(self._latents_of, self.trial.method.followed)
 
     def _latents_of(self, index_M: Tensor) -> Tensor:
         parts = index_M.cpu().numpy()
@@ -56,6 +59,9 @@ class GEN(Pull, Autoencoder):
     learner = GENLearner
     has_target = True
     implies: ClassVar[dict[str, Any]] = {"target.name": "standard_normal"}
+    followed: int = Field(0, ge=0)
+    """Latents of the density that are encoded at every update, to carry the others along with the encoder until all
+    are encoded anew; 0, as in the paper: none, so that the density lags."""
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)

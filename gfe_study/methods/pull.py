@@ -182,6 +182,31 @@ class Puller(nn.Module):
         else:
             self.latent_ML[: self.members] = latents_of(index_M)
 
+    @torch.no_grad()
+    def follow(self, latents_of: Callable[[Tensor], Tensor], count: int) -> None:
+        """Carry all latents of the density along with the encoder, by the affine map that some of them took.
+
+        Between two times it is made anew, most of how latents move is common to them: left behind, the density would
+        drive them away from where they no longer are.
+
+        Args:
+            latents_of: as of `refresh`.
+            count: latents that are encoded for it; these are exact.
+        """
+        if not self.members:
+            return
+        step = max(1, self.members // count)
+        chosen = torch.arange(self.updates % step, self.members, step, device=self.index_M.device)
+        moved_KL = latents_of(self.index_M[chosen])
+        latent_ML = self.latent_ML[: self.members]
+        homogeneous_MH = F.pad(latent_ML, (0, 1), value=1.0).double()
+        known_KH = homogeneous_MH[chosen]
+        # A little ridge: directions in which no latent differs are left as they are.
+        gram_HH = known_KH.t() @ known_KH + 1e-6 * len(chosen) * torch.eye(known_KH.shape[1]).to(known_KH)
+        change_HL = torch.linalg.solve(gram_HH, known_KH.t() @ (moved_KL - latent_ML[chosen]).double())
+        latent_ML += (homogeneous_MH @ change_HL).to(latent_ML)
+        latent_ML[chosen] = moved_KL
+
     @property
     def active(self) -> bool:
         """Whether there is a density, narrower than the target, and it has a weight."""
