@@ -237,16 +237,25 @@ def trained(trial: Trial, digits: Splits) -> tuple[dict[str, float], Learner]:
     return last.metrics, last.state.learner
 
 
+BUDGET = {"images": 4000}
+
+
+@pytest.fixture(scope="module")
+def autoencoder(digits: Splits) -> tuple[dict[str, float], Learner]:
+    return trained(small("ae", budget=BUDGET), digits)
+
+
 @pytest.mark.parametrize("method", ["gen", "aae", "vae"])
-def test_an_encoder_learns_to_fill_the_normal(method: str, digits: Splits) -> None:
+def test_an_encoder_learns_to_fill_the_normal(
+    method: str, autoencoder: tuple[dict[str, float], Learner], digits: Splits
+) -> None:
     settings: dict[str, Any] = {
         "gen": {"weight": 0.05, "refresh_updates": 2},
         "aae": {"weight": 0.05, "hidden": [64, 64]},
         "vae": {},
     }[method] | {"name": method}
-    budget = {"images": 6000}
-    plain, unpulled = trained(small("ae", budget=budget), digits)
-    metrics, learner = trained(small(settings, budget=budget), digits)
+    plain, unpulled = autoencoder
+    metrics, learner = trained(small(settings, budget=BUDGET), digits)
     with torch.no_grad():
         images_BD = digits.test.images(slice(0, 300))
         size, free = (float(who.encode(images_BD).latent_BL.square().mean()) for who in (learner, unpulled))
@@ -258,10 +267,11 @@ def test_an_encoder_learns_to_fill_the_normal(method: str, digits: Splits) -> No
 
 def test_latents_found_by_flow_are_pulled_to_the_normal(digits: Splits) -> None:
     flow = {"preset": "best", "model": {"latent_dim": 3, "hidden": [32]}, "budget": {"images": 640}}
+    few = {"eval": {"schedule": [640], "test_images": 60, "val_images": 10}}
     found = {}
     for method in ("gfe", "gfe_gen"):
-        metrics, learner = trained(Trial.build(SMALL, flow, {"method": method}), digits)
-        latent_BL = learner.encode(digits.test.images(slice(0, 300))).latent_BL
+        metrics, learner = trained(Trial.build(SMALL, flow, few, {"method": method}), digits)
+        latent_BL = learner.encode(digits.test.images(slice(0, 60))).latent_BL
         found[method] = metrics[names.TEST_LOSS], float(latent_BL.std(0).mean())
     assert found["gfe"][1] > 3
     assert 0.5 < found["gfe_gen"][1] < 1.5
