@@ -19,7 +19,6 @@ from gfe_study import names
 from gfe_study.data.base import ImageShape, Splits
 from gfe_study.measures.samples import sampled_images
 from gfe_study.methods.base import Learner
-from gfe_study.solvers.objective import Objective
 from gfe_study.training import ENCODE_BATCH, TrainingState
 
 LATENTS = 1000
@@ -116,7 +115,7 @@ def observe_flows(learner: Learner, target_BD: Tensor) -> Arrays:
     to the latent that the solver gives back.
     """
     trial = learner.trial
-    objective = Objective(learner.decoder, learner.loss, target_BD)
+    objective = learner.objective(target_BD)
     start_BL = learner.start(target_BD)
     every_B = torch.arange(len(target_BD))
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = [
