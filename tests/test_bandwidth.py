@@ -223,7 +223,10 @@ def test_the_whole_table(run: Run) -> None:
 
 def test_the_table_marks_what_is_outside(run: Run, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell planted: ours is 0.5 everywhere, but 2 in the last row."""
-    planted = lambda target, latent_dim, *_: Bandwidth(0.5 if latent_dim < 40 else 2.0, 0.01, 1.0)  # noqa: E731
+
+    def planted(target: Target, latent_dim: int, *_: object) -> Bandwidth:
+        return Bandwidth(0.5 if latent_dim < 40 else 2.0, 0.01, 1.0)
+
     monkeypatch.setattr(module, "_found", planted)
     code, out, _ = run("--table", "--json")
     shown = json.loads(out)

@@ -16,7 +16,7 @@ from gfe_study import names
 from gfe_study.config import CHOICES, Trial
 from gfe_study.config.trial import choice_class
 from gfe_study.data.base import Splits
-from gfe_study.methods.ae import Autoencoder
+from gfe_study.methods.ae import EncoderMethod
 from gfe_study.solvers.base import Solution, Solver
 from gfe_study.solvers.fields import GradientFlow
 from gfe_study.training import train
@@ -29,7 +29,7 @@ pytestmark = [
 METHODS_AND_STARTS = [
     (method, start)
     for method, start in itertools.product(CHOICES["method"], CHOICES["start"])
-    if start != "previous" or not issubclass(choice_class("method", method), Autoencoder)
+    if start != "previous" or not issubclass(choice_class("method", method), EncoderMethod)
 ]
 FEW: dict[str, dict[str, Any]] = {
     "amd": {"s_max": 100, "max_nfe": 25},

@@ -143,21 +143,26 @@ def test_a_test_image_meets_every_training_latent() -> None:
     assert (everyone > without).all()
 
 
+def move(made: Puller, latent_ML: Tensor, step_size: float, steps: int) -> None:
+    """Particles without a decoder descend the term of the density that they make themselves."""
+    optimiser, every_M = torch.optim.SGD([latent_ML], lr=step_size), torch.arange(len(latent_ML))
+    for _ in range(steps):
+        made.remember(every_M, latent_ML.detach(), again=False)
+        made.refresh()
+        optimiser.zero_grad()
+        term = made.term(latent_ML, every_M)
+        assert term is not None
+        term.sum().backward()
+        optimiser.step()
+
+
 def test_free_latents_fill_the_target() -> None:
     """Particles without a decoder, from ten tight clusters far off."""
     generator = torch.Generator().manual_seed(0)
     cluster = 3 * torch.randn(10, 3, generator=generator)
     latent_ML = (cluster.repeat(30, 1) + 0.1 * torch.randn(300, 3, generator=generator)).requires_grad_()
     made = puller(most=300, train_images=300, weight=1.0)
-    optimiser = torch.optim.SGD([latent_ML], lr=0.05)
-    for _ in range(400):
-        made.remember(torch.arange(300), latent_ML.detach(), again=False)
-        made.refresh()
-        optimiser.zero_grad()
-        term = made.term(latent_ML, torch.arange(300))
-        assert term is not None
-        term.sum().backward()
-        optimiser.step()
+    move(made, latent_ML, 0.05, 400)
     variance = latent_ML.detach().var(0)
     bandwidth = optimal_bandwidth(StandardNormal(), 3, 300).h_opt
     assert latent_ML.detach().mean(0).abs().max() < 0.15
@@ -171,15 +176,7 @@ def test_a_labelled_image_is_pulled_to_the_mode_of_its_class() -> None:
     labels_N = np.arange(400) % 4
     made.see(Split(np.zeros((400, 4), np.uint8), labels_N))
     latent_ML = (0.1 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    optimiser = torch.optim.SGD([latent_ML], lr=0.02)
-    for _ in range(300):
-        made.remember(torch.arange(400), latent_ML.detach(), again=False)
-        made.refresh()
-        optimiser.zero_grad()
-        term = made.term(latent_ML, torch.arange(400))
-        assert term is not None
-        term.sum().backward()
-        optimiser.step()
+    move(made, latent_ML, 0.02, 300)
     nearest = torch.cdist(latent_ML.detach(), target.means(2)).argmin(1).numpy()
     assert (nearest == labels_N).mean() > 0.98
 

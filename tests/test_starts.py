@@ -16,14 +16,14 @@ from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, Trial
 from gfe_study.config.trial import choice_class
 from gfe_study.data.base import Splits
-from gfe_study.methods.ae import Autoencoder
+from gfe_study.methods.ae import EncoderMethod
 from gfe_study.methods.base import Learner
 from gfe_study.training import train
 
 METHODS_AND_STARTS = [
     (method, start)
     for method, start in itertools.product(CHOICES["method"], CHOICES["start"])
-    if start != "previous" or not issubclass(choice_class("method", method), Autoencoder)
+    if start != "previous" or not issubclass(choice_class("method", method), EncoderMethod)
 ]
 TINY: dict[str, Any] = {
     "preset": "paper",

@@ -6,7 +6,6 @@ arXiv:2010.15283, section 3 and its supplement, eq. 3. Shapes: P points, M centr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from scipy.optimize import brentq, fixed_point
 from torch import Tensor
 
 from gfe_study.cache import cached
-from gfe_study.density.kde import kernel_moments
+from gfe_study.density.kde import kernel_moments, log_normaliser
 from gfe_study.targets.base import Target
 
 TRIALS = 10
@@ -97,7 +96,7 @@ class Samples:
         """r and Σ_i w_i ‖z − z_i‖² of every point, float64, shape (P,)."""
         count, dimensions = self.centre_ML.shape
         log_sum_P, _, spread_P = kernel_moments(self.point_PL, self.centre_ML, bandwidth)
-        constant = math.log(count) + dimensions / 2 * math.log(2 * math.pi * bandwidth**2)
+        constant = math.log(count) + log_normaliser(dimensions, bandwidth)
         return (log_sum_P - constant - self.target_P).double(), spread_P.double()
 
 
@@ -132,7 +131,10 @@ def by_fixed_point(samples: Samples, guess: float | None = None) -> float:
         BandwidthError: it does not converge from the guess (by default 0.8 of the target's width).
     """
     start = guess if guess is not None else 0.8 * samples.target.width
-    update: Callable[[float], float] = lambda bandwidth: samples.update(float(bandwidth))  # noqa: E731
+
+    def update(bandwidth: float) -> float:
+        return samples.update(float(bandwidth))
+
     try:
         found = float(fixed_point(update, start, xtol=TOLERANCE, maxiter=50))
     except (RuntimeError, ValueError, ZeroDivisionError) as error:

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from gfe_study.density.kde import kernel_moments
+from gfe_study.density.kde import kernel_moments, log_normaliser
 
 TOLERANCE = 1e-4
 """Of the bandwidth, relative to the latents' standard deviation: the entropy is flat there."""
@@ -59,7 +59,7 @@ def leave_one_out(latent_ML: Tensor) -> tuple[float, float]:
     def excess(bandwidth: float) -> float:
         """The next bandwidth less this one."""
         log_sum_M, _, spread_M = kernel_moments(point_ML, point_ML, bandwidth, own_M)
-        constant = math.log(count - 1) + dimensions / 2 * math.log(2 * math.pi * bandwidth**2)
+        constant = math.log(count - 1) + log_normaliser(dimensions, bandwidth)
         log_likelihood[bandwidth] = float(log_sum_M.double().mean()) - constant
         return math.sqrt(float(spread_M.double().mean()) / dimensions) - bandwidth
 

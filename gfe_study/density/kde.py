@@ -40,7 +40,12 @@ def log_density(point_PL: Tensor, centre_ML: Tensor, bandwidth: float, own_P: Te
         raise ValueError(f"a density estimate of {count} centres; allowed: at least one beside the point's own")
     sums_P: Tensor = _LogKernelSum.apply(point_PL, centre_ML.detach(), bandwidth, own_P)
     counted = math.log(count) if own_P is None else (count - (own_P >= 0).to(sums_P.dtype)).log()
-    return sums_P - counted - dimensions / 2 * math.log(2 * math.pi * bandwidth**2)
+    return sums_P - counted - log_normaliser(dimensions, bandwidth)
+
+
+def log_normaliser(dimensions: int, bandwidth: float) -> float:
+    """log (2πh²)^(l/2): what a kernel is divided by."""
+    return dimensions / 2 * math.log(2 * math.pi * bandwidth**2)
 
 
 def log_kernel_sum(point_PL: Tensor, centre_ML: Tensor, bandwidth: float, own_P: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ def sampled_images(learner: Learner, count: int, device: torch.device) -> Tensor
 
     The first images are the same whatever the count.
     """
-    target = learner.samples_from
+    target = learner.trial.target
     if target is None:
         return None
     batches = []

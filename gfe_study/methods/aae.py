@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gfe_study.methods.ae import Autoencoder, AutoencoderLearner
-from gfe_study.methods.base import Diverged, seeded
+from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod
+from gfe_study.methods.base import Diverged, TargetedMethod, seeded
 
 if TYPE_CHECKING:
     from gfe_study.data.base import ImageShape
@@ -60,13 +60,11 @@ class AAELearner(AutoencoderLearner):
         self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
 
 
-class AAE(Autoencoder):
+class AAE(TargetedMethod, EncoderMethod):
     """Adversarial autoencoder, arXiv:1511.05644."""
 
-    name: Literal["aae"] = "aae"  # type: ignore[assignment]
+    name: Literal["aae"] = "aae"
     learner = AAELearner
-    has_target = True
-    implies: ClassVar[dict[str, Any]] = {"target.name": "standard_normal"}
     weight: float = Field(0.01, ge=0)
     """λ: weight of the adversary's term beside the reconstruction loss in nats per pixel."""
     hidden: tuple[int, ...] = (1000, 1000)

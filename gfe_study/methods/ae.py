@@ -57,11 +57,8 @@ class AutoencoderLearner(Learner):
         return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target_BD), none_B, none_B)
 
 
-class Autoencoder(Method):
-    """Autoencoder, the papers' baseline. Its test images are also encoded by flow: `mixed_test_loss`."""
-
-    name: Literal["ae"] = "ae"
-    learner = AutoencoderLearner
+class EncoderMethod(Method):
+    """A method whose latents come from an encoder. Test images are also encoded by flow: `mixed_test_loss`."""
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)
@@ -75,3 +72,10 @@ class Autoencoder(Method):
                 f"gradient.name: given {trial.gradient.name!r} with method={self.name}, whose latents come from an "
                 "encoder and whose decoder is trained through it; allowed: approx"
             )
+
+
+class Autoencoder(EncoderMethod):
+    """Autoencoder, the papers' baseline."""
+
+    name: Literal["ae"] = "ae"
+    learner = AutoencoderLearner

@@ -6,7 +6,7 @@ Shapes: B batch, L latent, D pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -101,11 +101,6 @@ class Learner(ABC):
         target: Target = self.trial.target
         return target
 
-    @property
-    def samples_from(self) -> Target | None:
-        """The distribution whose decoded samples are images like those trained on; None if there is none."""
-        return self.trial.target
-
     @abstractmethod
     def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
         """One batch of training.
@@ -157,12 +152,10 @@ class Method(Section, ABC):
 
     name: str
     learner: ClassVar[type[Learner]]
-    has_target: ClassVar[bool] = False
-    """Whether it pulls its latents to `trial.target`."""
 
     def check_trial(self, trial: Trial) -> None:
         """Raise `ValueError` if this method cannot serve the trial's other choices."""
-        if trial.target is not None and not self.has_target:
+        if trial.target is not None and not isinstance(self, TargetedMethod):
             raise ValueError(
                 f"target.name: given {trial.target.name!r} with method={self.name}, which pulls its latents to none; "
                 "allowed: null"
@@ -171,3 +164,9 @@ class Method(Section, ABC):
     def create(self, trial: Trial, shape: ImageShape, device: torch.device) -> Learner:
         """A fresh learner for images of a shape, its weights drawn from the trial's seed."""
         return self.learner(trial, shape, device)
+
+
+class TargetedMethod(Method):
+    """A method that pulls its latents to `trial.target`."""
+
+    implies: ClassVar[Mapping[str, Any]] = {"target.name": "standard_normal"}

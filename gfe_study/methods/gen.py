@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gfe_study.data.base import Split
-from gfe_study.methods.ae import Autoencoder, AutoencoderLearner
+from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod
+from gfe_study.methods.base import TargetedMethod
 from gfe_study.methods.pull import Pull, Puller
 
 if TYPE_CHECKING:
@@ -49,16 +50,14 @@ class GENLearner(AutoencoderLearner):
         return torch.cat([self.encoder(self.train.images(parts[i : i + ENCODE_BATCH], device)) for i in starts])
 
 
-class GEN(Pull, Autoencoder):
+class GEN(Pull, TargetedMethod, EncoderMethod):
     """Generative encoding network, arXiv:2010.15283: latents follow the target, as a kernel density estimate sees it.
 
     At convergence they have the target's variance less h².
     """
 
-    name: Literal["gen"] = "gen"  # type: ignore[assignment]
+    name: Literal["gen"] = "gen"
     learner = GENLearner
-    has_target = True
-    implies: ClassVar[dict[str, Any]] = {"target.name": "standard_normal"}
     followed: int = Field(0, ge=0)
     """Latents of the density that are encoded at every update, to carry the others along with the encoder until all
     are encoded anew; 0, as in the paper: none, so that the density lags."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gfe_study.data.base import Split
-from gfe_study.methods.base import Encoding
-from gfe_study.methods.gfe import GFE, GFELearner
+from gfe_study.methods.base import Encoding, TargetedMethod
+from gfe_study.methods.gfe import GFELearner
 from gfe_study.methods.pull import FEWEST, Pull, Puller
 from gfe_study.solvers.objective import Objective
 
@@ -63,16 +63,14 @@ class GFEGENLearner(GFELearner):
         )
 
 
-class GFEGEN(Pull, GFE):
+class GFEGEN(Pull, TargetedMethod):
     """Gradient flow encoding whose latents are pulled to a target, so that the decoder can be sampled from.
 
     The density is made of latents as they were found, up to `kde_samples` images ago: none is found anew for it.
     """
 
-    name: Literal["gfe_gen"] = "gfe_gen"  # type: ignore[assignment]
+    name: Literal["gfe_gen"] = "gfe_gen"
     learner = GFEGENLearner
-    has_target = True
-    implies: ClassVar[dict[str, Any]] = {"target.name": "standard_normal"}
     kde_samples: int = Field(1000, ge=FEWEST)
     """m: latents that the density is made of: those of the training images seen last, as many as there are."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gfe_study.config import Section
 from gfe_study.data.base import Split, nested_order
 from gfe_study.density.bandwidth import optimal_bandwidth, usable_bandwidth
-from gfe_study.density.kde import log_density
+from gfe_study.density.kde import log_density, log_normaliser
 from gfe_study.targets.base import Target
 from gfe_study.targets.standard_normal import StandardNormal
 
@@ -66,9 +66,8 @@ class Pull(Section):
 class Puller(nn.Module):
     """The term at work. What it remembers are buffers, so that it is saved with the networks.
 
-    The density is made of the images trained on last, each as often as it was encoded for it, once; until as many
-    as `kde_samples` have been seen it grows with them, and its bandwidth shrinks. No image that has not been trained
-    on yet takes part.
+    The density is made of the images trained on last, each counted once; until as many as `kde_samples` have been
+    seen it grows with them, and its bandwidth shrinks. No image that has not been trained on yet takes part.
     """
 
     latent_ML: Tensor
@@ -114,7 +113,7 @@ class Puller(nn.Module):
         if self.pull.labelled:
             self._see_labels(train)
         usable_bandwidth(self.target, self.latent_dim, self.capacity)
-        for size in _sizes(self.capacity):
+        for size in self._sizes():
             self.bandwidth(self.target, size)
 
     def _see_labels(self, train: Split) -> None:
@@ -126,13 +125,22 @@ class Puller(nn.Module):
         labels_N = np.full(len(train), UNLABELLED)
         labels_N[chosen] = train.labels_N[chosen]
         self.label_N = torch.from_numpy(labels_N).to(self.latent_ML.device)
-        for size in _sizes(min(self.capacity, int(np.bincount(train.labels_N[chosen]).max()))):
+        for size in self._sizes():
             self.bandwidth(ONE_MODE, size)
 
     @property
     def capacity(self) -> int:
         """Latents in a full density."""
         return min(self.pull.kde_samples, self.images or self.pull.kde_samples)
+
+    def _sizes(self) -> list[int]:
+        """Sizes of a growing density: powers of two from `FEWEST`, and the largest there is room for."""
+        powers = range(FEWEST.bit_length() - 1, self.capacity.bit_length())
+        return sorted({self.capacity, *(2**power for power in powers)})
+
+    def _size_of(self, count: int) -> int:
+        """The largest of the sizes that so many latents fill; 0 if they are too few."""
+        return max((size for size in self._sizes() if size <= count), default=0)
 
     def bandwidth(self, target: Target, samples: int) -> float | None:
         """h_opt in latent units, or None where latents would collapse."""
@@ -167,8 +175,7 @@ class Puller(nn.Module):
             latents_of: latents (M, L) of training images by their places (M,); None: those remembered.
         """
         self.updates = 0
-        there = min(self.seen, self.capacity)
-        self.size = max((size for size in _sizes(self.capacity) if size <= there), default=0)
+        self.size = self._size_of(min(self.seen, self.capacity))
         backwards_M = (self.seen - 1 - np.arange(self.size)) % self.capacity
         # Sorted; of an image seen twice, at the end of one epoch and the start of the next, the last time counts.
         index, first = np.unique(self.recent_index_M.cpu().numpy()[backwards_M], return_index=True)
@@ -210,7 +217,11 @@ class Puller(nn.Module):
     @property
     def active(self) -> bool:
         """Whether there is a density, narrower than the target, and it has a weight."""
-        return bool(self.size and self.pull.weight) and self.bandwidth(self.target, self.size) is not None
+        return self._current() is not None
+
+    def _current(self) -> float | None:
+        """The density's bandwidth, if there is one to be pulled by."""
+        return self.bandwidth(self.target, self.size) if self.size and self.pull.weight else None
 
     def term(self, latent_BL: Tensor, index_B: Tensor | None = None) -> Tensor | None:
         """λ times the term of each latent, shape (B,), differentiable in it; None while there is no density.
@@ -220,13 +231,12 @@ class Puller(nn.Module):
             index_B: places of the images in the training split, each of which is left out of its own density; None
                 for images that are not trained on.
         """
-        if not self.active:
+        bandwidth = self._current()
+        if bandwidth is None:
             return None
-        bandwidth = self.bandwidth(self.target, self.size)
-        assert bandwidth is not None
         centre_ML, index_M = self.latent_ML[: self.members], self.index_M[: self.members]
         own_B = None if index_B is None else places(index_B, index_M)
-        density_B = _guarded(log_density(latent_BL, centre_ML, bandwidth, own_B), latent_BL, self.members, bandwidth)
+        density_B = self._guarded(log_density(latent_BL, centre_ML, bandwidth, own_B), self.members, bandwidth)
         ratio_B = density_B - self.target.log_density(latent_BL)
         if self.label_N is not None and index_B is not None:
             ratio_B = self._to_their_modes(ratio_B, latent_BL, index_B)
@@ -237,30 +247,29 @@ class Puller(nn.Module):
         assert self.label_N is not None
         index_M = self.index_M[: self.members]
         label_B, label_M = self.label_N[index_B], self.label_N[index_M]
-        for label in label_B.unique().tolist():
+        for label in label_B[label_B != UNLABELLED].unique().tolist():
             alike = (label_M == label).nonzero().flatten()
-            size = max((size for size in _sizes(len(alike)) if size <= len(alike)), default=0)
-            bandwidth = self.bandwidth(ONE_MODE, size) if size >= FEWEST else None
-            if label == UNLABELLED or bandwidth is None:
+            size = self._size_of(len(alike))
+            bandwidth = self.bandwidth(ONE_MODE, size) if size else None
+            if bandwidth is None:
                 continue
             rows = (label_B == label).nonzero().flatten()
             own = places(index_B[rows], index_M[alike])
             width = self.target.width * bandwidth
             density = log_density(latent_BL[rows], self.latent_ML[alike], width, own)
-            density = _guarded(density, latent_BL, len(alike), width)
+            density = self._guarded(density, len(alike), width)
             mode = self.target.mode_log_density(latent_BL[rows])[:, label]
             ratio_B = ratio_B.index_copy(0, rows, density - mode)
         return ratio_B
 
+    def _guarded(self, density_B: Tensor, members: int, bandwidth: float) -> Tensor:
+        """log density with a share of the point's own kernel, which moves with it.
 
-def _guarded(density_B: Tensor, latent_BL: Tensor, members: int, bandwidth: float) -> Tensor:
-    """log density with a share of the point's own kernel, which moves with it.
-
-    Without it a latent beyond all others sees a density with a thinner tail than the target's, and is driven out
-    without end.
-    """
-    own = math.log(OWN_SHARE / members) - latent_BL.shape[1] / 2 * math.log(2 * math.pi * bandwidth**2)
-    return torch.logaddexp(density_B, torch.full_like(density_B, own))
+        Without it a latent beyond all others sees a density with a thinner tail than the target's, and is driven out
+        without end.
+        """
+        own = math.log(OWN_SHARE / members) - log_normaliser(self.latent_dim, bandwidth)
+        return torch.logaddexp(density_B, torch.full_like(density_B, own))
 
 
 def places(index_B: Tensor, sorted_M: Tensor) -> Tensor:
@@ -269,8 +278,3 @@ def places(index_B: Tensor, sorted_M: Tensor) -> Tensor:
     if not len(sorted_M):
         return torch.full_like(index_B, -1)
     return torch.where(sorted_M[place_B] == index_B, place_B, -1)
-
-
-def _sizes(most: int) -> list[int]:
-    """Sizes of a growing density: powers of two from `FEWEST`, and the largest there is room for."""
-    return sorted({most, *(2**power for power in range(FEWEST.bit_length() - 1, most.bit_length()))})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gfe_study.methods.ae import Autoencoder, AutoencoderLearner
-from gfe_study.methods.base import Diverged, Encoding, seeded
+from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod
+from gfe_study.methods.base import Diverged, Encoding, TargetedMethod, seeded
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -64,13 +64,11 @@ class Posterior(nn.Module):
         return self.moments(target_BD)[0]
 
 
-class VAE(Autoencoder):
+class VAE(TargetedMethod, EncoderMethod):
     """Variational autoencoder, arXiv:1312.6114: the training loss is of a drawn latent, every other one of the mean."""
 
-    name: Literal["vae"] = "vae"  # type: ignore[assignment]
+    name: Literal["vae"] = "vae"
     learner = VAELearner
-    has_target = True
-    implies: ClassVar[dict[str, Any]] = {"target.name": "standard_normal"}
     beta: float = Field(1.0, ge=0)
     """Weight of the divergence; 1 is the evidence lower bound."""
 
