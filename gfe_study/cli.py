@@ -1,22 +1,18 @@
-"""The command line: parsing and printing only."""
+"""The command line: parsing and printing only. Commands of the density estimates: `density_cli`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 
-from gfe_study import names
+from gfe_study import density_cli, names
 from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_yaml, space_files
+from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, console, fail, output, print_json
 
 app = typer.Typer(
     help="Hyperparameter and ablation studies of gradient flow encoding.",
@@ -24,11 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 SpaceName = Annotated[str, typer.Argument(help="A space of search_spaces/, or the path of a YAML file.")]
 Label = Annotated[str, typer.Argument(help="A study: the name it was swept under.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, for machines.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A dotted key of the configuration, like solver.s_max=100."),
@@ -43,8 +37,6 @@ Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster, auto or HOST:PORT; else a Ray is started here.")
 ]
 Quota = Annotated[float | None, typer.Option("--quota-gb", help="Stop when the study's folder takes more than this.")]
-LatentDim = Annotated[int | None, typer.Option(help="Latent dimensions.")]
-Samples = Annotated[int | None, typer.Option(help="Samples that the density estimate is made of.")]
 NoReuse = Annotated[bool, typer.Option("--no-reuse", help="Run finished trials again, of this study and of others.")]
 
 
@@ -57,29 +49,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)
-
-
-def fail(text: str) -> None:
-    """One line on standard error, and exit code 2."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(BAD_INPUT)
-
-
-def console() -> Console:
-    """Standard error; wide where it is no terminal, so that lines stay whole."""
-    shown = Console(stderr=True)
-    return shown if shown.is_terminal else Console(stderr=True, width=200)
-
-
-def _print_json(value: Any) -> None:
-    def finite(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: finite(below) for key, below in item.items()}
-        if isinstance(item, list):
-            return [finite(below) for below in item]
-        return None if isinstance(item, float) and not math.isfinite(item) else item
-
-    print(json.dumps(finite(value), ensure_ascii=False))
 
 
 def _load(space: str, sets: list[str] | None, trials: int | None, seeds: int | None) -> Study:
@@ -102,13 +71,13 @@ def spaces(
     if name is not None:
         dumped = Study.load(find_space(name)).model_dump(mode="json")
         if json_:
-            _print_json(dumped)
+            print_json(dumped)
         else:
             print(yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True, default_flow_style=None), end="")
         return
     found = {space: _question(path) for space, path in space_files().items()}
     if json_:
-        _print_json(found)
+        print_json(found)
     else:
         width = max(map(len, found), default=0)
         print("\n".join(f"{space:<{width}}  {question}" for space, question in found.items()))
@@ -141,10 +110,9 @@ def plan(
     options = Options(storage, cpus_per_trial, gpus_per_trial, reuse=not no_reuse, again=no_reuse)
     expected = forecast(declared, _label(study, space), options, probe=probe)
     if json_:
-        _print_json(expected.as_dict())
+        print_json(expected.as_dict())
         return
-    output = Console() if sys.stdout.isatty() else Console(width=200)
-    output.print(plan_table(declared, expected))
+    output().print(plan_table(declared, expected))
     print("\n".join(plan_lines(declared, expected)))
 
 
@@ -215,7 +183,7 @@ def _run(study: Study, label: str, options: Any, json_: bool) -> None:
     with StudyView(shown) as view:
         outcome = run_sweep(study, label, options, view)
     if json_:
-        _print_json({"study": label, **summary(outcome)})
+        print_json({"study": label, **summary(outcome)})
     else:
         closing(outcome, label, shown)
     if outcome.stopped:
@@ -238,7 +206,7 @@ def status(
     labels = [label] if label is not None else studies_of(storage)
     states = {name: state_of(_journal(name, storage)) for name in labels}
     if json_:
-        _print_json(states)
+        print_json(states)
         return
     if not states:
         print(f"no study in {storage} yet; start one with gfe-study sweep")
@@ -277,7 +245,7 @@ def train(
     point, fingerprint, problems = run_single(trial, storage, cpus, report, problem)
     if json_:
         counts = {name: int(point[name]) for name in names.COUNTS if name in point}
-        _print_json({**point, **counts, names.FINGERPRINT: fingerprint})
+        print_json({**point, **counts, names.FINGERPRINT: fingerprint})
     else:
         for name, value in point.items():
             print(f"{name:<16} {value:.6g}")
@@ -297,7 +265,7 @@ def encode(
 
     mean = encode_file(checkpoint, images, out, parse_assignments(sets or []))
     if json_:
-        _print_json(mean)
+        print_json(mean)
     else:
         print(f"{mean['images']} images, mean loss {mean['loss']:.4f} nats per pixel, written to {out}")
 
@@ -314,7 +282,7 @@ def report(
 
     files = write_report(Store(), label, Path(storage) / label / "report")
     if json_:
-        _print_json([str(file) for file in files])
+        print_json([str(file) for file in files])
     else:
         print("\n".join(map(str, files)))
 
@@ -330,135 +298,12 @@ def doctor(
 
     findings = examine(storage, fix=fix)
     if json_:
-        _print_json([dataclasses.asdict(finding) for finding in findings])
+        print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
             print(f"{'ok  ' if finding.ok else 'BAD '} {finding.subject}: {finding.text}")
     sys.exit(DONE if all(finding.ok for finding in findings) else SOME_FAILED)
 
 
-@app.command()
-def bandwidth(
-    latent_dim: LatentDim = None,
-    samples: Samples = None,
-    target: Annotated[str, typer.Option(help="The distribution that latents are pulled to.")] = "standard_normal",
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the target, like target.radius=4.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="root of the derivative, or fixed-point.")] = "root",
-    table: Annotated[bool, typer.Option("--table", help="The paper's table beside ours.")] = False,
-    json_: Json = False,
-) -> None:
-    """The kernel bandwidth to train GEN with. Example: gfe-study bandwidth --latent-dim 8 --samples 10000"""
-    from gfe_study.density.bandwidth import Method, optimal_bandwidth, refusal
-    from gfe_study.density.table import cells, pairs
-    from gfe_study.density_view import bandwidth_line, bandwidth_table
-    from gfe_study.targets.base import parse_target
-
-    if method not in get_args(Method):
-        raise InputError(f"--method: given {method!r}; allowed: {' or '.join(get_args(Method))}")
-    how = cast("Method", method)
-    chosen = parse_target(target, parse_assignments(sets or []))
-    if table:
-        if sets or chosen.name != "standard_normal":
-            raise InputError("--table: the paper's is of the standard normal; allowed: no --target, no --set")
-        refuse_cell(latent_dim, samples)
-        found = []
-        with progress(len(pairs())) as advance:
-            for cell in cells(how):
-                found.append(cell)
-                advance()
-        if json_:
-            within = [cell.within for cell in found if cell.within is not None]
-            _print_json({"cells": [cell.as_dict() for cell in found], "within": sum(within), "finite": len(within)})
-        else:
-            (Console() if sys.stdout.isatty() else Console(width=200)).print(bandwidth_table(found))
-            print(bandwidth_line(found))
-        return
-    dimensions, count = wanted_cell(latent_dim, samples)
-    try:
-        optimum = optimal_bandwidth(chosen, dimensions, count, method=how)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if json_:
-        _print_json({"h_opt": optimum.h_opt, "std": optimum.std})
-    elif optimum.collapses:
-        fail(refusal(optimum, chosen, dimensions, count))
-    else:
-        variance = optimum.width**2 - optimum.h_opt**2
-        print(
-            f"h_opt {optimum.h_opt:.4f} ± {optimum.std:.4f} for {count:,} samples of {chosen.name} in {dimensions} "
-            f"latent dimensions; latents that match it have the variance {optimum.width:g}² − h² = {variance:.4f}"
-        )
-
-
-@app.command()
-def correlation(
-    latent_dim: LatentDim = None,
-    samples: Samples = None,
-    table: Annotated[bool, typer.Option("--table", help="2 to 20 dimensions, 250 to 4,000 samples.")] = False,
-    trials: Annotated[int, typer.Option(help="How often everything is drawn anew.")] = 20,
-    out: Annotated[Path | None, typer.Option(help="PNG to draw the table as; an SVG goes beside it.")] = None,
-    json_: Json = False,
-) -> None:
-    """How the divergence by KDE, and by a discriminator, follow a known change: Pearson's r, averaged over trials.
-
-    Example: gfe-study correlation --latent-dim 5 --samples 1000
-    """
-    from gfe_study.density.bandwidth import BandwidthError
-    from gfe_study.density.correlation import LATENT_DIMS, SAMPLES, correlate
-    from gfe_study.density_view import correlation_table
-
-    if table:
-        refuse_cell(latent_dim, samples)
-        pairs = [(dimensions, count) for dimensions in LATENT_DIMS for count in SAMPLES]
-    else:
-        pairs = [wanted_cell(latent_dim, samples)]
-    if out is not None and (not table or out.suffix != ".png" or not out.parent.is_dir()):
-        raise InputError(f"--out: given {str(out)!r}; allowed: with --table, a .png in a folder that exists")
-    _within("--trials", trials, 2, 1000)
-    try:
-        with progress(len(pairs) * trials) as advance:
-            studies = [correlate(*pair, trials, advance) for pair in pairs]
-    except BandwidthError as error:
-        raise InputError(str(error)) from error
-    found = [{"latent_dim": study.latent_dim, "samples": study.samples, **study.as_dict()} for study in studies]
-    if json_:
-        _print_json({"cells": found} if table else studies[0].as_dict())
-    else:
-        (Console() if sys.stdout.isatty() else Console(width=200)).print(correlation_table(studies))
-    if out is not None:
-        from gfe_study.analysis.correlation import draw_correlation
-
-        files = draw_correlation(found, out)
-        console().print(f"written to {' and '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
-
-
-def wanted_cell(latent_dim: int | None, samples: int | None) -> tuple[int, int]:
-    """The numbers given for one cell of a table. Raises `InputError` where one is missing or out of range."""
-    instead = ", or --table instead"
-    return _within("--latent-dim", latent_dim, 1, 1000, instead), _within("--samples", samples, 2, 200_000, instead)
-
-
-def _within(option: str, value: int | None, least: int, most: int, instead: str = "") -> int:
-    if value is None or not least <= value <= most:
-        given = "not given" if value is None else f"given {value}"
-        raise InputError(f"{option}: {given}; allowed: {least} to {most:,}{instead}")
-    return value
-
-
-def refuse_cell(latent_dim: int | None, samples: int | None) -> None:
-    """Raise `InputError` if numbers are given for one cell, where the whole table is wanted."""
-    if latent_dim is not None or samples is not None:
-        raise InputError("--table: given with --latent-dim or --samples; allowed: one or the other")
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal's standard error, and nothing elsewhere; yields what moves it on by one."""
-    from rich.progress import Progress
-
-    shown = console()
-    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
+for command in (density_cli.bandwidth, density_cli.correlation):
+    app.command()(command)

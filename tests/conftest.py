@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from gfe_study.cli import main
 from gfe_study.data.base import Splits
 from gfe_study.data.digits import Digits
 
@@ -74,3 +76,17 @@ def fashion_folder() -> Path:
 @pytest.fixture(scope="session")
 def digits() -> Splits:
     return Digits().load()
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Types `gfe-study …`; returns exit code, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["gfe-study", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
+
+    return run

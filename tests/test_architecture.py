@@ -22,6 +22,7 @@ LAYERS = [
     {"measures"},
     {"training"},
     {"study"},
+    {"density_cli"},
     {"cli"},
 ]
 """Lowest first; a module imports only from its own package and from layers below."""

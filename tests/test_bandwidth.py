@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gfe_study.cache import CACHE_DIR_VARIABLE, cache_folder
-from gfe_study.cli import main
 from gfe_study.density import bandwidth as module
 from gfe_study.density.bandwidth import (
     Bandwidth,
@@ -39,15 +39,8 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def typed(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["gfe-study", "bandwidth", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return typed
+def run(typed: Run) -> Run:
+    return partial(typed, "bandwidth")
 
 
 @pytest.mark.parametrize("target", [NORMAL, MIXTURE], ids=lambda target: target.name)

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from gfe_study import names
-from gfe_study.cli import main
 from gfe_study.config import space_files
 from gfe_study.study.journal import Journal
 from gfe_study.tracking import RunSpec, Tracker
@@ -21,19 +20,11 @@ TINY_SETS = [argument for pair in TINY for argument in ("--set", pair)]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Types `gfe-study …` in an empty folder; returns exit code, standard output and standard error."""
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: Run) -> Run:
+    """Types `gfe-study …` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("GFE_DATA_DIR", raising=False)
-
-    def typed(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["gfe-study", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
     return typed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import torch
 from scipy.stats import pearsonr
 
 from gfe_study.analysis.correlation import draw_correlation
-from gfe_study.cli import main
 from gfe_study.density.bandwidth import BandwidthError
 from gfe_study.density.correlation import (
     SEPARATIONS,
@@ -29,17 +29,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: Run) -> Run:
     monkeypatch.setenv("GFE_CACHE_DIR", str(tmp_path / "cache"))
-
-    def typed(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["gfe-study", "correlation", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return typed
+    return partial(typed, "correlation")
 
 
 @pytest.mark.parametrize("separation", [0.0, 3.0, 6.0])
