@@ -25,6 +25,7 @@ from gfe_study.config import (
 )
 from gfe_study.config.files import parse_yaml
 from gfe_study.config.trial import choice_class, merge
+from gfe_study.data.mnist import FashionMNIST
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.fixed_grid import RK4
 
@@ -163,6 +164,20 @@ def test_a_section_given_its_own_name_again_keeps_its_values() -> None:
     layer = {"preset": "paper", "solver": {"beta": 0.5}}
     assert Trial.build(layer, {"solver": "amd"}) == Trial.build(layer)
     assert Trial.build(layer, {"solver": "amd"}).solver.beta == 0.5
+
+
+def test_another_dataset_keeps_what_every_dataset_has() -> None:
+    data = {"name": "digits", "train_images": 500, "held_out": 3}
+    built = Trial.build({"data": data}, {"data": "mnist"}, {"data": {"subset_seed": 1}}, {"data": "fashion_mnist"})
+    assert built.data == FashionMNIST(train_images=500, held_out=3, subset_seed=1)
+    assert Trial.build({"data": data}, {"data": {"name": "mnist", "train_images": 50}}).data.train_images == 50
+    assert merge({"data": data}, {"data": {"name": "no such"}}) == {"data": {"name": "no such"}}
+
+
+@pytest.mark.parametrize("space", space_files())
+def test_every_space_takes_another_dataset(space: str) -> None:
+    declared, swept = (Study.load(space_files()[space], changes) for changes in ({}, {"data": {"name": "mnist"}}))
+    assert swept.fixed["data"] == {**declared.fixed.get("data", {}), "name": "mnist"}
 
 
 def test_merging_leaves_its_layers_as_they_were() -> None:

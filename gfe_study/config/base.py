@@ -32,6 +32,8 @@ class Section(BaseModel):
 
     implies: ClassVar[Mapping[str, Any]] = {}
     """Defaults that choosing this section sets in others, as dotted keys; anything explicit goes before."""
+    outlast_name: ClassVar[frozenset[str]] = frozenset()
+    """Settings that mean the same under every name, and stay when a later layer gives the section another."""
 
     @model_validator(mode="before")
     @classmethod

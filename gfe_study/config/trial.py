@@ -222,7 +222,7 @@ class Trial(Section):
     def build(cls, *layers: Mapping[str, Any], where: str = "configuration") -> Self:
         """Resolve nested mappings, later ones winning, over the preset they name and the implied defaults.
 
-        A layer that gives a section another `name` starts that section afresh.
+        A layer that gives a section another `name` starts that section afresh; see `merge`.
 
         Raises:
             InputError: an unknown key, a value of the wrong type or out of range, a pair that makes no sense.
@@ -271,17 +271,28 @@ def named(section: str, value: Any) -> Any:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merged, later ones winning; a section given another `name` starts afresh."""
+    """Nested mappings merged, later ones winning.
+
+    A section given another `name` starts afresh, but for settings that mean the same under every name: who asks for
+    another dataset still leaves the same class out.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             old, new = merged.get(key), named(key, value)
             if isinstance(old, Mapping) and isinstance(new, Mapping):
                 renamed = "name" in new and new["name"] != old.get("name")
-                merged[key] = dict(new) if renamed else {**old, **new}
+                merged[key] = {**(_outlasting(key, old, new["name"]) if renamed else old), **new}
             else:
                 merged[key] = dict(new) if isinstance(new, Mapping) else new
     return merged
+
+
+def _outlasting(section: str, old: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    if not isinstance(name, str) or name not in CHOICES.get(section, {}):
+        return {}
+    kept = choice_class(section, name).outlast_name
+    return {key: value for key, value in old.items() if key in kept}
 
 
 def _under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

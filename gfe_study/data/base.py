@@ -171,6 +171,8 @@ def nested_order(labels_N: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, A
 class Dataset(Section, ABC):
     """A dataset by name; its settings are fields."""
 
+    outlast_name = frozenset({"train_images", "subset_seed", "held_out"})
+
     name: str
     train_images: int | None = Field(None, gt=0)
     """Different training images there are: a stratified subset, contained in every larger one; None for all."""
