@@ -5,9 +5,11 @@ Shapes: N images, L latent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE, trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
@@ -18,6 +20,8 @@ FEWEST = 30
 """Images below which neither is of use."""
 PERPLEXITY = 30.0
 SEED = 0
+WORTH_PROCESSES = 2000
+"""Latents in all maps together from which on processes pay for their start."""
 
 Floats = NDArray[np.floating[Any]]
 
@@ -40,6 +44,13 @@ def embed(latent_NL: Floats) -> Floats:
         return np.zeros((len(latent_NL), 2))
     with threadpool_limits(1):  # its threads wait for one another in a busy loop, which a shared machine makes long
         made: Floats = TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(latent_NL)
+    return made
+
+
+def embed_all(sets: Sequence[Floats]) -> list[Floats]:
+    """`embed` of each, several at a time."""
+    jobs = -1 if sum(map(len, sets)) >= WORTH_PROCESSES else 1
+    made: list[Floats] = Parallel(n_jobs=jobs)(delayed(embed)(latent_NL) for latent_NL in sets)
     return made
 
 
