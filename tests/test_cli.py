@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from stores import fresh
 
 from gfe_study import names
 from gfe_study.config import space_files
@@ -157,6 +158,7 @@ def test_spaces_are_listed_and_printed(run: Run) -> None:
 
 
 def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_path: Path) -> None:
+    fresh(tmp_path / "mlflow.db")
     code, out, _ = run("train", *TINY_SETS, "--set", "seed=3", "--json")
     first = json.loads(out)
     assert code == 0
@@ -171,6 +173,7 @@ def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_pat
 
 
 def test_a_users_images_are_encoded_by_a_trials_decoder(run: Run, tmp_path: Path) -> None:
+    fresh(tmp_path / "mlflow.db")
     run("train", *TINY_SETS)
     (best,) = tmp_path.glob(f"results/train/*/{names.BEST_CHECKPOINT}")
     images = np.random.default_rng(0).random((3, 8, 8))
@@ -206,6 +209,7 @@ def test_doctor_finds_versions_and_the_store(run: Run) -> None:
 
 
 def test_doctor_closes_runs_that_a_killed_driver_left(run: Run, tmp_path: Path) -> None:
+    fresh(tmp_path / "mlflow.db")
     with Journal.open(tmp_path / "results" / "amd") as journal:
         journal.record_study({}, {}, {})
     tracker = Tracker("amd")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from stores import free_port, server
+from stores import free_port, fresh, server
 
 from gfe_study import names
 from gfe_study.config import Study, find_space
@@ -43,7 +43,7 @@ def stored(uri: str, tracker: Tracker) -> dict[str, tuple[str, list[int]]]:
 
 
 def test_a_store_that_lost_everything_is_filled_again_from_the_journal(tmp_path: Path) -> None:
-    first, second = (f"sqlite:///{tmp_path / name}.db" for name in ("first", "second"))
+    first, second = (fresh(tmp_path / f"{name}.db") for name in ("first", "second"))
     with Journal.open(tmp_path / "study") as journal:
         plan, job = planned(journal)
         recorder = Recorder(plan, opened(first), {}, lambda _: 0.0, print)
@@ -58,7 +58,7 @@ def test_a_store_that_lost_everything_is_filled_again_from_the_journal(tmp_path:
 
 
 def test_a_failure_is_a_tag_and_a_second_try_the_same_run(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    uri = fresh(tmp_path / "store.db")
     with Journal.open(tmp_path / "study") as journal:
         plan, job = planned(journal)
         tracker = opened(uri)
@@ -108,7 +108,7 @@ def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
 
 
 def test_runs_of_trials_that_no_longer_belong_are_closed(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    uri = fresh(tmp_path / "store.db")
     with Journal.open(tmp_path / "study") as journal:
         _, job = planned(journal)
         plan = Plan.make(Study.load(find_space("smoke")), "0" * 64, journal)

@@ -73,8 +73,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / f"{STUDY}.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
     swept = gfe_study(made, "sweep", f"{STUDY}.yaml")
     assert swept.returncode == 0, swept.stderr
-    reported = gfe_study(made, "report", STUDY)
+    reported = gfe_study(made, "report", STUDY, "--json")
     assert reported.returncode == 0, reported.stderr
+    files = [made / file for file in json.loads(reported.stdout)]
+    assert {file.suffix for file in files} == {".html", ".csv", ".md", ".tex", ".png", ".svg"}
+    assert all(file.stat().st_size > 50 for file in files)
     return made
 
 

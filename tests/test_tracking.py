@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from stores import fresh
 
 from gfe_study import names
 from gfe_study.config import InputError
@@ -34,7 +35,7 @@ def point(images: int) -> dict[str, float]:
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'store.db'}"
+    return fresh(tmp_path / "store.db")
 
 
 def start(uri: str) -> Tracker:
@@ -187,15 +188,15 @@ TEXTS = {names.TRIAL_FILE: "seed: 0\n"}
 def test_many_runs_at_once_leave_what_mlflows_own_client_would(tmp_path: Path) -> None:
     for name in ("bulk", "client"):
         (tmp_path / name).mkdir()
-    bulk = delivered(f"sqlite:///{tmp_path}/bulk/store.db", tmp_path / "bulk", bulk=True)
-    client = delivered(f"sqlite:///{tmp_path}/client/store.db", tmp_path / "client", bulk=False)
+    bulk = delivered(fresh(tmp_path / "bulk" / "store.db"), tmp_path / "bulk", bulk=True)
+    client = delivered(fresh(tmp_path / "client" / "store.db"), tmp_path / "client", bulk=False)
     assert bulk == client
     assert {name: run[0][1] for name, run in bulk.items()} == {"aa": "FINISHED", "bb": "FAILED", "cc": "RUNNING"}
     assert bulk["bb"][4][names.VAL_LOSS] == [(32, 1 / 32), (64, 1 / 64)]
 
 
 def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/store.db"
+    uri = fresh(tmp_path / "store.db")
     Tracker("x", uri)
     with sqlite3.connect(tmp_path / "store.db") as connection:
         connection.execute("ALTER TABLE metrics ADD COLUMN unit TEXT")
