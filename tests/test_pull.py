@@ -222,6 +222,14 @@ def test_a_class_without_a_mode_is_refused(digits: Splits) -> None:
         next(train(Trial.build(SMALL, changes), digits))
 
 
+def test_too_few_labels_to_act_are_refused(digits: Splits) -> None:
+    changes = {"method": {"name": "gen", "labelled": 100}, "target": "mixture_of_gaussians"}
+    with pytest.raises(
+        ValueError, match=r"method\.labelled: given 100, some 11 of a class in a density of .*enough for 64"
+    ):
+        next(train(Trial.build(SMALL, changes), digits))
+
+
 # The methods
 
 

@@ -107,7 +107,7 @@ class Puller(nn.Module):
 
         Raises:
             BandwidthError: the density would have to be as wide as the target.
-            ValueError: labels are to be used and there are not as many, or one has no mode.
+            ValueError: labels are to be used and there are not as many, or too few to act, or one has no mode.
         """
         self.images = len(train)
         if self.pull.labelled:
@@ -125,8 +125,15 @@ class Puller(nn.Module):
         labels_N = np.full(len(train), UNLABELLED)
         labels_N[chosen] = train.labels_N[chosen]
         self.label_N = torch.from_numpy(labels_N).to(self.latent_ML.device)
+        of_a_class = int(np.bincount(train.labels_N[chosen]).max())
+        if (known := of_a_class * self.capacity / len(train)) < FEWEST:
+            raise ValueError(
+                f"method.labelled: given {self.pull.labelled}, some {known:.0f} of a class in a density of "
+                f"{self.capacity:,} of {len(train):,} images; allowed: enough for {FEWEST}"
+            )
         for size in self._sizes():
-            self.bandwidth(ONE_MODE, size)
+            if size <= of_a_class:
+                self.bandwidth(ONE_MODE, size)
 
     @property
     def capacity(self) -> int:
