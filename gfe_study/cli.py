@@ -12,7 +12,7 @@ import yaml
 
 from gfe_study import density_cli, names
 from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_yaml, space_files
-from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, busy, console, fail, output, print_json
+from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, console, fail, output, print_json
 
 app = typer.Typer(
     help="Hyperparameter and ablation studies of gradient flow encoding.",
@@ -277,7 +277,7 @@ def report(
     json_: Json = False,
 ) -> None:
     """The study's page, figures and tables, from the tracking store. Example: gfe-study report amd"""
-    with busy(f"reading and drawing {label} …"):
+    with console().status(f"reading and drawing {label} …"):  # says nothing where it is no terminal
         from gfe_study.analysis.load import Store
         from gfe_study.analysis.report import write_report
 

@@ -56,14 +56,3 @@ def progress(total: int) -> Iterator[Callable[[], None]]:
     with Progress(console=shown, transient=True, disable=not shown.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
-
-
-@contextmanager
-def busy(text: str) -> Iterator[None]:
-    """Says on a terminal's standard error what is going on, and nothing elsewhere."""
-    shown = console()
-    if not shown.is_terminal:
-        yield
-        return
-    with shown.status(text):
-        yield

@@ -26,12 +26,17 @@ WORTH_PROCESSES = 2000
 Floats = NDArray[np.floating[Any]]
 
 
+def of_use(latent_NL: Floats) -> bool:
+    """Whether there are enough latents to measure or draw, all of them finite."""
+    return len(latent_NL) >= FEWEST and bool(np.isfinite(latent_NL).all())
+
+
 def label_accuracy(latent_NL: Floats, label_N: NDArray[np.int64]) -> float:
     """Share of images whose class is that of most of their nearest neighbours, themselves left out.
 
     NaN of fewer than `FEWEST` images, or latents that are not finite.
     """
-    if len(latent_NL) < FEWEST or not np.isfinite(latent_NL).all():
+    if not of_use(latent_NL):
         return float("nan")
     predicted_N = KNeighborsClassifier(NEIGHBOURS).fit(latent_NL, label_N).predict(None)
     return float((predicted_N == label_N).mean())

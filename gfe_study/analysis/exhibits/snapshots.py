@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gfe_study import names
-from gfe_study.analysis.embedding import FEWEST, NEIGHBOURS, embed_all, label_accuracy, trusted
+from gfe_study.analysis.embedding import NEIGHBOURS, embed_all, label_accuracy, of_use, trusted
 from gfe_study.analysis.evidence import Arrays, Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
 from gfe_study.analysis.stats import mean_interval
@@ -224,7 +224,7 @@ def _maps(shown: list[Snapshots]) -> tuple[Figure, dict[tuple[str, bool], float]
         (each.arm, point): latent_NL
         for each in shown
         for point in _ends(each)
-        if len(latent_NL := each.of(point, "latent")) >= FEWEST and np.isfinite(latent_NL).all()
+        if of_use(latent_NL := each.of(point, "latent"))
     }
     maps = dict(zip(usable, embed_all(list(usable.values())), strict=True))
     with drawing():
