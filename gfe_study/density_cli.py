@@ -80,7 +80,6 @@ def correlation(
 
     Example: gfe-study correlation --latent-dim 5 --samples 1000
     """
-    from gfe_study.density.bandwidth import BandwidthError
     from gfe_study.density.correlation import LATENT_DIMS, SAMPLES, correlate
     from gfe_study.density_view import correlation_table
 
@@ -92,11 +91,8 @@ def correlation(
     if out is not None and (not table or out.suffix != ".png" or not out.parent.is_dir()):
         raise InputError(f"--out: given {str(out)!r}; allowed: with --table, a .png in a folder that exists")
     _within("--trials", trials, 2, 1000)
-    try:
-        with progress(len(pairs) * trials) as advance:
-            studies = [correlate(*pair, trials, advance) for pair in pairs]
-    except BandwidthError as error:
-        raise InputError(str(error)) from error
+    with progress(len(pairs) * trials) as advance:
+        studies = [correlate(*pair, trials, advance) for pair in pairs]
     found = [{"latent_dim": study.latent_dim, "samples": study.samples, **study.as_dict()} for study in studies]
     if json_:
         print_json({"cells": found} if table else studies[0].as_dict())

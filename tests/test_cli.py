@@ -223,6 +223,14 @@ def test_doctor_closes_runs_that_a_killed_driver_left(run: Run, tmp_path: Path) 
     assert Tracker("amd").orphans() == []
 
 
+def test_a_density_that_cannot_be_made_is_one_line(run: Run, tmp_path: Path) -> None:
+    fresh(tmp_path / "mlflow.db")
+    pulled = ["--set", "method.name=gen", "--set", "target=mixture_of_gaussians", "--set", "method.labelled=100"]
+    code, _, err = run("train", *TINY_SETS, *pulled)
+    assert code == 2
+    assert_one_line(err, "method.labelled: given 100", "allowed:")
+
+
 def test_a_trial_that_diverges_says_so(run: Run) -> None:
     code, out, _ = run("train", *TINY_SETS, "--set", "optim.lr=1e30", "--json")
     point = json.loads(out)

@@ -15,6 +15,7 @@ from scipy.optimize import brentq, fixed_point
 from torch import Tensor
 
 from gfe_study.cache import cached
+from gfe_study.config import InputError
 from gfe_study.density.kde import kernel_moments, log_normaliser
 from gfe_study.targets.base import Target
 
@@ -34,7 +35,7 @@ Method = Literal["root", "fixed-point"]
 """How h_opt is found: both ways agree to 1e-3."""
 
 
-class BandwidthError(ValueError):
+class BandwidthError(InputError):
     """There is no bandwidth to train with; the message says what would help."""
 
 

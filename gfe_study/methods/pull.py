@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gfe_study.config import Section
+from gfe_study.config import InputError, Section
 from gfe_study.data.base import Split, nested_order
 from gfe_study.density.bandwidth import optimal_bandwidth, usable_bandwidth
 from gfe_study.density.kde import log_density, log_normaliser
@@ -107,7 +107,7 @@ class Puller(nn.Module):
 
         Raises:
             BandwidthError: the density would have to be as wide as the target.
-            ValueError: labels are to be used and there are not as many, or too few to act, or one has no mode.
+            InputError: labels are to be used and there are not as many, or too few to act, or one has no mode.
         """
         self.images = len(train)
         if self.pull.labelled:
@@ -118,16 +118,16 @@ class Puller(nn.Module):
 
     def _see_labels(self, train: Split) -> None:
         if self.pull.labelled > len(train):
-            raise ValueError(f"method.labelled: given {self.pull.labelled}; allowed: at most {len(train)}")
+            raise InputError(f"method.labelled: given {self.pull.labelled}; allowed: at most {len(train)}")
         if (last := int(train.labels_N.max())) >= self.target.modes:
-            raise ValueError(f"method.labelled: class {last} has no mode; allowed: a target with {last + 1} modes")
+            raise InputError(f"method.labelled: class {last} has no mode; allowed: a target with {last + 1} modes")
         chosen = nested_order(train.labels_N, LABELS_SEED)[: self.pull.labelled]
         labels_N = np.full(len(train), UNLABELLED)
         labels_N[chosen] = train.labels_N[chosen]
         self.label_N = torch.from_numpy(labels_N).to(self.latent_ML.device)
         of_a_class = int(np.bincount(train.labels_N[chosen]).max())
         if (known := of_a_class * self.capacity / len(train)) < FEWEST:
-            raise ValueError(
+            raise InputError(
                 f"method.labelled: given {self.pull.labelled}, some {known:.0f} of a class in a density of "
                 f"{self.capacity:,} of {len(train):,} images; allowed: enough for {FEWEST}"
             )
