@@ -79,8 +79,11 @@ def spaces(
     if json_:
         print_json(found)
     else:
-        width = max(map(len, found), default=0)
-        print("\n".join(f"{space:<{width}}  {question}" for space, question in found.items()))
+        from gfe_study.layout import wrapped
+
+        width, room = max(map(len, found), default=0), output().width
+        for space, question in found.items():
+            print("\n".join(wrapped(question, room, f"{space:<{width}}  ", " " * (width + 2)) or [space]))
 
 
 def _question(path: Path) -> str:
@@ -103,6 +106,7 @@ def plan(
 ) -> None:
     """Print the trials that a sweep would run, and what it would take. Example: gfe-study plan amd --trials 20"""
     from gfe_study.console import plan_lines, plan_table
+    from gfe_study.layout import say, show
     from gfe_study.study.driver import Options
     from gfe_study.study.forecast import forecast
 
@@ -112,8 +116,10 @@ def plan(
     if json_:
         print_json(expected.as_dict())
         return
-    output().print(plan_table(declared, expected))
-    print("\n".join(plan_lines(declared, expected)))
+    shown = output()
+    show(shown, plan_table(declared, expected))
+    for line in plan_lines(declared, expected):
+        say(shown, line)
 
 
 @app.command()
@@ -185,7 +191,7 @@ def _run(study: Study, label: str, options: Any, json_: bool) -> None:
     if json_:
         print_json({"study": label, **summary(outcome)})
     else:
-        closing(outcome, label, shown)
+        closing(outcome, label, options.storage, shown)
     if outcome.stopped:
         sys.exit(SOME_FAILED)
     if outcome.interrupted:
@@ -221,26 +227,28 @@ def status(
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Option(help="A trial's YAML, such as the artifact trial.yaml.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A trial: its trial.yaml, or its best.pt.")] = None,
     sets: Sets = None,
     cpus: Annotated[int, typer.Option(help="Threads; 1, as in a sweep, repeats a sweep's numbers.")] = 1,
     storage: Storage = "results",
     json_: Json = False,
 ) -> None:
     """Run one trial without Ray, logged to MLflow. Example: gfe-study train --set preset=paper --set data.name=mnist"""
+    from gfe_study.layout import say
+    from gfe_study.study.artifacts import read_trial
     from gfe_study.study.single import run_single
 
-    layers = [read_yaml(config)] if config is not None else []
+    layers = [read_trial(config)] if config is not None else []
     where = str(config) if config is not None else "--set"
     trial = Trial.build(*layers, parse_assignments(sets or []), where=where)
     shown = console()
 
     def report(point: dict[str, float]) -> None:
         values = "  ".join(f"{name} {value:.4g}" for name, value in point.items() if name.endswith("_loss"))
-        shown.print(f"{point['images_seen']:>7,.0f} images  {values}", highlight=False, soft_wrap=True)
+        say(shown, f"{point['images_seen']:>7,.0f} images  {values}")
 
     def problem(text: str) -> None:
-        shown.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+        say(shown, f"warning: {text}", "yellow")
 
     point, fingerprint, problems = run_single(trial, storage, cpus, report, problem)
     if json_:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from gfe_study import names
+from gfe_study.advice import command, encode_command, mlflow_ui, train_command
+from gfe_study.analysis.diagnostics import notes
 from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits
+from gfe_study.layout import Column, Listing, number, say, show, wrapped
 from gfe_study.results import front, ranked, signs, verdict
 from gfe_study.study.driver import Snapshot, describe
 from gfe_study.study.forecast import Forecast
@@ -23,11 +24,13 @@ from gfe_study.study.journal import STOPPED
 from gfe_study.study.plan import Plan
 from gfe_study.study.recorder import settings
 from gfe_study.study.sweep import Outcome
+from gfe_study.tracking import UI
 
-SECONDS_BETWEEN_LINES = 10.0
-BEST_SHOWN = 5
+LINE_INTERVAL_S = 10.0
+NUM_BEST_SHOWN = 5
 BAR_WIDTH = 12
-WIDE = 95
+MIN_WIDTH_OF_BAR = 95
+ORPHANED = "{} earlier trials belong to another version of this study: they are kept, and not used"
 
 
 def duration(seconds: float | None) -> str:
@@ -39,20 +42,19 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def number(value: Any) -> str:
-    """A parameter or metric as a person wants to read it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 class StudyView:
-    """Follows a study: a live bar on a terminal, a line every ten seconds elsewhere."""
+    """Follows a study: a live line on a terminal, a new line every ten seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._snapshot: tuple[float, Snapshot] | None = None
         self._live = Live(
-            get_renderable=lambda: Text(self._line()), console=console, refresh_per_second=2, transient=True
+            get_renderable=lambda: Text("\n".join(wrapped(self._line(), console.width))),
+            console=console,
+            refresh_per_second=2,
+            transient=True,
         )
+        self._metric: str = names.VAL_LOSS
         self._printed_at = 0.0
         self._printed = (-1, -1)
 
@@ -64,23 +66,22 @@ class StudyView:
 
     def planned(self, plan: Plan, splits: Splits) -> None:
         study, done = plan.study, len(plan.finished())
+        self._metric = study.metric.name
         trial = study.example(study.arms[0])
-        self.console.print(f"[bold]{study.question}[/bold]", highlight=False)
+        say(self.console, study.question, "bold")
         floor = splits.test_floor(trial.eval.test_images)
         self._say(
             f"{trial.data.name}: {len(splits.train):,} training, {len(splits.val):,} validation, "
             f"{len(splits.test):,} test images; entropy floor {floor:.4f} nats per pixel"
         )
-        state = f"; {done} done already" if done else ""
+        state = f"; {done} already finished" if done else ""
         unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
-        state += f", {len(unfinished)} to be continued" if unfinished else ""
+        state += f", {len(unfinished)} to continue" if unfinished else ""
         self._say(f"{shape(study)}{state}")
         for hole in study.holes:
-            self._say(f"left out: {hole.name}: {hole.reason}")
+            self._say(f"skipped: {hole.name}: {hole.reason}")
         if plan.orphaned:
-            self._say(
-                f"{len(plan.orphaned)} earlier trials belong to another version of this study: kept, and left out"
-            )
+            self._say(ORPHANED.format(len(plan.orphaned)))
 
     def starting_ray(self) -> None:
         self._say("starting Ray …")
@@ -93,41 +94,42 @@ class StudyView:
     def progress(self, snapshot: Snapshot) -> None:
         self._snapshot = (time.monotonic(), snapshot)
         counts = (snapshot.finished, snapshot.failed)
-        quiet = time.monotonic() - self._printed_at < SECONDS_BETWEEN_LINES
+        quiet = time.monotonic() - self._printed_at < LINE_INTERVAL_S
         if not self.console.is_terminal and (counts != self._printed or not quiet):
             self._say(f"trials {self._line()}")
             self._printed_at, self._printed = time.monotonic(), counts
 
     def _line(self) -> str:
-        """Where the study is now, the clock running between reports."""
+        """Where the study is now; the clock runs on between reports."""
         if self._snapshot is None:
             return ""
         at, seen = self._snapshot
         since = time.monotonic() - at
         left = max(0.0, seen.remaining_seconds - since) if seen.remaining_seconds is not None else None
         filled = BAR_WIDTH * seen.finished // seen.total
-        bar = f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} " if self.console.width >= WIDE else ""
-        best = number(seen.best) if seen.best is not None else "–"
-        return (
-            f"{bar}{seen.finished}/{seen.total} done · {seen.running} running · {seen.failed} failed · "
-            f"best {names.VAL_LOSS} {best} · {duration(seen.elapsed_seconds + since)} elapsed · {duration(left)} left"
-        )
+        bar = f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} " if self.console.width >= MIN_WIDTH_OF_BAR else ""
+        parts = [f"{bar}{seen.finished}/{seen.total} done", f"{seen.running} running"]
+        parts += [f"{seen.failed} failed"] if seen.failed else []
+        parts += [f"best {self._metric} {number(seen.best)}"] if seen.best is not None else []
+        parts += [f"{duration(seen.elapsed_seconds + since)} elapsed"]
+        parts += [f"{duration(left)} left"] if left is not None else []
+        return " · ".join(parts)
 
     def problem(self, text: str) -> None:
-        self._say(f"[yellow]warning:[/yellow] {text}", markup=True)
+        self._say(f"warning: {text}", "yellow")
 
-    def _say(self, text: str, *, markup: bool = False) -> None:
-        self.console.print(text, highlight=False, markup=markup, soft_wrap=True)
+    def _say(self, text: str, style: str = "") -> None:
+        say(self.console, text, style)
 
 
 def shape(study: Study) -> str:
     """`4 arms × 12 trials × 3 seeds of 5,760 images, preset paper`."""
     counts = [study.configurations(arm) for arm in study.arms]
-    parts = [f"{len(counts)} arms"] if study.scientific is not None else []
+    parts = [_count(len(counts), "arm")] if study.scientific is not None else []
     if study.nuisance or not parts:
-        parts.append(f"{counts[0]} trials" if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)} trials")
+        parts.append(_count(counts[0], "trial") if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)} trials")
     if study.seeds > 1:
-        parts.append(f"{study.seeds} seeds")
+        parts.append(_count(study.seeds, "seed"))
     trial = study.example(study.arms[0])
     budget = trial.budget
     limits = [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
@@ -144,37 +146,40 @@ def shape(study: Study) -> str:
     return text
 
 
-def plan_table(study: Study, expected: Forecast) -> Table:
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def plan_table(study: Study, expected: Forecast) -> Listing:
     """The trials of a plan, one a row."""
-    arms = study.scientific is not None
-    table = Table(box=None, pad_edge=False)
-    for header in (*(["arm"] if arms else []), "#", "state", *study.nuisance, "seed", "fingerprint"):
-        table.add_column(header, justify="left" if header in ("arm", "state", "fingerprint") else "right", no_wrap=True)
+    keys = [Column(key, detail=True) for key in study.nuisance]
+    columns = [Column("arm", left=True), Column("#"), Column("state", left=True), *keys, Column("seed")]
+    table = Listing("", [*columns, Column("fingerprint", left=True)])
     for job, state in expected.trials:
         values = [number(job.params[key]) if key in job.params else "" for key in study.nuisance]
-        first = [job.arm + (" (replicate)" if job.stage else "")] if arms else []
-        table.add_row(*first, str(job.number), state, *values, str(job.seed), job.fingerprint)
+        arm = job.arm + (" (replicate)" if job.stage else "")
+        table.rows.append((arm, str(job.number), state, *values, str(job.seed), job.fingerprint))
     return table
 
 
 def plan_lines(study: Study, expected: Forecast) -> list[str]:
-    """What a plan comes to: trials, holes, images, time, disk and memory."""
-    lines = [f"left out: {hole.name}: {hole.reason}" for hole in expected.holes]
+    """What a plan comes to: trials, skipped cells, images, time, disk and memory."""
+    lines = [f"skipped: {hole.name}: {hole.reason}" for hole in expected.holes]
     if expected.later:
         chooser = f"suggested by {study.sampler}" if study.then is None else "chosen by the search and for `then`"
         lines.append(f"and {expected.later} more, {chooser} from the results of these")
     if expected.orphaned:
-        lines.append(f"{expected.orphaned} earlier trials belong to another version of this study: kept, and left out")
-    taken = f", {expected.taken_over} finished in other studies" if expected.taken_over else ""
+        lines.append(ORPHANED.format(expected.orphaned))
+    reused = f", {expected.taken_over} reused from other studies" if expected.taken_over else ""
     to_go = f"; {expected.images:,} training images to go" if expected.images is not None else ""
-    lines.append(f"{expected.total} trials, {expected.done} done{taken}{to_go}")
+    lines.append(f"{expected.total} trials, {expected.done} done{reused}{to_go}")
     if expected.seconds is None:
-        lines.append("time: not known before a trial has finished (or without --no-probe)")
+        lines.append("time: unknown until a trial has finished (or without --no-probe)")
     else:
-        told = f", told from {expected.told_from}" if expected.seconds else ""
+        source = f", estimated from {expected.told_from}" if expected.seconds else ""
         lines.append(
             f"time: about {duration(expected.seconds)} ({expected.seconds / 3600:.2f} hours) with {expected.slots} "
-            f"trials at a time{told}"
+            f"trials at a time{source}"
         )
     lines.append(f"disk: about {expected.megabytes:.0f} MB")
     if expected.memory_megabytes is not None:
@@ -182,26 +187,29 @@ def plan_lines(study: Study, expected: Forecast) -> list[str]:
     return lines
 
 
-def best_table(plan: Plan) -> Table:
+EVALUATIONS = "evaluations"
+"""Heading of `encode_evaluations`: what a solver's `max_nfe` caps, so the two can be compared."""
+
+
+def best_table(plan: Plan) -> Listing:
     """The best trials of a study: final metrics, and the values of what was searched."""
     chosen = ranked(plan)
-    stage = max((job.stage for job, _ in chosen), default=0)  # of unequal budgets, the last stage's
-    rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in chosen if job.stage == stage][:BEST_SHOWN]
-    wanted = (plan.study.metric.name, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.NFE_FORWARD)
-    metrics = [name for name in dict.fromkeys(wanted) if any(name in point for _, point in rows)]
-    table = Table(title="Best trials (losses in nats per pixel)", title_justify="left", box=None, pad_edge=False)
-    arms = plan.study.scientific is not None
-    if arms:
-        table.add_column("arm", no_wrap=True)
-    for header in ("#", "seed", *metrics) if len(plan.study.seeds_of(stage)) > 1 else ("#", *metrics):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("settings")
-    table.add_column("fingerprint", no_wrap=True)
+    stage = max((job.stage for job, _ in chosen), default=0)  # stages may have different budgets
+    rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in chosen if job.stage == stage]
+    rows = rows[:NUM_BEST_SHOWN]
+    losses = dict.fromkeys((plan.study.metric.name, names.TEST_LOSS, names.MIXED_TEST_LOSS))
+    metrics = [name for name in (*losses, names.ENCODE_EVALUATIONS) if any(name in point for _, point in rows)]
+    title = "Best trials: losses in nats per pixel"
+    if names.ENCODE_EVALUATIONS in metrics:
+        title += f"; {EVALUATIONS}: decoder evaluations to encode one test image"
+    seeds = len(plan.study.seeds_of(stage)) > 1
+    columns = [Column("arm", left=True), Column("#"), Column("seed")]
+    columns += [Column(EVALUATIONS if name == names.ENCODE_EVALUATIONS else name) for name in metrics]
+    columns += [Column("settings", left=True, detail=True, prefix="")]
+    table = Listing(title, columns)
     for job, point in rows:
         shown = [_metric(name, point.get(name)) for name in metrics]
-        first = [*([job.arm] if arms else []), str(job.number)]
-        seed = [str(job.seed)] if len(plan.study.seeds_of(stage)) > 1 else []
-        table.add_row(*first, *seed, *shown, settings(job), job.fingerprint)
+        table.rows.append((job.arm, str(job.number), str(job.seed) if seeds else "", *shown, settings(job)))
     return table
 
 
@@ -211,102 +219,143 @@ def _metric(name: str, value: float | None) -> str:
     return f"{value:.4f}" if name.endswith("_loss") else f"{value:.1f}"
 
 
-def verdict_table(verdict: Verdict) -> Table:
+def best_lines(plan: Plan, width: int) -> list[str]:
+    """What the best trial is: its results, its settings, and the commands that train it and encode with it."""
+    chosen = ranked(plan)
+    stage = max((job.stage for job, _ in chosen), default=0)
+    best = next((job for job, _ in chosen if job.stage == stage), None)
+    if best is None:
+        return []
+    point = plan.journal.points[best.fingerprint][-1]
+    metrics = [plan.study.metric.name, names.TEST_LOSS]
+    results = ", ".join(f"{name} {_metric(name, point.get(name))}" for name in metrics)
+    lines = wrapped(f"Best: {describe(best)}: {results}", width, rest="  ")
+    lines += wrapped(settings(best), width, "  ", "  ")
+    decoder = plan.trial_folder(best) / names.BEST_CHECKPOINT
+    if decoder.exists():
+        lines += ["  train it again, and encode images with it:"]
+        lines += [*train_command(decoder, width), *encode_command(decoder, width)]
+    return lines
+
+
+def verdict_table(verdict: Verdict) -> Listing:
     """Arms against their references: means, paired differences with their intervals, costs, and the verdict."""
     percent = f"{100 * verdict.confidence:g} %"
     unit = "nats per pixel" if verdict.metric.endswith("_loss") else "nats"
-    title = f"Verdict: {verdict.metric} ({unit}), {percent} intervals of differences paired by seed (Student's t)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for header in ("arm", "seeds", "mean", f"difference [{percent}]", "p", "p Holm", "seconds ×", "nfe ×"):
-        table.add_column(header, justify="left" if header == "arm" else "right", no_wrap=True)
-    table.add_column("verdict")
+    title = (
+        f"Verdict: {verdict.metric} ({unit}, lower is better); differences from the reference, paired by seed, with "
+        f"{percent} intervals (Student's t)"
+    )
+    columns = [
+        Column("arm", left=True),
+        Column("seeds"),
+        Column("mean"),
+        Column(f"difference [{percent}]"),
+        Column("verdict", left=True, detail=True, prefix=""),
+        Column("p", detail=True),
+        Column("p Holm", detail=True, prefix="Holm p"),
+        Column("seconds ×", detail=True),
+        Column("nfe ×", detail=True),
+    ]
+    table = Listing(title, columns)
     for row in verdict.rows:
         found = row.paired
         difference = ""
         if found is not None:
-            between = f" [{found.low:+.5f}, {found.high:+.5f}]" if found.low is not None else ""
-            difference = f"{found.difference:+.5f}{between}"
-        table.add_row(
-            row.arm,
-            str(len(row.seeds)),
-            f"{row.value.mean:.5f}",
-            difference,
-            f"{found.p_value:.2g}" if found is not None and found.p_value is not None else "",
-            f"{row.p_holm:.2g}" if row.p_holm is not None else "",
-            f"{row.seconds_ratio:.2f}" if row.seconds_ratio is not None else "",
-            f"{row.nfe_ratio:.2f}" if row.nfe_ratio is not None else "",
-            row.text,
+            between = f" [{found.low:+.4f}, {found.high:+.4f}]" if found.low is not None else ""
+            difference = f"{found.difference:+.4f}{between}"
+        table.rows.append(
+            (
+                row.arm,
+                str(len(row.seeds)),
+                f"{row.value.mean:.4f}",
+                difference,
+                row.text,
+                f"{found.p_value:.2g}" if found is not None and found.p_value is not None else "",
+                f"{row.p_holm:.2g}" if row.p_holm is not None else "",
+                f"{row.seconds_ratio:.2f}" if row.seconds_ratio is not None else "",
+                f"{row.nfe_ratio:.2f}" if row.nfe_ratio is not None else "",
+            )
         )
     return table
 
 
-def front_table(plan: Plan) -> Table | None:
+def front_table(plan: Plan) -> Listing | None:
     """The Pareto front of a search with two objectives; None for other studies."""
     against = plan.study.metric.against
     if against is None:
         return None
-    table = Table(title=f"Pareto front: {plan.study.metric.name} against {against}", title_justify="left", box=None)
-    for header in ("arm", "#", plan.study.metric.name, against):
-        table.add_column(header, justify="left" if header == "arm" else "right", no_wrap=True)
-    table.add_column("settings")
+    columns = [Column("arm", left=True), Column("#"), Column(plan.study.metric.name), Column(against)]
+    table = Listing(
+        f"Pareto front: {plan.study.metric.name} against {against}",
+        [*columns, Column("settings", left=True, detail=True, prefix="")],
+    )
     for job, first, second in front(plan):
-        table.add_row(job.arm, str(job.number), f"{first:.4f}", number(second), settings(job))
+        table.rows.append((job.arm, str(job.number), f"{first:.4f}", number(second), settings(job)))
     return table
 
 
-def closing(outcome: Outcome, label: str, console: Console) -> None:
+def closing(outcome: Outcome, label: str, storage: str, console: Console) -> None:
     """The end of a sweep: verdict, best trials, what went wrong, and what to type next."""
     plan = outcome.plan
     if plan.finished():
         judged, pareto_front = verdict(plan), front_table(plan)
-        if judged is not None:
-            console.print(verdict_table(judged))
-            for text in judged.warnings:
-                console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
-        else:
-            console.print(best_table(plan))
+        show(console, verdict_table(judged) if judged is not None else best_table(plan))
+        for text in judged.warnings if judged is not None else ():
+            say(console, f"warning: {text}")
         if pareto_front is not None:
-            console.print(pareto_front)
-    for sign in signs(plan):
-        where = f"arm {sign.arm!r}: " if sign.arm else ""
-        console.print(f"note: {where}{sign.text}", highlight=False, markup=False, soft_wrap=True)
-    for line in _last_lines(outcome, label):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+            show(console, pareto_front)
+        for line in best_lines(plan, console.width):
+            console.print(Text(line), soft_wrap=True)
+    for note in notes(signs(plan)):
+        say(console, f"note: {note.text}")
+        for detail in note.details:
+            say(console, f"  {detail}")
+    for line in _last_lines(outcome):
+        say(console, line)
+    say(console, "next:")
+    for typed, what in _next_steps(outcome, label, storage):
+        explained = f"  {typed}  # {what}"
+        console.print(Text(explained if len(explained) <= console.width else f"  {typed}"), soft_wrap=True)
+    if outcome.comparison:
+        say(console, "this study in MLflow's UI:")
+        console.print(Text(f"  {outcome.comparison}"), soft_wrap=True)
 
 
-def _last_lines(outcome: Outcome, label: str) -> list[str]:
+def _last_lines(outcome: Outcome) -> list[str]:
     plan = outcome.plan
     done, failed = len(plan.finished()), outcome.failed
     diverged = sum(math.isinf(value) for _, value in ranked(plan))
     early = sum(plan.state(job) == STOPPED for job in plan.finished())
-    told = [f"{diverged} of them diverged"] if diverged else []
-    told += [f"{early} of them stopped early"] if early else []
-    more = f" ({', '.join(told)})" if told else ""
+    counts = [f"{diverged} of them diverged"] if diverged else []
+    counts += [f"{early} of them stopped early"] if early else []
+    more = f" ({', '.join(counts)})" if counts else ""
     lines = [f"{done} of {plan.total} trials finished{more}, {len(failed)} failed"]
     lines += [f"  failed: {describe(job)}: {plan.journal.outcomes[job.fingerprint].reason}" for job in failed]
     for study, count in outcome.taken_over.items():
-        lines.append(f"{count} of them were taken over from study {study}: the same configuration, seed, data and code")
+        lines.append(f"{count} of them were reused from study {study}: same configuration, seed, data and code")
     if outcome.damaged:
-        lines.append(f"{len(outcome.damaged)} damaged checkpoints, named above; their trials went on from earlier ones")
+        lines.append(f"{len(outcome.damaged)} damaged checkpoints, named above; their trials continued from earlier")
     if outcome.stopped:
         lines.append(f"stopped: {outcome.stopped}")
     if not outcome.delivered:
-        lines.append(f"the tracking store has not got everything yet; `make resume SPACE={label}` delivers it")
+        lines.append("the tracking store is not complete yet; resuming the study delivers the rest")
     if outcome.slots and outcome.seconds.get("trials"):
         seconds = outcome.seconds
         lines.append(
-            f"time: {duration(seconds['total'])}, of which {seconds['start_up']:.0f} s start-up; trials took "
-            f"{duration(seconds['trials'])} on {outcome.slots} slots; tracking {seconds['tracking']:.1f} s"
+            f"time: {duration(seconds['total'])}, {seconds['start_up']:.0f} s of it start-up; "
+            f"the trials took {duration(seconds['trials'])} on {outcome.slots} slots"
         )
-    to_do = "continue where it stopped" if outcome.interrupted or failed else "nothing is left to do"
-    steps = [
-        ("make ui", f"the MLflow UI; this study: {outcome.comparison}"),
-        (f"make resume SPACE={label}", to_do),
-        (f"make report SPACE={label}", "a page with verdict, figures and tables"),
-    ]
-    width = max(len(line) for line, _ in steps)
-    return [
-        *lines,
-        "next:",
-        *(f"  {line:<{width}}  {what}" for line, what in steps),
-    ]
+    return lines
+
+
+def _next_steps(outcome: Outcome, label: str, storage: str) -> list[tuple[str, str]]:
+    steps = []
+    if outcome.interrupted or outcome.failed or outcome.stopped or not outcome.delivered:
+        steps.append((command("resume", label, storage), "continue"))
+    if outcome.plan.finished():
+        steps.append((command("report", label, storage), "verdict, figures, tables"))
+        if outcome.comparison.startswith(UI):
+            steps.append((mlflow_ui(), "compare runs"))
+    width = max((len(typed) for typed, _ in steps), default=0)
+    return [(f"{typed:<{width}}", what) for typed, what in steps]

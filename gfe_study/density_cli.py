@@ -8,21 +8,23 @@ from typing import Annotated, cast, get_args
 import typer
 
 from gfe_study.config import InputError, parse_assignments
+from gfe_study.layout import say, show
 from gfe_study.terminal import Json, console, fail, output, print_json, progress
 
 LatentDim = Annotated[int | None, typer.Option(help="Latent dimensions.")]
-Samples = Annotated[int | None, typer.Option(help="Samples that the density estimate is made of.")]
+Samples = Annotated[int | None, typer.Option(help="Samples in the density estimate.")]
 
 
 def bandwidth(
     latent_dim: LatentDim = None,
     samples: Samples = None,
-    target: Annotated[str, typer.Option(help="The distribution that latents are pulled to.")] = "standard_normal",
+    target: Annotated[str, typer.Option(help="Target distribution of the latents.")] = "standard_normal",
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the target, like target.radius=4.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the target, like target.radius=4."),
     ] = None,
     method: Annotated[str, typer.Option(help="root of the derivative, or fixed-point.")] = "root",
-    table: Annotated[bool, typer.Option("--table", help="The paper's table beside ours.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print the paper's table beside ours.")] = False,
     json_: Json = False,
 ) -> None:
     """The kernel bandwidth to train GEN with. Example: gfe-study bandwidth --latent-dim 8 --samples 10000"""
@@ -48,8 +50,8 @@ def bandwidth(
             within = [cell.within for cell in found if cell.within is not None]
             print_json({"cells": [cell.as_dict() for cell in found], "within": sum(within), "finite": len(within)})
         else:
-            output().print(bandwidth_table(found))
-            print(bandwidth_line(found))
+            show(output(), bandwidth_table(found))
+            say(output(), bandwidth_line(found))
         return
     dimensions, count = wanted_cell(latent_dim, samples)
     try:
@@ -72,11 +74,11 @@ def correlation(
     latent_dim: LatentDim = None,
     samples: Samples = None,
     table: Annotated[bool, typer.Option("--table", help="2 to 20 dimensions, 250 to 4,000 samples.")] = False,
-    trials: Annotated[int, typer.Option(help="How often everything is drawn anew.")] = 20,
+    trials: Annotated[int, typer.Option(help="Independent repetitions.")] = 20,
     out: Annotated[Path | None, typer.Option(help="PNG to draw the table as; an SVG goes beside it.")] = None,
     json_: Json = False,
 ) -> None:
-    """How the divergence by KDE, and by a discriminator, follow a known change: Pearson's r, averaged over trials.
+    """Correlate the divergence estimated by KDE, and by a discriminator, with a known change (Pearson's r).
 
     Example: gfe-study correlation --latent-dim 5 --samples 1000
     """
@@ -97,12 +99,12 @@ def correlation(
     if json_:
         print_json({"cells": found} if table else studies[0].as_dict())
     else:
-        output().print(correlation_table(studies))
+        show(output(), correlation_table(studies))
     if out is not None:
         from gfe_study.analysis.correlation import draw_correlation
 
         files = draw_correlation(found, out)
-        console().print(f"written to {' and '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
+        say(console(), f"written to {' and '.join(map(str, files))}")
 
 
 def wanted_cell(latent_dim: int | None, samples: int | None) -> tuple[int, int]:

@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
 from gfe_study.density.table import BESIDE, PAPER, SAMPLES, Cell
+from gfe_study.layout import Column, Listing
 
 if TYPE_CHECKING:  # scipy.stats, which it needs, takes a second to import
     from gfe_study.density.correlation import Correlation, Study
 
 
-def bandwidth_table(cells: Sequence[Cell]) -> Table:
+def bandwidth_table(cells: Sequence[Cell]) -> Listing:
     """The paper's optimal bandwidths, and ours below each; marked where ours is outside."""
-    table = Table(title="h_opt of the standard normal: the paper's, and ours", title_justify="left", box=None)
-    table.add_column("latent dim", justify="right")
-    table.add_column("")
-    for samples in SAMPLES:
-        table.add_column(f"m = {samples:,}", justify="right", no_wrap=True)
+    columns = [Column("latent dim"), Column("", left=True)]
+    table = Listing(
+        "h_opt of the standard normal: the paper's, and ours",
+        [*columns, *(Column(f"m = {samples:,}", detail=True, prefix=f"m {samples:,}:") for samples in SAMPLES)],
+    )
     for latent_dim in PAPER:
         row = [cell for cell in cells if cell.latent_dim == latent_dim]
-        table.add_row(str(latent_dim), "paper", *(_paper(cell) for cell in row))
-        table.add_row("", "ours", *(_ours(cell) for cell in row))
+        table.rows.append((str(latent_dim), "paper", *(_paper(cell) for cell in row)))
+        table.rows.append(("", "ours", *(_ours(cell) for cell in row)))
     return table
 
 
@@ -32,9 +30,9 @@ def _paper(cell: Cell) -> str:
     return f"{cell.paper[0]:.2f} ± {cell.paper[1]:.2f}" if cell.paper is not None else ">1"
 
 
-def _ours(cell: Cell) -> Text:
+def _ours(cell: Cell) -> str:
     text = ">1" if cell.ours.collapses else f"{cell.ours.h_opt:.3f} ± {cell.ours.std:.3f}"
-    return Text(f"! {text}", style="bold red") if cell.within is False else Text(text)
+    return f"! {text}" if cell.within is False else text
 
 
 def bandwidth_line(cells: Sequence[Cell]) -> str:
@@ -44,16 +42,16 @@ def bandwidth_line(cells: Sequence[Cell]) -> str:
     return f"{within} of {len(finite)} finite cells within the paper's ± and {BESIDE:g} beside; ! marks the others"
 
 
-def correlation_table(studies: Sequence[Study]) -> Table:
+def correlation_table(studies: Sequence[Study]) -> Listing:
     """r of both estimates, one row for every latent dimension and number of samples."""
-    title = "Pearson's r of the estimated divergence with the modes' separation, mean ± s.d. over trials"
-    table = Table(title=title, title_justify="left", box=None)
-    for header in ("latent dim", "samples", "KDE", "discriminator"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for study in studies:
-        row = (f"{study.latent_dim}", f"{study.samples:,}", _shown(study.kde), _shown(study.discriminator))
-        table.add_row(*row)
-    return table
+    return Listing(
+        "Pearson's r of the estimated divergence with the modes' separation, mean ± s.d. over trials",
+        [Column(header) for header in ("latent dim", "samples", "KDE", "discriminator")],
+        [
+            (f"{study.latent_dim}", f"{study.samples:,}", _shown(study.kde), _shown(study.discriminator))
+            for study in studies
+        ],
+    )
 
 
 def _shown(found: Correlation) -> str:

@@ -53,7 +53,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "best": best,
         "verdict": judged.as_dict() if judged is not None else None,
         "pareto": [{"fingerprint": job.fingerprint, "values": values} for job, *values in front(plan)],
-        "notes": [vars(sign) for sign in signs(plan)],
+        "notes": [sign.as_dict() for sign in signs(plan)],
         "holes": [vars(hole) for hole in plan.study.holes],
         "failures": {job.fingerprint: plan.journal.outcomes[job.fingerprint].reason for job in plan.failed()},
         "taken_over": outcome.taken_over,

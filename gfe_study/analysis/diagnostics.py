@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +30,9 @@ CHANCE = 0.05
 FEWEST_SEEDS = 3
 _FEWEST_RANKED = 3
 
+Seen = tuple[str, str]
+"""A finding and its remedy."""
+
 
 @dataclass(frozen=True)
 class Diagnostic:
@@ -38,12 +41,50 @@ class Diagnostic:
     Attributes:
         kind: which sign; see `diagnose`.
         arm: the arm it was seen in; None if it concerns the study, or there are no arms.
-        text: one line with the figures and what to do; the arm is not repeated in it.
+        finding: what was seen, with the figures; the arm is not repeated in it.
+        remedy: what to do about it.
     """
 
     kind: Kind
     arm: str | None
+    finding: str
+    remedy: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.finding}: {self.remedy}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "arm": self.arm, "text": self.text}
+
+
+@dataclass(frozen=True)
+class Note:
+    """One cause, wherever it was seen: a sentence, and what differs between the arms, one line each."""
+
     text: str
+    details: tuple[str, ...] = ()
+
+
+def notes(signs: Sequence[Diagnostic]) -> list[Note]:
+    """Signs as a reader wants them: one note per cause, with the arms that share it."""
+    causes: dict[tuple[Kind, str], list[Diagnostic]] = {}
+    for sign in signs:
+        causes.setdefault((sign.kind, sign.remedy), []).append(sign)
+    found = []
+    for (_, remedy), seen in causes.items():
+        arms = [sign.arm for sign in seen if sign.arm is not None]
+        where = f"{_named(arms)}: " if arms else ""
+        if len({sign.finding for sign in seen}) == 1:
+            found.append(Note(f"{where}{seen[0].text}"))
+        else:
+            found.append(Note(f"{where}{remedy}", tuple(f"{sign.arm}: {sign.finding}" for sign in seen)))
+    return found
+
+
+def _named(arms: Sequence[str]) -> str:
+    """`arm 'amd'`, or `3 arms (amd; euler; rk4)`."""
+    return f"arm {arms[0]!r}" if len(arms) == 1 else f"{len(arms)} arms ({'; '.join(arms)})"
 
 
 def diagnose(
@@ -92,15 +133,16 @@ def diagnose(
         # A mean over fewer seeds is the likelier to be first by luck.
         first = means.sort_values(["size", "mean"], ascending=[False, mode == "min"]).index[:1]
         winner = best[name or "no arm"] = complete[complete["number"].isin(first)]
-        lines: list[tuple[Kind, str]] = [("diverged", text) for text in _diverged(arm, searched)]
-        if len(means) > 1:
-            lines += [("boundary", text) for text in _boundary(winner.iloc[0], searched)]
-        lines += [("flat", text) for text in _flat(complete, mode)]
-        lines += [("few", text) for text in _few_configurations(len(means), searched)]
-        found += [Diagnostic(kind, name, text) for kind, text in lines]
+        own: dict[Kind, Iterator[Seen]] = {
+            "diverged": _diverged(arm, searched),
+            "boundary": _boundary(winner.iloc[0], searched) if len(means) > 1 else iter(()),
+            "flat": _flat(complete, mode),
+            "few": _few_configurations(len(means), searched),
+        }
+        found += [Diagnostic(kind, name, *each) for kind, seen in own.items() for each in seen]
     if arms_compared:
-        found += [Diagnostic("noise", None, text) for text in _noise(best)]
-        found += [Diagnostic("few", None, text) for text in _few_seeds(best)]
+        found += [Diagnostic("noise", None, *each) for each in _noise(best)]
+        found += [Diagnostic("few", None, *each) for each in _few_seeds(best)]
     return found
 
 
@@ -117,7 +159,7 @@ def _described(key: str, drawn: Range) -> str:
     return f"{key} ({drawn.kind} {drawn.values[0]:g} to {drawn.values[-1]:g})"
 
 
-def _boundary(best: pd.Series[Any], searched: Mapping[str, Range]) -> Iterator[str]:
+def _boundary(best: pd.Series[Any], searched: Mapping[str, Range]) -> Iterator[Seen]:
     for key, drawn in searched.items():
         value = pd.to_numeric(best[key], errors="coerce") if drawn.kind != "choice" else math.nan
         if math.isnan(value):
@@ -128,10 +170,10 @@ def _boundary(best: pd.Series[Any], searched: Mapping[str, Range]) -> Iterator[s
             continue
         side, beyond = ("lower", "downwards") if position <= edge else ("upper", "upwards")
         at = f"within {EDGE:.0%} of" if edge else "at"
-        yield f"the best {_described(key, drawn)} is {value:.4g}, {at} the {side} end: widen the range {beyond}"
+        yield f"the best {_described(key, drawn)} is {value:.4g}, {at} the {side} end", f"widen the range {beyond}"
 
 
-def _flat(complete: pd.DataFrame, mode: Mode) -> Iterator[str]:
+def _flat(complete: pd.DataFrame, mode: Mode) -> Iterator[Seen]:
     configurations = complete.groupby("number")["value"]
     means = configurations.mean()
     if len(means) < _FEWEST_RANKED:
@@ -148,10 +190,10 @@ def _flat(complete: pd.DataFrame, mode: Mode) -> Iterator[str]:
         against = f"less than {FLAT:.1%} of it"
         remedy = "repeat the best over seeds before believing it, or search other keys or wider ranges"
     if spread < noise or spread == 0:
-        yield f"the search found nothing: best {best:.5g}, median {median:.5g}, {spread:.3g} apart, {against}: {remedy}"
+        yield f"the search found nothing: best {best:.5g}, median {median:.5g}, {spread:.3g} apart, {against}", remedy
 
 
-def _diverged(arm: pd.DataFrame, searched: Mapping[str, Range]) -> Iterator[str]:
+def _diverged(arm: pd.DataFrame, searched: Mapping[str, Range]) -> Iterator[Seen]:
     ended = arm[arm["finished"] | arm["blown_up"]]
     bad = ended[ended["blown_up"]]
     if not len(bad) or len(bad) < BLOWN_UP * len(ended):
@@ -160,7 +202,7 @@ def _diverged(arm: pd.DataFrame, searched: Mapping[str, Range]) -> Iterator[str]
     kinds = {"diverged": diverged, "failed": len(bad) - diverged}
     counts = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     where, remedy = _where(ended, searched) or ("", "read their messages, then narrow the ranges or fix the cause")
-    yield f"of {len(ended)} trials {counts} ({len(bad) / len(ended):.0%}){where}: {remedy}"
+    yield f"of {len(ended)} trials {counts} ({len(bad) / len(ended):.0%}){where}", remedy
 
 
 def _where(ended: pd.DataFrame, searched: Mapping[str, Range]) -> tuple[str, str] | None:
@@ -199,13 +241,14 @@ def _places(
     yield positions >= 0.5, p_value, f"in the upper half of {_described(key, drawn)}", "lower its upper end"
 
 
-def _few_configurations(finished: int, searched: Mapping[str, Range]) -> Iterator[str]:
+def _few_configurations(finished: int, searched: Mapping[str, Range]) -> Iterator[Seen]:
     if not searched:
         return
     needed = min(3 * len(searched) + 4, math.prod(_size(drawn) for drawn in searched.values()))
     if finished < needed:
         keys = "1 searched key" if len(searched) == 1 else f"{len(searched)} searched keys"
-        yield f"{finished} finished configurations for {keys}: run at least {needed:g}, or search fewer keys"
+        configurations = "1 finished configuration" if finished == 1 else f"{finished} finished configurations"
+        yield f"{configurations} for {keys}", f"run at least {needed:g}, or search fewer keys"
 
 
 def _size(drawn: Range) -> float:
@@ -219,7 +262,7 @@ def _size(drawn: Range) -> float:
             return math.inf
 
 
-def _noise(best: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+def _noise(best: Mapping[str, pd.DataFrame]) -> Iterator[Seen]:
     values = {arm: rows.groupby("seed")["value"].mean() for arm, rows in best.items()}
     pairs: list[tuple[float, int, str]] = []
     squares, freedom = 0.0, 0
@@ -242,17 +285,18 @@ def _noise(best: Mapping[str, pd.DataFrame]) -> Iterator[str]:
             remedy += f", or run about {seeds} seeds to tell these two apart"
         yield (
             f"the seed moves the difference of two arms by {noise:.3g} (s.d.), more than the largest difference of "
-            f"their means, {largest:.3g} ({between}): {remedy}"
+            f"their means, {largest:.3g} ({between})",
+            remedy,
         )
 
 
-def _few_seeds(best: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+def _few_seeds(best: Mapping[str, pd.DataFrame]) -> Iterator[Seen]:
     seeds = {arm: int(rows["seed"].nunique()) for arm, rows in best.items()}
     short = {arm: count for arm, count in seeds.items() if count < FEWEST_SEEDS}
     if short:
         shown = ", ".join(f"{arm} {count}" for arm, count in itertools.islice(short.items(), 4))
         more = ", …" if len(short) > 4 else ""
         yield (
-            f"{len(short)} of {len(seeds)} arms have fewer than {FEWEST_SEEDS} seeds ({shown}{more}): run at least "
-            f"{FEWEST_SEEDS}, or claim nothing about which arm is better"
+            f"{len(short)} of {len(seeds)} arms have fewer than {FEWEST_SEEDS} seeds ({shown}{more})",
+            f"run at least {FEWEST_SEEDS}, or claim nothing about which arm is better",
         )

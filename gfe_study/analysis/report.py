@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 
 from gfe_study import names
+from gfe_study.advice import download_command, encode_command, train_command
+from gfe_study.analysis.diagnostics import Note, notes
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits import MAKERS, Exhibit
 from gfe_study.analysis.exhibits.base import seeds_text
@@ -22,6 +24,7 @@ from gfe_study.analysis.style import label, save
 from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
 from gfe_study.config import Budget, InputError, Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
+from gfe_study.layout import number
 
 PAGE_FILE = "report.html"
 TRIALS_FILE = "trials.csv"
@@ -38,6 +41,7 @@ figure { margin: 1rem 0 } figure img { max-width: 100% } figcaption { font-size:
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
 th { border-bottom: 1.5px solid #444; font-weight: 600 } td.text, th.text { text-align: left }
 .verdict { background: #f4f6f8; padding: .7rem 1rem; border-left: 4px solid #3f90da } .verdict ul { margin: .3rem 0 }
+.verdict pre { margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px }
 .warning { background: #fff6e5; padding: .7rem 1rem; border-left: 4px solid #ffa90e }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dt { font-weight: 600 } dd { margin: 0 }
 """
@@ -109,7 +113,7 @@ def trials_table(evidence: Evidence) -> pd.DataFrame:
     runs = evidence.runs
     params = [column for column in runs if str(column).startswith(PARAMS) and runs[column].nunique(dropna=False) > 1]
     params = [column for column in params if column != f"{PARAMS}{names.SEED}"]
-    counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS]
+    counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.ENCODE_EVALUATIONS, names.TRAIN_SECONDS]
     about = [names.ARM, names.STAGE, names.NUMBER, names.SEED, "state"]
     measures = [name for name in measured(runs) if not re.match(f"{names.NORMAL_ENTROPY}|.*_floor$", name)]
     table = runs[[*about, *LOSSES, *measures, *counts, *params, names.FINGERPRINT, names.FAILURE]]
@@ -155,6 +159,7 @@ def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
         f'<p class="question">{escape(evidence.question)}</p>' if evidence.question else "",
         _asked_and_ran(evidence),
         _verdict(evidence),
+        _best_trial(evidence, folder),
         _cautions(evidence),
         *(exhibit_html(exhibit, folder) for exhibit in exhibits),
         "<h2>All trials</h2>",
@@ -255,15 +260,45 @@ def _best(evidence: Evidence) -> list[str]:
     return lines or ["no trial has a result"]
 
 
+def _best_trial(evidence: Evidence, folder: Path) -> str:
+    """The best trial of the last stage: its settings, and the commands that train it and encode with it."""
+    trials = evidence.trials
+    usable = trials[~trials["failed"] & ~trials[names.DIVERGED] & trials["value"].notna()]
+    if evidence.study is None or not len(usable):
+        return ""
+    last = usable[usable[names.STAGE] == usable[names.STAGE].max()]
+    best = last.sort_values("value", ascending=evidence.study.metric.mode == "min", kind="stable").iloc[0]
+    searched = {key: best[key] for key in evidence.study.nuisance if pd.notna(best[key])}
+    settings = "; ".join(f"{key} {number(value, 3)}" for key, value in searched.items())
+    arm = f" of {best[names.ARM]}" if len(evidence.arms) > 1 else ""
+    about = f"trial {best[names.NUMBER]} seed {best[names.SEED]}{arm}, {evidence.chosen_by} {best['value']:.4f}"
+    decoder, commands = folder.parent / names.TRIALS_FOLDER / best[names.FINGERPRINT] / names.BEST_CHECKPOINT, []
+    if not decoder.exists() and evidence.store.artifact(best[RUN_ID], names.BEST_CHECKPOINT) is not None:
+        decoder, commands = Path(names.BEST_CHECKPOINT), download_command(best[RUN_ID], names.BEST_CHECKPOINT)
+    if decoder.exists() or commands:
+        commands += [*train_command(decoder), *encode_command(decoder)]
+    typed = f"<pre>{escape(chr(10).join(line.strip() for line in commands))}</pre>" if commands else ""
+    return (
+        f'<div class="verdict"><b>Best trial</b>: {escape(about)}'
+        f"{f'<br>Settings: {escape(settings)}' if settings else ''}"
+        f"{f'<br>Train it again, and encode images with it:{typed}' if typed else ''}</div>"
+    )
+
+
 def _cautions(evidence: Evidence) -> str:
     found = evidence.verdict
-    told = list(found.warnings) if found is not None else []
-    told += [f"arm {sign.arm!r}: {sign.text}" if sign.arm else sign.text for sign in evidence.signs]
-    told += [each.text for each in evidence.irregularities]
-    if not told:
+    cautions = [Note(text) for text in found.warnings] if found is not None else []
+    cautions += notes(evidence.signs)
+    cautions += [Note(each.text) for each in evidence.irregularities]
+    if not cautions:
         return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in told)
+    items = "".join(f"<li>{escape(note.text)}{_details(note)}</li>" for note in cautions)
     return f'<div class="warning"><b>Read with care</b><ul>{items}</ul></div>'
+
+
+def _details(note: Note) -> str:
+    items = "".join(f"<li>{escape(detail)}</li>" for detail in note.details)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _provenance(evidence: Evidence) -> str:

@@ -118,15 +118,17 @@ def judge(
         str(arm): best_configuration(group, select, mode).set_index("seed")
         for arm, group in there.groupby(ARM, sort=False)
     }
+    causes: dict[str, list[str]] = {}
     given = budgets or {arm: float(rows.loc[_usable(rows, metric), equal].max()) for arm, rows in chosen.items()}
     rows = []
     for arm, reference in references.items():
         if arm not in chosen:
-            verdict.warnings.append(f"arm {arm!r} has no complete configuration; it is left out")
+            causes.setdefault("arm {arms} has no complete configuration; it is not compared", []).append(arm)
             continue
         beside = reference if reference in chosen else None
-        limit = _limit(arm, beside, given, equal, verdict.warnings, as_declared=as_declared)
-        rows.append(_row(arm, beside, chosen, curves, equal, limit, verdict, (alone or {}).get(arm, "")))
+        limit = _limit(arm, beside, given, equal, causes, as_declared=as_declared)
+        rows.append(_row(arm, beside, chosen, curves, equal, limit, verdict, causes, (alone or {}).get(arm, "")))
+    verdict.warnings.extend(cause.replace("{arms}", ", ".join(map(repr, arms))) for cause, arms in causes.items())
     compared = [row for row in rows if row.paired is not None and row.paired.p_value is not None]
     adjusted = holm([float(row.paired.p_value) for row in compared if row.paired and row.paired.p_value is not None])
     by_arm = dict(zip([row.arm for row in compared], adjusted, strict=True))
@@ -168,7 +170,7 @@ def _limit(
     reference: str | None,
     budgets: Mapping[str, float],
     equal: str,
-    warnings: list[str],
+    causes: dict[str, list[str]],
     *,
     as_declared: bool,
 ) -> float | None:
@@ -179,11 +181,11 @@ def _limit(
     if mine == other or math.isnan(mine) or math.isnan(other):
         return None
     unit = UNITS[equal]
-    what = f"unequal budgets: {arm!r} had {mine:,.4g} {unit} and {reference!r} {other:,.4g}"
+    what = f"unequal budgets: {{arms}} had {mine:,.4g} {unit} and {reference!r} {other:,.4g}"
     if as_declared:
-        warnings.append(f"{what}, as the study declares; each is taken at its own end")
+        causes.setdefault(f"{what}, as the study declares; each is compared at its own end", []).append(arm)
         return None
-    warnings.append(f"{what}; compared at the last point of both within {min(mine, other):,.4g}")
+    causes.setdefault(f"{what}; compared at the last point of both within {min(mine, other):,.4g}", []).append(arm)
     return min(mine, other)
 
 
@@ -204,14 +206,14 @@ def _row(
     equal: str,
     limit: float | None,
     verdict: Verdict,
+    causes: dict[str, list[str]],
     alone: str,
 ) -> Row:
     rows = chosen[arm]
     lost = int((~_usable(rows, verdict.metric)).sum())
     if lost:
-        verdict.warnings.append(
-            f"arm {arm!r}: {lost} of {len(rows)} seeds failed, diverged or report no {verdict.metric}; left out"
-        )
+        cause = f"arm {{arms}}: {lost} of {len(rows)} seeds failed, diverged or report no {verdict.metric}; not counted"
+        causes.setdefault(cause, []).append(arm)
     own = rows[_usable(rows, verdict.metric)]
     other = chosen[reference][_usable(chosen[reference], verdict.metric)] if reference is not None else own.iloc[:0]
     if limit is not None:
@@ -229,8 +231,9 @@ def _row(
         ratios = (_ratio(own, other, shared, _seconds), _ratio(own, other, shared, _nfe))
         missing = sorted(set(rows.index) ^ set(chosen[reference].index))
         if missing:
-            told = ", ".join(map(str, missing))
-            verdict.warnings.append(f"{arm!r} and {reference!r}: seeds {told} are there on one side only; left out")
+            seeds = ", ".join(map(str, missing))
+            cause = f"{{arms}} and {reference!r}: seeds {seeds} are there on one side only; not counted"
+            causes.setdefault(cause, []).append(arm)
     images = {int(seen) for seen in own[names.IMAGES_SEEN]} if len(own) else set()
     return Row(
         arm,

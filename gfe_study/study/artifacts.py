@@ -11,12 +11,13 @@ from torchvision.utils import make_grid, save_image
 
 from gfe_study import names
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from gfe_study.config import InputError, Trial, to_yaml
+from gfe_study.config import InputError, Trial, read_yaml, to_yaml
 from gfe_study.data.base import ImageShape, Splits
 from gfe_study.methods.base import Learner
 from gfe_study.training import TrainingState
 
 GRID_COLUMNS = 10
+ALLOWED = f"the {names.BEST_CHECKPOINT} of a trial"
 
 
 def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
@@ -28,6 +29,18 @@ def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
         "metrics": state.points[-1],
     }
     write_checkpoint(folder / names.BEST_CHECKPOINT, content)
+
+
+def read_trial(path: Path) -> dict[str, Any]:
+    """The configuration of a trial: of its `trial.yaml`, or of its `best.pt`. Raises `InputError`."""
+    if path.suffix != Path(names.BEST_CHECKPOINT).suffix:
+        return read_yaml(path)
+    try:
+        return dict(yaml.safe_load(read_checkpoint(path)["trial"]))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; allowed: {ALLOWED}") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path}: holds no {error}; allowed: {ALLOWED}") from error
 
 
 def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> tuple[Learner, ImageShape]:
@@ -45,9 +58,9 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> t
         shape = ImageShape(content.get("channels", 1), content["height"], content["width"])
         trial = Trial.build(yaml.safe_load(content["trial"]), changes, where=str(path))
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; allowed: the {names.BEST_CHECKPOINT} of a trial") from error
+        raise InputError(f"{path}: no such file; allowed: {ALLOWED}") from error
     except KeyError as error:
-        raise CheckpointError(f"{path}: holds no {error}; allowed: the {names.BEST_CHECKPOINT} of a trial") from error
+        raise CheckpointError(f"{path}: holds no {error}; allowed: {ALLOWED}") from error
     learner = trial.method.create(trial, shape, device)
     own, saved = learner.networks.state_dict(), dict(content["networks"])
     for key in [key for key in saved if key.startswith("start.") and key not in own]:

@@ -12,7 +12,6 @@ from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Asked, Journal
 
-TRIALS_FOLDER = "trials"
 OVER = (FINISHED, STOPPED)
 """Outcomes after which a trial is not run again."""
 
@@ -222,7 +221,7 @@ class Plan:
 
     def trial_folder(self, job: Job) -> Path:
         """Where a trial keeps its checkpoints and pictures."""
-        return self.journal.folder / TRIALS_FOLDER / job.fingerprint
+        return self.journal.folder / names.TRIALS_FOLDER / job.fingerprint
 
     def last(self, fingerprint: str) -> dict[str, float] | None:
         """The last point of a trial that is over; None before."""

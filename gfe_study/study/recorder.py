@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from gfe_study import names
 from gfe_study.config import InputError, Trial, flatten, to_yaml
+from gfe_study.layout import number
 from gfe_study.provenance import package_versions
 from gfe_study.study.journal import FAILED, FINISHED, Outcome
 from gfe_study.study.plan import Job, Plan
@@ -313,8 +314,7 @@ def run_name(job: Job, *, with_seed: bool = True) -> str:
 
 def settings(job: Job, written: Mapping[str, str] = MappingProxyType({})) -> str:
     """The searched values of a trial: `beta=0.75 s_max=10`; `written` gives other names for some of the keys."""
-    short = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in job.params.items()}
-    shown = [(key.rpartition(".")[2], value) for key, value in short.items()]
+    shown = [(key.rpartition(".")[2], number(value, 3)) for key, value in job.params.items()]
     return " ".join(f"{written.get(name, name)}={value}" for name, value in shown)
 
 

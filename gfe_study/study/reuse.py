@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Journal, Outcome
-from gfe_study.study.plan import TRIALS_FOLDER, Job
+from gfe_study.study.plan import Job
 from gfe_study.study.storage import is_url
 
 if TYPE_CHECKING:
@@ -63,6 +63,6 @@ def finished_elsewhere(study_folder: Path, options: Options) -> dict[str, Finish
             continue  # a damaged journal is its own study's affair
         for name, outcome in journal.outcomes.items():
             if outcome.state == FINISHED and not outcome.origin and journal.points.get(name):
-                folder = path.parent / TRIALS_FOLDER / name
+                folder = path.parent / names.TRIALS_FOLDER / name
                 found[name] = Finished(path.parent.name, journal.points[name], outcome, folder)
     return found

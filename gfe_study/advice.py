@@ -1,0 +1,94 @@
+"""Commands to type next: each can be pasted where the user is, with the program and the storage that are in use."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from gfe_study.tracking import DEFAULT_STORE, URI_VARIABLE
+
+PLAIN = re.compile(r"[\w.,:/@+-]+")
+"""What `make` passes on unchanged."""
+UNBROKEN = 10_000
+"""A width at which every command is one line."""
+
+
+def program() -> str:
+    """How this command line is called from the working folder."""
+    typed = Path(sys.argv[0])
+    if typed.name == "__main__.py":
+        return f"{_near(Path(sys.executable))} -m gfe_study"
+    found = shutil.which(typed.name)
+    return typed.name if found and Path(found).samefile(typed) else _near(typed)
+
+
+def in_checkout() -> bool:
+    """Whether the working folder is a checkout of this project, whose Makefile has a target for every command."""
+    makefile = Path("Makefile")
+    return makefile.is_file() and "/gfe-study" in makefile.read_text(encoding="utf-8", errors="replace")
+
+
+def command(verb: str, label: str, storage: str) -> str:
+    """The command that does something with a study: by `make` in a checkout, else by this program."""
+    if in_checkout() and PLAIN.fullmatch(label) and PLAIN.fullmatch(storage):
+        return f"make {verb} SPACE={label}{f' STORAGE={storage}' if storage != 'results' else ''}"
+    where = f" --storage {shlex.quote(storage)}" if storage != "results" else ""
+    return f"{program()} {verb} {shlex.quote(label)}{where}"
+
+
+def mlflow_ui() -> str:
+    """The command that starts MLflow's UI on the store in use."""
+    if in_checkout():
+        return "make ui"
+    store = f'"${URI_VARIABLE}"' if os.environ.get(URI_VARIABLE) else DEFAULT_STORE
+    return f"{_mlflow()} ui --backend-store-uri {store}"
+
+
+def _mlflow() -> str:
+    beside = Path(sys.executable).with_name("mlflow")
+    return "mlflow" if shutil.which("mlflow") or not beside.exists() else _near(beside)
+
+
+def download_command(run_id: str, artifact: str) -> list[str]:
+    """The command that fetches a file of a run from the tracking store into the working folder."""
+    words = [f"{_mlflow()} artifacts download", f"--run-id {run_id}", f"--artifact-path {artifact}", "--dst-path ."]
+    return _broken(words, UNBROKEN)
+
+
+def train_command(decoder: Path, width: int = UNBROKEN) -> list[str]:
+    """The command that trains the trial of a decoder again."""
+    return _broken([f"{program()} train", f"--config {_quoted(decoder)}"], width)
+
+
+def encode_command(decoder: Path, width: int = UNBROKEN) -> list[str]:
+    """The command that encodes images with a decoder."""
+    return _broken(
+        [f"{program()} encode", _quoted(decoder), "--images images.npy", "--out encoded.npz"],
+        width,
+    )
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(_near(path))
+
+
+def _near(path: Path) -> str:
+    """A path relative to the working folder if it lies below it."""
+    absolute = Path.cwd() / path  # not resolved: a virtual environment's python is a link out of it
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
+
+
+def _broken(words: list[str], width: int) -> list[str]:
+    """A command on as many lines as the width asks for, each but the last ending in a backslash."""
+    lines = [f"  {words[0]}"]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 3 <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"    {word}")
+    return lines

@@ -1,0 +1,116 @@
+"""Text that fits the terminal: tables that never cut a number, lines that break between words."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+GAP = "  "
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a `Listing`.
+
+    Attributes:
+        header: its heading.
+        left: whether cells are aligned to the left, as text is; numbers are aligned to the right.
+        detail: whether it moves to a line of its own, below the row, where the table is too wide.
+        prefix: what precedes a value outside the column, where no heading explains it; the heading by default.
+    """
+
+    header: str
+    left: bool = False
+    detail: bool = False
+    prefix: str | None = None
+
+    def labelled(self, value: str) -> str:
+        """A value that can be read without its heading."""
+        return f"{self.header if self.prefix is None else self.prefix} {value}".strip()
+
+
+@dataclass
+class Listing:
+    """A table that is laid out for the width at hand.
+
+    One line a row if that fits; else two, the details below; else every row is stacked. Columns without any value
+    are omitted.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+    def lines(self, width: int) -> list[Text]:
+        """The table as lines of at most `width` cells; only a single word that is longer exceeds it."""
+        used = [place for place in range(len(self.columns)) if any(row[place] for row in self.rows)]
+        title = [Text(line, style="italic") for line in wrapped(self.title, width)]
+        main = [place for place in used if not self.columns[place].detail]
+        rest = [place for place in used if self.columns[place].detail]
+        if (whole := self._grid(main + rest, width)) is not None:
+            return title + whole
+        body = [] if (grid := self._grid(main, width)) is None else grid[:1]
+        for place, row in enumerate(self.rows):
+            if grid is not None:
+                body.append(grid[place + 1])
+                body += self._items([self.columns[at].labelled(row[at]) for at in rest if row[at]], width)
+            else:
+                body += [Text(line) for line in wrapped(row[used[0]], width)] if used else []
+                body += self._items([self.columns[at].labelled(row[at]) for at in used[1:] if row[at]], width)
+        return title + body
+
+    def _grid(self, places: Sequence[int], width: int) -> list[Text] | None:
+        """Heading and rows, one line each; None if they are wider than `width`."""
+        table = [[self.columns[place].header for place in places], *([row[at] for at in places] for row in self.rows)]
+        widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+        lines = []
+        for row in table:
+            cells = []
+            for place, cell, wide in zip(places, row, widths, strict=True):
+                room = " " * (wide - cell_len(cell))
+                cells.append(cell + room if self.columns[place].left else room + cell)
+            lines.append(GAP.join(cells).rstrip())
+        if max(map(cell_len, lines), default=0) > width:
+            return None
+        return [Text(lines[0], style="bold"), *map(Text, lines[1:])]
+
+    @staticmethod
+    def _items(items: Sequence[str], width: int) -> list[Text]:
+        # An item that fits on a line is not broken: a label stays with its number.
+        kept = [item.replace(" ", NO_BREAK) if cell_len(item) <= width - len(GAP) else item for item in items]
+        return [Text(line.replace(NO_BREAK, " ")) for line in wrapped("; ".join(kept), width, GAP, GAP)]
+
+
+def wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    """Lines of at most `width` letters, broken between words; links and paths, which are one word, stay whole."""
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A parameter or metric, rounded to significant digits; without an exponent from 0.0001 to 10 million."""
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if "e" in text and 1 <= abs(value) < 1e7 else text
+
+
+def show(console: Console, listing: Listing) -> None:
+    """Print a table."""
+    for line in listing.lines(console.width):
+        console.print(line, soft_wrap=True)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a sentence: broken between words on a terminal, one line elsewhere."""
+    lines = wrapped(text, console.width, rest=GAP) if console.is_terminal else [text]
+    for line in lines or [""]:
+        console.print(Text(line, style=style), soft_wrap=True)
