@@ -12,6 +12,7 @@ import yaml
 
 from gfe_study import density_cli, names
 from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_yaml, space_files
+from gfe_study.layout import say, wrapped
 from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, console, fail, output, print_json
 
 app = typer.Typer(
@@ -47,7 +48,7 @@ def main() -> None:
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        say(console(), "interrupted; the same command continues")
         sys.exit(INTERRUPTED)
 
 
@@ -79,8 +80,6 @@ def spaces(
     if json_:
         print_json(found)
     else:
-        from gfe_study.layout import wrapped
-
         width, room = max(map(len, found), default=0), output().width
         for space, question in found.items():
             print("\n".join(wrapped(question, room, f"{space:<{width}}  ", " " * (width + 2)) or [space]))
@@ -106,7 +105,7 @@ def plan(
 ) -> None:
     """Print the trials that a sweep would run, and what it would take. Example: gfe-study plan amd --trials 20"""
     from gfe_study.console import plan_lines, plan_table
-    from gfe_study.layout import say, show
+    from gfe_study.layout import show
     from gfe_study.study.driver import Options
     from gfe_study.study.forecast import forecast
 
@@ -214,15 +213,16 @@ def status(
     if json_:
         print_json(states)
         return
+    shown = output()
     if not states:
-        print(f"no study in {storage} yet; start one with gfe-study sweep")
+        say(shown, f"no study in {storage} yet; start one with gfe-study sweep")
     for name, state in states.items():
         counts = ", ".join(f"{count} {kind}" for kind, count in state["trials"].items()) or "no trial yet"
         best = state["best"]
         ahead = f"; best {best['metric']} {best['value']:.4f} ({best['fingerprint']})" if best else ""
-        print(f"{name}: {counts}{ahead}")
+        say(shown, f"{name}: {counts}{ahead}")
         for failure in state["failures"]:
-            print(f"  failed {failure['fingerprint']}: {failure['reason']}")
+            say(shown, f"  failed {failure['fingerprint']}: {failure['reason']}")
 
 
 @app.command()
@@ -234,7 +234,6 @@ def train(
     json_: Json = False,
 ) -> None:
     """Run one trial without Ray, logged to MLflow. Example: gfe-study train --set preset=paper --set data.name=mnist"""
-    from gfe_study.layout import say
     from gfe_study.study.artifacts import read_trial
     from gfe_study.study.single import run_single
 
@@ -275,7 +274,7 @@ def encode(
     if json_:
         print_json(mean)
     else:
-        print(f"{mean['images']} images, mean loss {mean['loss']:.4f} nats per pixel, written to {out}")
+        say(output(), f"{mean['images']} images, mean loss {mean['loss']:.4f} nats per pixel, written to {out}")
 
 
 @app.command()
@@ -310,7 +309,7 @@ def doctor(
         print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            print(f"{'ok  ' if finding.ok else 'BAD '} {finding.subject}: {finding.text}")
+            say(output(), f"{'ok  ' if finding.ok else 'BAD '} {finding.subject}: {finding.text}")
     sys.exit(DONE if all(finding.ok for finding in findings) else SOME_FAILED)
 
 

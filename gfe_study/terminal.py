@@ -1,4 +1,4 @@
-"""What every command's printing shares: exit codes, where lines go, machine-readable output, progress."""
+"""Shared by every command: exit codes, where lines go, machine-readable output, progress."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gfe_study.layout import say
+
+WIDTH_OF_FILES = 200
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, for machines.")]
 
 
 def fail(text: str) -> None:
-    """One line on standard error, and exit code 2."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    """Print one line to standard error, and exit with code 2."""
+    say(console(), f"error: {' '.join(text.split())}")
     sys.exit(BAD_INPUT)
 
 
 def console() -> Console:
-    """Standard error; wide where it is no terminal, so that lines stay whole."""
+    """Standard error; wide if it is not a terminal, so that lines stay whole."""
     shown = Console(stderr=True)
-    return shown if shown.is_terminal else Console(stderr=True, width=200)
+    return shown if shown.is_terminal else Console(stderr=True, width=WIDTH_OF_FILES)
 
 
 def print_json(value: Any) -> None:
-    """One line on standard output; NaN and infinity, which JSON has not, are null."""
+    """Print one line of JSON to standard output; NaN and infinity, which JSON lacks, become null."""
 
     def finite(item: Any) -> Any:
         if isinstance(item, dict):
@@ -43,13 +46,13 @@ def print_json(value: Any) -> None:
 
 
 def output() -> Console:
-    """Standard output, for tables; wide where it is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    """Standard output, for tables; wide if it is not a terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_FILES)
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal's standard error, and nothing elsewhere; yields what moves it on by one."""
+    """Show a progress bar if standard error is a terminal; yields a function that advances it by one."""
     from rich.progress import Progress
 
     shown = console()
