@@ -1,4 +1,4 @@
-# Every target is one line of gfe-study. The environment is made once, and again only when pyproject.toml changes.
+# Every target is one line of gfe-study. The environment is made once, and again when pyproject.toml or constraints.txt changes.
 #   make sweep SPACE=amd [DATASET=mnist] [TRIALS=20] [SEEDS=3] [STUDY=name] [CPUS=1] [GPUS=0.5]
 #                        [ADDRESS=auto] [STORAGE=folder or URL] [QUOTA=GB] [REUSE=no] [SET="key=value key=value"]
 
@@ -6,6 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 GFE := $(VENV)/bin/gfe-study
 READY := $(VENV)/.installed
+INSTALLING := $(VENV)/.installing
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+UV := $(VENV)/bin/uv --quiet
+PACKAGES := --constraint constraints.txt --editable '.[analysis,dev]'
 LABEL = $(or $(STUDY),$(SPACE))
 
 set_flags = $(if $(DATASET),--set data.name=$(DATASET)) $(foreach pair,$(SET),--set $(pair))
@@ -16,7 +20,7 @@ resource_flags = $(if $(CPUS),--cpus-per-trial $(CPUS)) $(if $(GPUS),--gpus-per-
 run_flags = $(if $(ADDRESS),--address $(ADDRESS)) $(if $(QUOTA),--quota-gb $(QUOTA))
 storage_flag = $(if $(STORAGE),--storage $(STORAGE))
 
-.PHONY: help install space sweep resume plan spaces status report ui doctor bench test test-slow lint clean
+.PHONY: help install constraints space sweep resume plan spaces status report ui doctor bench test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,17 +32,29 @@ help:
 	@echo "make ui                  the MLflow UI on http://127.0.0.1:5000"
 	@echo "make doctor              check versions, devices, data and the store"
 	@echo "make bench               solvers, gradients and training measured; PART=encoding, DATASET=digits"
+	@echo "make constraints         renew constraints.txt: the newest versions that fit together"
 	@echo "make test                the tests; make test-slow the long ones; make lint ruff and mypy"
 
 install: $(READY)
 
-$(READY): pyproject.toml
+# An interrupted installation leaves .installing behind, and the next one starts afresh.
+$(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); allowed: Python 3.11 or newer, as PYTHON=…" >&2; exit 2; }
-	@echo "installing into $(VENV) (once; torch is large: some minutes) …" >&2
-	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[analysis,dev]'
-	@touch $@
+	@echo "installing into $(VENV): once, about a minute; torch is a large download …" >&2
+	@$(PYTHON) -m venv $(if $(wildcard $(INSTALLING)),--clear) $(VENV)
+	@touch $(INSTALLING)
+	@rm -rf gfe_study.egg-info  # left by versions before 0.2, and read as the installed version
+	@{ $(PIP) uv 2>/dev/null && $(UV) pip install --python $(VENV)/bin/python $(PACKAGES); } || \
+		{ echo "uv is not available or failed: installing with pip, which takes some minutes …" >&2; \
+		$(PIP) $(PACKAGES); }
+	@mv $(INSTALLING) $@
+
+constraints: $(READY)
+	@$(PIP) uv
+	@{ grep '^#' constraints.txt; $(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-header --no-annotate; } > $(VENV)/constraints.txt
+	@mv $(VENV)/constraints.txt constraints.txt
 
 space:
 	@test -n "$(SPACE)" || { echo "error: SPACE is not given; try make spaces, then make sweep SPACE=amd" >&2; exit 2; }
