@@ -13,17 +13,38 @@ import yaml
 from gfe_study import density_cli, names
 from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_yaml, space_files
 from gfe_study.layout import say, wrapped
+from gfe_study.provenance import own_version
 from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, console, fail, output, print_json
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        print(f"gfe-study {own_version()}")
+        raise typer.Exit
+
+
+def _space_names(incomplete: str) -> list[str]:
+    return [name for name in space_files() if name.startswith(incomplete)]
+
+
+def _study_names(context: typer.Context, incomplete: str) -> list[str]:
+    from gfe_study.study.storage import studies_of
+
+    return [name for name in studies_of(context.params["storage"]) if name.startswith(incomplete)]
+
 
 app = typer.Typer(
     help="Hyperparameter and ablation studies of gradient flow encoding.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
-SpaceName = Annotated[str, typer.Argument(help="A space of search_spaces/, or the path of a YAML file.")]
-Label = Annotated[str, typer.Argument(help="A study: the name it was swept under.")]
+
+SpaceName = Annotated[
+    str,
+    typer.Argument(help="A space of search_spaces/, or the path of a YAML file.", autocompletion=_space_names),
+]
+Label = Annotated[str, typer.Argument(help="A study: the name it was swept under.", autocompletion=_study_names)]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A dotted key of the configuration, like solver.s_max=100."),
@@ -63,9 +84,20 @@ def _label(study: str | None, space: str) -> str:
     return label
 
 
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def spaces(
-    name: Annotated[str | None, typer.Argument(help="Print this space as it is understood.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this space as it is understood.", autocompletion=_space_names)
+    ] = None,
     json_: Json = False,
 ) -> None:
     """List the search spaces, or print one. Example: gfe-study spaces amd"""
@@ -200,7 +232,9 @@ def _run(study: Study, label: str, options: Any, json_: bool) -> None:
 
 @app.command()
 def status(
-    label: Annotated[str | None, typer.Argument(help="A study; all of them if not given.")] = None,
+    label: Annotated[
+        str | None, typer.Argument(help="A study; all of them if not given.", autocompletion=_study_names)
+    ] = None,
     storage: Storage = "results",
     json_: Json = False,
 ) -> None:

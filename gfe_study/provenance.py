@@ -1,7 +1,8 @@
-"""Where numbers come from: packages, git commit, host."""
+"""Where numbers come from: this package's version and commit, the versions of others, and the host."""
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import subprocess
@@ -10,28 +11,42 @@ from pathlib import Path
 
 from gfe_study import names
 
+PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pydantic", "pandas", "scikit-learn")
-"""Those whose versions may change a trial's numbers, or how they are kept."""
+"""Packages whose versions may change a trial's numbers, or how they are stored."""
+
+
+def own_version() -> str:
+    """The version of gfe-study itself, which only pyproject.toml states."""
+    return version("gfe-study")
 
 
 def package_versions() -> str:
-    """Versions of the packages that decide numbers, and of Python: `python 3.12.1, torch 2.9.0, …`."""
+    """Versions of Python and of the packages that affect results: `python 3.12.1, torch 2.9.0, …`."""
     return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
-def provenance(folder: Path) -> dict[str, str]:
-    """Tags that say where a run comes from: host, and git commit and state of `folder` where there are any."""
+def provenance(package: Path = PACKAGE) -> dict[str, str]:
+    """Tags that say where a run comes from: host, version, and the git commit of a checkout.
+
+    Args:
+        package: the package's folder. Its commit is recorded only if git tracks the package itself: an environment
+            may lie inside another project's repository, whose commit says nothing about this code.
+    """
+    # Git hooks set GIT_DIR to the repository they run for.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(package), *arguments]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
 
-    tags = {names.HOST: socket.gethostname()}
+    tags = {names.HOST: socket.gethostname(), names.GFE_STUDY_VERSION: own_version()}
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return tags
     commit = git("rev-parse", "HEAD")
     if commit:
         tags[names.GIT_COMMIT] = commit

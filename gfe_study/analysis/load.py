@@ -90,8 +90,9 @@ class Store:
         - `state`: `finished`, `stopped` (early), `failed`, `running`, `killed` or `scheduled`;
         - `arm` ("" without arms), `stage`, `number` of the configuration in its arm (that of the tag, else its place
           by start time; `NA` without either), `seed` (`NA` if not known);
-        - `fingerprint`, `group`, `method`, `preset`, `dataset`, `dataset_sha256`, `device`, `host`, `git_commit`,
-          `git_dirty`, `versions`, `failure`, `stopped_early`, `reused_from`: text, "" if not known;
+        - `fingerprint`, `group`, `method`, `preset`, `dataset`, `dataset_sha256`, `device`, `host`,
+          `gfe_study_version`, `git_commit`, `git_dirty`, `versions`, `failure`, `stopped_early`, `reused_from`: text,
+          "" if not known;
         - `entropy_floor`, nats per pixel;
         - `diverged`, `failed`: bool;
         - the metrics of `tidy.METRICS`, and any others that were logged, `tidy.MEASURES` among them: the last finite

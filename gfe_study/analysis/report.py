@@ -304,6 +304,7 @@ def _details(note: Note) -> str:
 def _provenance(evidence: Evidence) -> str:
     about = {}
     for name, key in {
+        "gfe-study": names.GFE_STUDY_VERSION,
         "commit": names.GIT_COMMIT,
         "uncommitted changes": names.GIT_DIRTY,
         "hosts": names.HOST,

@@ -36,6 +36,7 @@ TEXTS = (
     names.DATASET_SHA256,
     names.DEVICE,
     names.HOST,
+    names.GFE_STUDY_VERSION,
     names.GIT_COMMIT,
     names.GIT_DIRTY,
     names.VERSIONS,

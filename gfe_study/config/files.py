@@ -11,6 +11,8 @@ import yaml
 from gfe_study.config.base import InputError, suggestion
 from gfe_study.config.trial import unflatten
 
+SPACES = "search_spaces"
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers (1e4 is one) and no key twice."""
@@ -72,17 +74,22 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def space_folders() -> list[Path]:
-    """Where search spaces are looked for: the working folder's, then the ones that come with the project."""
-    shipped = Path(__file__).resolve().parents[2] / "search_spaces"
-    return list(dict.fromkeys([Path("search_spaces").resolve(), shipped]))
+    """Folders of search spaces: `./search_spaces` of the user, then those of gfe-study. The first match wins."""
+    package = Path(__file__).resolve().parents[1]
+    installed, checkout = package / SPACES, package.parent / SPACES
+    shipped = installed if installed.is_dir() else checkout
+    return list(dict.fromkeys([Path(SPACES).resolve(), shipped]))
 
 
 def space_files() -> dict[str, Path]:
-    """Name -> file of every search space that can be had."""
+    """Name -> file of every available search space. Raises `InputError` if there is none."""
     found: dict[str, Path] = {}
     for folder in space_folders():
         for path in sorted(folder.glob("*.yaml")):
             found.setdefault(path.stem, path)
+    if not found:
+        folders = " and ".join(map(str, space_folders()))
+        raise InputError(f"{folders}: no search space found; give the path of a YAML file, or reinstall gfe-study")
     return found
 
 

@@ -59,7 +59,7 @@ def run_single(
 def _spec(trial: Trial, splits: Splits, fingerprint: str, device: str) -> RunSpec:
     dumped = trial.dump()
     tags = {
-        **provenance(Path(__file__).parent),
+        **provenance(),
         **trial_tags(trial, splits.sha256),
         names.ENTROPY_FLOOR: f"{splits.test_floor(trial.eval.test_images):.6f}",
         names.DEVICE: device_name(device),

@@ -100,7 +100,7 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
 def _tags(study: Study, label: str) -> dict[str, str]:
     space = Path(study.source)
     return {
-        **provenance(Path(__file__).parent),
+        **provenance(),
         names.STUDY: label,
         names.SPACE: space.name,
         names.SPACE_SHA256: study.source_sha256,
