@@ -42,8 +42,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); allowed: Python 3.11 or newer, as PYTHON=…" >&2; exit 2; }
 	@echo "installing into $(VENV): once, about a minute; torch is a large download …" >&2
-	@$(PYTHON) -m venv $(if $(wildcard $(INSTALLING)),--clear) $(VENV)
-	@touch $(INSTALLING)
+	@test ! -e $(INSTALLING) || rm -rf $(VENV)
+	@mkdir -p $(VENV) && touch $(INSTALLING)
+	@$(PYTHON) -m venv $(VENV)
 	@rm -rf gfe_study.egg-info  # left by versions before 0.2, and read as the installed version
 	@{ $(PIP) uv 2>/dev/null && $(UV) pip install --python $(VENV)/bin/python $(PACKAGES); } || \
 		{ echo "uv is not available or failed: installing with pip, which takes some minutes …" >&2; \

@@ -157,7 +157,8 @@ def test_rayjob_belongs_together(manifests: list[dict[str, Any]], rayjob: dict[s
 
 def test_every_file_has_the_same_ray(rayjob: dict[str, Any]) -> None:
     pinned = re.findall(r"ray\[default\]==([\d.]+)", text("ray-cluster.yaml") + text("Dockerfile"))
-    assert len(pinned) == 2
+    pinned += re.findall(r"(?m)^ray==([\d.]+)$", (ROOT / "constraints.txt").read_text())
+    assert len(pinned) == 3
     assert set(pinned) == {rayjob["spec"]["rayClusterSpec"]["rayVersion"]}
 
 

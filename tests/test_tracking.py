@@ -12,7 +12,6 @@ from stores import fresh
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.provenance import provenance
 from gfe_study.tracking import (
     FINISHED,
     KILLED,
@@ -137,10 +136,6 @@ def test_a_folder_marked_read_only_is_refused_even_to_root(tmp_path: Path) -> No
             writable(tmp_path, "choose another")
     finally:
         tmp_path.chmod(0o755)
-
-
-def test_provenance_outside_git_names_the_host_only(tmp_path: Path) -> None:
-    assert set(provenance(tmp_path)) == {names.HOST}
 
 
 def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
