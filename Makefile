@@ -7,7 +7,7 @@ VENV := .venv
 GFE := $(VENV)/bin/gfe-study
 READY := $(VENV)/.installed
 INSTALLING := $(VENV)/.installing
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check
 UV := $(VENV)/bin/uv --quiet
 PACKAGES := --constraint constraints.txt --editable '.[analysis,dev]'
 LABEL = $(or $(STUDY),$(SPACE))
@@ -47,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@rm -rf gfe_study.egg-info  # left by versions before 0.2, and read as the installed version
 	@{ $(PIP) uv 2>/dev/null && $(UV) pip install --python $(VENV)/bin/python $(PACKAGES); } || \
-		{ echo "uv is not available or failed: installing with pip, which takes some minutes …" >&2; \
+		{ echo "uv is not available or failed: installing with pip, which takes about two minutes …" >&2; \
 		$(PIP) $(PACKAGES); }
 	@mv $(INSTALLING) $@
 
