@@ -10,6 +10,9 @@ INSTALLING := $(VENV)/.installing
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check
 UV := $(VENV)/bin/uv --quiet
 PACKAGES := --constraint constraints.txt --editable '.[analysis,dev]'
+# The installers leave compiling to the first start. Images of Python often set this variable, and then every start and
+# every worker compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
 LABEL = $(or $(STUDY),$(SPACE))
 
 set_flags = $(if $(DATASET),--set data.name=$(DATASET)) $(foreach pair,$(SET),--set $(pair))

@@ -339,6 +339,14 @@ def test_failed_install_starts_afresh(installation: Installation) -> None:
     assert not leftover.exists()
 
 
+def test_make_keeps_bytecode(installation: Installation) -> None:
+    """The installers do not compile, so every start would, where the environment forbids Python to keep bytecode."""
+    rule = installation.folder / "show.mk"
+    rule.write_text("show:\n\t@echo [$$PYTHONDONTWRITEBYTECODE]\n")
+    command = ("make", "--silent", "-f", "Makefile", "-f", rule, "show")
+    assert execute(*command, cwd=installation.folder, PYTHONDONTWRITEBYTECODE="1") == "[]\n"
+
+
 def test_changed_constraints_are_installed(installation: Installation) -> None:
     """A new pin is installed into the existing environment."""
     installation.make()
