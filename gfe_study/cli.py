@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +50,9 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A dotted key of the configuration, like solver.s_max=100."),
 ]
-Storage = Annotated[str, typer.Option(help="Folder, or fsspec URL, for journals and checkpoints.")]
+Storage = Annotated[
+    str, typer.Option(help="Folder, or fsspec URL, for journals and checkpoints.", callback=os.path.expanduser)
+]
 StudyLabel = Annotated[str | None, typer.Option("--study", help="Name of the study; the space's if not given.")]
 Trials = Annotated[int | None, typer.Option(help="Configurations to try, instead of the space's number.")]
 Seeds = Annotated[int | None, typer.Option(help="Seeds of every configuration, instead of the space's number.")]
@@ -60,6 +63,10 @@ Address = Annotated[
 ]
 Quota = Annotated[float | None, typer.Option("--quota-gb", help="Stop when the study's folder takes more than this.")]
 NoReuse = Annotated[bool, typer.Option("--no-reuse", help="Run finished trials again, of this study and of others.")]
+
+
+MAX_LABEL_BYTES = 100
+"""Of a study's name, which is a folder's name and part of longer ones."""
 
 
 def main() -> None:
@@ -79,8 +86,11 @@ def _load(space: str, sets: list[str] | None, trials: int | None, seeds: int | N
 
 def _label(study: str | None, space: str) -> str:
     label = study or Path(space).stem
-    if not label or label in (".", "..") or any(character in label for character in "/\\:\0"):
-        raise InputError(f"--study: given {label!r}; allowed: a name without / \\ or :")
+    forbidden = any(character in "/\\:" or not character.isprintable() for character in label)
+    if not label or label in (".", "..") or forbidden or len(label.encode()) > MAX_LABEL_BYTES:
+        shown = label if len(label) <= MAX_LABEL_BYTES else f"{label[:20]}…"
+        allowed = f"a name of at most {MAX_LABEL_BYTES} bytes, without / \\ : or control characters"
+        raise InputError(f"--study: given {shown!r}; allowed: {allowed}")
     return label
 
 
@@ -227,7 +237,8 @@ def _run(study: Study, label: str, options: Any, json_: bool) -> None:
         sys.exit(SOME_FAILED)
     if outcome.interrupted:
         sys.exit(INTERRUPTED)
-    sys.exit(SOME_FAILED if outcome.failed or outcome.damaged or not outcome.delivered else DONE)
+    incomplete = outcome.failed or outcome.damaged or outcome.plan.short or not outcome.delivered
+    sys.exit(SOME_FAILED if incomplete else DONE)
 
 
 @app.command()

@@ -57,7 +57,11 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "holes": [vars(hole) for hole in plan.study.holes],
         "failures": {job.fingerprint: plan.journal.outcomes[job.fingerprint].reason for job in plan.failed()},
         "taken_over": outcome.taken_over,
-        "problems": [*outcome.damaged, *([outcome.stopped] if outcome.stopped else [])],
+        "problems": [
+            *outcome.damaged,
+            *([outcome.stopped] if outcome.stopped else []),
+            *(f"arm {arm!r}: fewer configurations than asked for" for arm in plan.short),
+        ],
         "slots": outcome.slots,
         "seconds": outcome.seconds,
     }

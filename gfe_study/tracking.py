@@ -140,15 +140,17 @@ def _answering(uri: str) -> MlflowClient:
 
 
 def _make_sqlite(path: Path) -> None:
-    """Make an sqlite store beside its place and rename it: one half made by a killed process cannot be mended."""
+    """Create an sqlite store under another name and rename it: one left half made by a kill cannot be repaired."""
     if path.exists() and path.stat().st_size:
         return
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists() and path.stat().st_size:
             return
-        beside = path.absolute().with_name(f".{path.name}.new")
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
+        for leftover in path.parent.glob(f".{path.name}.new*"):
+            leftover.unlink()
+        # Not made absolute: in a URI, a % or ? in the name of a folder above would mean something else. The name is
+        # new every time, because MLflow keeps one store per URI for as long as the process lives.
+        beside = path.with_name(f".{path.name}.new-{uuid.uuid4().hex}")
         _answering(f"sqlite:///{beside}")
         os.replace(beside, path)
 

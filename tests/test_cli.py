@@ -88,6 +88,8 @@ def test_a_bad_space_is_one_line(run: Run, tmp_path: Path, changes: dict[str, ob
         (["sweep", "smoke", "--set", "solver.beta"], ["--set solver.beta", "KEY=VALUE"]),
         (["sweep", "smoke", "--set", "solver.beta=[1"], ["--set solver.beta", "not YAML"]),
         (["sweep", "smoke", "--study", "a/b"], ["--study", "'a/b'"]),
+        (["sweep", "smoke", "--study", "n" * 300], ["--study", "at most 100 bytes"]),
+        (["sweep", "smoke", "--study", "a\x07b"], ["--study", "'a\\x07b'", "control characters"]),
         (["resume", "smoke"], ["'smoke' is unknown", "gfe-study sweep"]),
         (["status", "smoke"], ["'smoke' is unknown"]),
         (["train", "--config", "none.yaml"], ["none.yaml"]),
@@ -100,6 +102,13 @@ def test_bad_arguments_are_one_line(run: Run, arguments: list[str], parts: list[
     code, _, err = run(*arguments)
     assert code == 2
     assert_one_line(err, *parts)
+
+
+def test_a_tilde_is_the_home_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the tilde of `--storage='~/x'` alone."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    _, out, _ = run("status", "--storage", "~/x")
+    assert f"no study in {tmp_path / 'home' / 'x'} yet" in out
 
 
 def test_missing_data_says_where_it_looked_before_any_trial(

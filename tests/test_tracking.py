@@ -13,6 +13,7 @@ from stores import fresh
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.tracking import (
+    DEFAULT_STORE,
     FINISHED,
     KILLED,
     Delivery,
@@ -104,6 +105,16 @@ def test_a_deleted_experiment_is_said_to_be_deleted(uri: str) -> None:
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(InputError, match="'amd' is deleted"):
         start(uri)
+
+
+def test_a_store_in_a_folder_with_odd_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a URI, % and ? mean something; in a folder's name they do not."""
+    folder = tmp_path / "per%20cent what?x=1 hash#q ünï"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    connect(DEFAULT_STORE)
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:

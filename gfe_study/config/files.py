@@ -14,34 +14,84 @@ from gfe_study.config.trial import unflatten
 SPACES = "search_spaces"
 
 
+KINDS = ("merge", "null", "bool", "int", "float", "str")
+MERGE, NULL, BOOL, INT, FLOAT, STR = (f"tag:yaml.org,2002:{kind}" for kind in KINDS)
+NAMES = {"reference", "factor", "arm"}
+"""Keys whose value is the name of an arm, a level or a factor: it stays what the file says, even `1e3` or `off`."""
+
+
+class _Refused(yaml.constructor.ConstructorError):
+    """YAML, but not what this project takes."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (1e4 is one) and no key twice."""
+    """YAML 1.2's scalars (`1e4` is a number; `on` and `off` are strings), keys as they are written, none of them twice.
+
+    Anchors and merge keys (`<<: *base`) work as in YAML 1.1: a mapping's own keys take precedence over merged ones.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]
+        for key in own:
+            if own.count(key) > 1:
+                raise _Refused(None, None, f"the key {key!r} is given twice", node.start_mark)
+        self.flatten_mapping(node)
+        content = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _Refused(None, None, "a key is not a name", key.start_mark)
+            if key.value in NAMES:
+                for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(each, yaml.ScalarNode) and each.tag != NULL:
+                        each.tag = STR
+            content[key.value] = self.construct_object(value, deep=True)
+        return content
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        digits = str(node.value).lstrip("+-")
+        if digits.startswith("0") and digits.isdigit() and digits != "0":
+            plain = digits.lstrip("0") or "0"
+            octal = f", or 0o{plain} for the octal number" if not set(plain) & {"8", "9"} else ""
+            problem = f"given {node.value}, which may be decimal or octal; allowed: {plain}{octal}"
+            raise _Refused(None, None, problem, node.start_mark)
+        return int(str(node.value), 0)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
+_Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
+_Loader.add_constructor(INT, _Loader.construct_int)
+for _tag, _pattern, _first in (
+    (MERGE, r"<<", "<"),
+    (NULL, r"~|null|Null|NULL|", "~nN"),
+    (BOOL, r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    (INT, r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        FLOAT,
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _tag == NULL else [])])
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """YAML by the safe loader. Raises `InputError` with file, line and cause."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
+        _walk(content)
     except RecursionError as error:
         raise InputError(f"{where}: nested too deeply; allowed: sections of keys and values") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        raise InputError(f"{where}:{line} not YAML: {getattr(error, 'problem', error)}") from error
+        what = "" if isinstance(error, _Refused) else "not YAML: "
+        raise InputError(f"{where}:{line} {what}{getattr(error, 'problem', error)}") from error
+    return content
+
+
+def _walk(content: Any) -> None:
+    # An anchor may refer to the mapping that contains it: nothing that descends into such a mapping would ever end.
+    for below in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        _walk(below)
 
 
 def to_yaml(content: Any) -> str:

@@ -102,6 +102,20 @@ class Range(Section):
         inside = self.values[0] <= value <= self.values[1]
         return bool(inside and (self.kind in ("uniform", "loguniform") or value == int(value)))
 
+    def inside(self) -> list[Any]:
+        """A few values between the ends: what holds at both ends may fail between them."""
+        if self.kind == "choice":
+            return []
+        low, high = self.values
+        shares = [0.5 * (math.sqrt(5) - 1), 0.5, 0.1]
+        if self.kind.startswith("log"):
+            between = [low * (high / low) ** share for share in shares]
+        else:
+            between = [low + (high - low) * share for share in shares]
+        if self.kind in ("int", "logint"):
+            between = list(dict.fromkeys([*map(round, between), low + 1]))
+        return [value for value in between if low < value < high]
+
     def every(self) -> list[Any]:
         """All values, of choices and of whole numbers that are not too many; none of a continuous range."""
         if self.kind == "choice":

@@ -369,8 +369,28 @@ class Study(Section):
                 lost = f"no counterpart: {arm.reference} is left out"
                 self._arms[place] = replace(arm, reference=None, alone=lost)
 
+    def _check_drawn(self, key: str, drawn: Range, point: Mapping[str, Any], arm: Arm) -> None:
+        try:
+            self.trial(point, 0, arm)
+        except InputError as error:
+            if point[key] in drawn.values:
+                raise
+            given = f"{self._where(arm)}: nuisance.{key}: given {drawn.model_dump()}"
+            whole = {"uniform": "int", "loguniform": "logint"}.get(drawn.kind)
+            if whole is not None and isinstance(point[key], float):
+                try:
+                    self.trial({**point, key: round(point[key])}, 0, arm)
+                except InputError:
+                    pass
+                else:
+                    raise InputError(
+                        f"{given}, on a key of whole numbers; allowed: {{{whole}: [low, high]}}"
+                    ) from error
+            reason = str(error).removeprefix(f"{self._where(arm)}: ")
+            raise InputError(f"{given}, which draws {point[key]:.6g}: {reason}") from error
+
     def _check(self) -> None:
-        # Both ends of every range, so that no draw can fail an hour into the study.
+        # Both ends of every range and some values between them, so that no draw can fail an hour into the study.
         drawn_at_all: set[tuple[str, str]] = set()
         for arm in self._arms:
             starts = self.start_points(arm)
@@ -380,10 +400,10 @@ class Study(Section):
             for key in self.nuisance:
                 for drawn in self.nuisance[key]:
                     met = {other: values[0] for other, values in drawn.when.items() if other in self.nuisance}
-                    for value in drawn.values:
+                    for value in (*drawn.values, *drawn.inside()):
                         point = self.completed({**middle, **met, key: value}, arm)
                         if key in point and point[key] == value and self.range_of(key, arm, point) == drawn:
-                            self.trial(point, 0, arm)
+                            self._check_drawn(key, drawn, point, arm)
                             drawn_at_all.add((key, drawn.model_dump_json()))
         for key in self.nuisance:
             for drawn in self.nuisance[key]:

@@ -200,7 +200,10 @@ class Driver:
     def _say_exhausted(self, arm: str) -> None:
         count = len(self.plan.configurations[0, arm])
         where = f"arm {arm!r}: " if arm else ""
-        self.observer.problem(f"{where}the space holds only {count} different configurations; all are run")
+        wanted = self.plan.study.configurations(arm)
+        self.observer.problem(
+            f"{where}the space holds only {count} of the {wanted} configurations asked for; all are run"
+        )
 
     def _advance(self) -> bool:
         if self._advanced or not self.plan.stage_over(0):

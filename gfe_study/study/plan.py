@@ -142,6 +142,11 @@ class Plan:
         wanted = self.study.configurations(arm, stage)
         return min(wanted, len(self.configurations[0, arm])) if arm in self.exhausted else wanted
 
+    @property
+    def short(self) -> list[str]:
+        """Arms whose space holds fewer valid, different configurations than were asked for."""
+        return [arm for arm in sorted(self.exhausted) if self.size(arm) < self.study.configurations(arm)]
+
     def stage_over(self, stage: int) -> bool:
         """Whether every configuration of a stage is known and has ended."""
         asked_all = stage > 0 or not any(self.unasked(arm.name) for arm in self.study.arms)

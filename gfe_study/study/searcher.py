@@ -39,6 +39,9 @@ class Suggester:
         plan: the plan, whose configurations of this arm are already known to the search.
         arm: name of the arm.
         parallel: configurations that may be under way at once.
+
+    Attributes:
+        refusal: why the last point that was drawn gives no valid trial; empty if none was refused.
     """
 
     def __init__(self, plan: Plan, arm: str = "", parallel: int = LEAST_PARALLEL) -> None:
@@ -50,6 +53,7 @@ class Suggester:
         self._grid = plan.study.grid(arm) if plan.study.sampler == "grid" else []
         self._order: list[int] = []
         self._told = 0
+        self.refusal = ""
         self._known: set[str] = set()
         self._optuna_numbers: dict[int, int] = {}
         first = StudyDirection.MINIMIZE if plan.study.metric.mode == "min" else StudyDirection.MAXIMIZE
@@ -103,7 +107,8 @@ class Suggester:
         """Whether a point gives a trial: two values, each of them allowed, may not go together."""
         try:
             self._study.trial(params, 0, self._arm)
-        except InputError:
+        except InputError as error:
+            self.refusal = str(error)
             return False
         return True
 
@@ -171,10 +176,12 @@ def add_certain(plan: Plan) -> None:
                 break
             number = plan.next_number(arm.name)
             params = suggester.ask(number)
-            if params is None:
+            if params is not None:
+                plan.add(number, params, arm.name)
+            elif plan.configurations[0, arm.name]:
                 plan.exhausted.add(arm.name)
             else:
-                plan.add(number, params, arm.name)
+                raise InputError(f"no draw of the search gives a valid trial: {suggester.refusal}")
 
 
 def _suggested(trial: optuna.Trial, name: str, drawn: Range) -> Any:
