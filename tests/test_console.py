@@ -1,0 +1,81 @@
+"""What a sweep prints: complete at 60, 80 and 120 columns, and what can be pasted can be used."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from gfe_study.analysis.diagnostics import Diagnostic, notes
+from gfe_study.analysis.stats import mean_interval, paired
+from gfe_study.analysis.verdict import Row, Verdict
+from gfe_study.console import verdict_table
+from gfe_study.layout import show
+
+ARMS = ["amd", "euler", "rk4", "rk4, second order", "amd_nesterov", "amd_spectral", "gauss_newton", "lbfgs"]
+TEXTS = [
+    "reference",
+    "worse than amd",
+    "better than amd (but p 0.061 over 7 comparisons, Holm) at 1,920 images; 1 seeds lost",
+    "undecided: about 1,204 seeds would decide",
+    "equivalent to amd within 0.003",
+    "better than amd",
+    "no interval: one seed",
+    "not comparable with amd: no seed that ended, or no point within the budget, of both",
+]
+
+
+def eight_arms() -> Verdict:
+    reference = [0.3278, 0.3301, 0.3254]
+    rows = []
+    for place, (arm, text) in enumerate(zip(ARMS, TEXTS, strict=True)):
+        values = [value - 0.0123 * place + 0.0007 * place * seed for seed, value in enumerate(reference)]
+        found = paired(values, reference) if place else None
+        row = Row(arm, 0, [0, 1, 2], 480, mean_interval(values), 1.0, 2.0, "amd" if place else None, found, text=text)
+        rows.append(Row(**{**vars(row), "p_holm": 0.0121 if place else None, "seconds_ratio": 12.34, "nfe_ratio": 0.5}))
+    return Verdict("test_loss", 0.003, 0.95, rows)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_verdict_of_eight_arms_is_complete(width: int) -> None:
+    """Every mean, interval, p-value, ratio and verdict is there, whole, and no line is wider than the terminal."""
+    verdict = eight_arms()
+    shown = io.StringIO()
+    show(Console(file=shown, width=width, force_terminal=True, no_color=True), verdict_table(verdict))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue())
+    assert max(map(len, plain.splitlines())) <= width
+    assert "…" not in plain
+    flat = " ".join(plain.split())
+    for row in verdict.rows:
+        assert row.arm in flat
+        assert row.text in flat
+        assert f"{row.value.mean:.4f}" in flat
+        if row.paired is not None:
+            assert f"{row.paired.difference:+.4f} [{row.paired.low:+.4f}, {row.paired.high:+.4f}]" in flat
+            assert f"{row.paired.p_value:.2g}" in flat
+    assert flat.count("12.34") == len(ARMS)
+
+
+def test_arms_with_the_same_problem_share_a_note() -> None:
+    same = [Diagnostic("few", arm, "1 finished configuration for 1 searched key", "run at least 7") for arm in ARMS]
+    (note,) = notes(same)
+    assert note.text.startswith("8 arms (amd; euler; rk4; rk4, second order; ")
+    assert note.text.endswith("): 1 finished configuration for 1 searched key: run at least 7")
+    assert note.details == ()
+
+
+def test_a_shared_cause_lists_what_differs() -> None:
+    signs = [Diagnostic("boundary", arm, f"the best lr is {arm}", "widen the range upwards") for arm in "ab"]
+    other = Diagnostic("flat", None, "the search found nothing", "search other keys")
+    first, second = notes([*signs, other])
+    assert (first.text, first.details) == (
+        "2 arms (a; b): widen the range upwards",
+        ("a: the best lr is a", "b: the best lr is b"),
+    )
+    assert second.text == "the search found nothing: search other keys"
+
+
+def test_one_arm_alone_is_named() -> None:
+    assert notes([Diagnostic("flat", "a", "found", "do")])[0].text == "arm 'a': found: do"
