@@ -230,7 +230,7 @@ def best_lines(plan: Plan, width: int) -> list[str]:
     metrics = [plan.study.metric.name, names.TEST_LOSS]
     results = ", ".join(f"{name} {_metric(name, point.get(name))}" for name in metrics)
     lines = wrapped(f"Best: {describe(best)}: {results}", width, rest="  ")
-    lines += wrapped(settings(best), width, "  ", "  ")
+    lines += wrapped(" ".join(f"{key}={number(value, 3)}" for key, value in best.params.items()), width, "  ", "  ")
     decoder = plan.trial_folder(best) / names.BEST_CHECKPOINT
     if decoder.exists():
         lines += ["  train it again, and encode images with it:"]

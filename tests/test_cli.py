@@ -93,6 +93,7 @@ def test_a_bad_space_is_one_line(run: Run, tmp_path: Path, changes: dict[str, ob
         (["resume", "smoke"], ["'smoke' is unknown", "gfe-study sweep"]),
         (["status", "smoke"], ["'smoke' is unknown"]),
         (["train", "--config", "none.yaml"], ["none.yaml"]),
+        (["train", "--config", "none.pt"], ["none.pt", "no such file", "best.pt"]),
         (["train", "--set", "seed=-1"], ["seed", "-1"]),
         (["encode", "none.pt", "--images", "a.npy", "--out", "b.npz"], ["none.pt", "no such file"]),
         (["report", "nothing"], ["'nothing'", "allowed:"]),
@@ -172,13 +173,15 @@ def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_pat
     first = json.loads(out)
     assert code == 0
     assert {names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS, names.NFE_FORWARD, names.ENCODE_NFE} <= set(first)
+    assert 1 < first[names.ENCODE_EVALUATIONS] <= 6  # solver.max_nfe, in its unit
     assert first[names.IMAGES_SEEN] == 32
     (config,) = tmp_path.glob(f"mlartifacts/train/*/artifacts/{names.TRIAL_FILE}")
-    kept = config.rename(tmp_path / "again.yaml")
-    code, out, _ = run("train", "--config", str(kept), "--json", "--storage", "elsewhere")
-    again = json.loads(out)
+    (decoder,) = tmp_path.glob(f"results/train/*/{names.BEST_CHECKPOINT}")  # holds its configuration too
     exact = [name for name in first if not name.endswith("seconds")]
-    assert {name: again[name] for name in exact} == {name: first[name] for name in exact}
+    for number, kept in enumerate([config.rename(tmp_path / "again.yaml"), decoder]):
+        code, out, _ = run("train", "--config", str(kept), "--json", "--storage", f"elsewhere{number}")
+        again = json.loads(out)
+        assert {name: again[name] for name in exact} == {name: first[name] for name in exact}
 
 
 def test_a_users_images_are_encoded_by_a_trials_decoder(run: Run, tmp_path: Path) -> None:

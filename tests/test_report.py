@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -109,6 +111,21 @@ def test_the_page_opens_with_question_and_verdict_and_is_whole_by_itself(folder:
     assert page.index("Verdict by") < page.index("data:image/png") < page.index("All trials")
     assert re.search(r"<b>gfe</b>: 0\.\d{4}, (better|worse|equivalent|undecided)", page)
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_the_best_trial_comes_with_commands_that_work(folder: Path) -> None:
+    """The commands on the page train the best trial again and encode images with it, typed where the page was made."""
+    page = (folder / "results" / STUDY / "report" / PAGE_FILE).read_text()
+    best = re.search(r"Best trial</b>: trial (\d+) seed (\d+) of (\w+), val_loss (0\.\d{4})", page)
+    assert best is not None
+    commands = re.search(r"encode images with it:<pre>(.*?)</pre>", page, re.DOTALL)
+    assert commands is not None
+    train, encode = (shlex.split(line)[-n:] for line, n in zip(commands[1].splitlines(), (3, 6), strict=True))
+    again = gfe_study(folder, *train, "--json", "--storage", "again")
+    assert f"{json.loads(again.stdout)['val_loss']:.4f}" == best[4]
+    np.save(folder / "images.npy", np.zeros((2, 8, 8)))
+    assert gfe_study(folder, *encode).returncode == 0
+    assert np.load(folder / "encoded.npz")["latent"].shape[0] == 2
 
 
 def test_the_page_opens_in_a_browser_without_an_error_or_a_request(folder: Path) -> None:

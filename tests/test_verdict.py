@@ -213,6 +213,20 @@ def test_signs_of_a_bad_sweep_are_told_by_arm_and_over_all() -> None:
     rates = np.geomspace(1e-4, 1e-2, 8)
     rows = [row("a", 0, 0.1 + 0.02 * n, number=n, **{"optim.lr": rate}) for n, rate in enumerate(rates)]
     middle = [row("b", 0, 0.1 + 0.02 * abs(n - 4), number=n, **{"optim.lr": r}) for n, r in enumerate(rates)]
-    found = diagnostics(pd.DataFrame([*rows, *middle]), {"a": {"optim.lr": drawn}, "b": {"optim.lr": drawn}}, "min")
+    trials = pd.DataFrame([*rows, *middle])
+    ranges = {"a": {"optim.lr": drawn}, "b": {"optim.lr": drawn}}
+    found = diagnostics(trials, trials, ranges, "min")
     assert [(sign.kind, sign.arm) for sign in found if sign.kind == "boundary"] == [("boundary", "a")]
     assert any(sign.kind == "few" and sign.arm is None and "seed" in sign.text for sign in found)
+
+
+def test_seeds_are_counted_where_arms_are_compared() -> None:
+    """A search with one seed per configuration, whose winners are repeated with five, is no comparison of one seed."""
+    search = pd.DataFrame([row(arm, 0, value) for arm, value in (("a", 0.3), ("b", 0.2))])
+    repeated = pd.DataFrame([row(arm, seed, 0.2 + 0.001 * seed) for arm in "ab" for seed in range(1, 6)])
+
+    def few(compared: pd.DataFrame) -> list[str]:
+        return [sign.text for sign in diagnostics(search, compared, {"a": {}, "b": {}}, "min") if sign.kind == "few"]
+
+    assert few(repeated) == []
+    assert "2 of 2 arms have fewer than 3 seeds" in few(search)[0]

@@ -95,9 +95,12 @@ def tuned(study: Study, trials: pd.DataFrame) -> dict[str, int]:
 
 
 def signs_of(study: Study, trials: pd.DataFrame) -> list[Diagnostic]:
-    """Signs that a study was a bad one, from its first stage."""
+    """Signs that a study was a bad one: in its search, and in the stage whose arms are compared."""
     first = of_stage(trials, 0)
-    return diagnostics(first, searched_ranges(study, first), study.metric.mode) if len(first) else []
+    if not len(first):
+        return []
+    stage, _ = judged_trials(study, trials)
+    return diagnostics(first, of_stage(trials, stage), searched_ranges(study, first), study.metric.mode)
 
 
 def searched_ranges(study: Study, trials: pd.DataFrame) -> Mapping[str, dict[str, Range]]:

@@ -323,12 +323,16 @@ def _found(row: Row, p_holm: float | None, family: int, verdict: Verdict) -> str
 
 
 def diagnostics(
-    trials: pd.DataFrame, ranges: Mapping[str, Mapping[str, Range]], mode: Literal["min", "max"]
+    trials: pd.DataFrame,
+    compared: pd.DataFrame,
+    ranges: Mapping[str, Mapping[str, Range]],
+    mode: Literal["min", "max"],
 ) -> list[Diagnostic]:
     """Signs that a sweep was bad; see `analysis.diagnostics`.
 
     Args:
-        trials: one row per trial with an outcome, as for `diagnose`.
+        trials: one row per trial of the search with an outcome, as for `diagnose`.
+        compared: the same of the stage whose arms are compared, which may be a later one with seeds of its own.
         ranges: arm -> the searched keys that apply in it, and what they were drawn from.
     """
     found = []
@@ -336,8 +340,8 @@ def diagnostics(
         own = trials[trials[ARM] == arm]
         if searched and len(own):
             found += diagnose(own, searched, mode, arms_compared=False)
-    if len(ranges) > 1 and len(trials):
-        whole = diagnose(trials, {}, mode, arms_compared=True)
+    if len(ranges) > 1 and len(compared):
+        whole = diagnose(compared, {}, mode, arms_compared=True)
         known = {(each.kind, each.arm) for each in found}
         found += [each for each in whole if (each.kind, each.arm) not in known and each.kind != "flat"]
     elif not any(ranges.values()) and len(trials):
