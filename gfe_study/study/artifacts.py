@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 import yaml
-from torchvision.utils import make_grid, save_image
+from PIL import Image
+from torch import Tensor
 
 from gfe_study import names
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -17,6 +18,7 @@ from gfe_study.methods.base import Learner
 from gfe_study.training import TrainingState
 
 GRID_COLUMNS = 10
+TILE_PIXELS = 56
 ALLOWED = f"the {names.BEST_CHECKPOINT} of a trial"
 
 
@@ -78,11 +80,27 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> t
 
 
 def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:
-    """Test images over their reconstructions, as a PNG of `torchvision.utils.make_grid`."""
+    """Write a PNG of test images, and of their reconstructions in a second row."""
     count = min(GRID_COLUMNS, len(splits.test))
     target_BD = splits.test.images(slice(0, count), device)
     output_BD = learner.decode(learner.encode(target_BD).latent_BL)
-    rows = torch.cat([target_BD, output_BD]).view(-1, *splits.shape)
-    scale = max(1, 56 // splits.height)
-    enlarged = rows.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    save_image(make_grid(enlarged, nrow=count, padding=scale, pad_value=0.5), folder / names.RECONSTRUCTION)
+    picture_RCD = torch.stack([target_BD, output_BD]).cpu()
+    tiled(picture_RCD.view(2, count, *splits.shape)).save(folder / names.RECONSTRUCTION)
+
+
+def tiled(images: Tensor) -> Image.Image:
+    """Pictures of shape (rows, columns, channels, height, width) in [0, 1], enlarged, on a grey grid.
+
+    What `torchvision.utils.make_grid` would draw, whose import takes longer than a short trial.
+    """
+    rows, columns, channels, height, width = images.shape
+    scale = max(1, TILE_PIXELS // height)
+    tile_height, tile_width = scale * height, scale * width
+    canvas = torch.full((channels, rows * (tile_height + scale) + scale, columns * (tile_width + scale) + scale), 0.5)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = scale + row * (tile_height + scale), scale + column * (tile_width + scale)
+            enlarged = images[row, column].repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+            canvas[:, top : top + tile_height, left : left + tile_width] = enlarged
+    shades = (255 * canvas.expand(3, -1, -1) + 0.5).clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(shades.permute(1, 2, 0).contiguous().numpy())
