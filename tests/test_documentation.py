@@ -1,0 +1,247 @@
+"""README and docs are true: their links exist, their keys and metrics exist, and the commands they quote are run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer
+from sweeps import COMMAND
+
+from gfe_study import names
+from gfe_study.analysis.tidy import METRICS
+from gfe_study.cli import app
+from gfe_study.config import CHOICES, Budget, Evaluation, Study, Trial, find_space, parse_assignments, space_files
+from gfe_study.config.files import parse_yaml
+from gfe_study.config.trial import choice_class
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAX_README_BYTES = 8192
+PROGRAM = ".venv/bin/gfe-study"
+
+NOT_RUN = {
+    r"make test$": "this is it",
+    r"make bench$": "a quarter of an hour; benchmarks are no tests",
+    r"ray |kubectl ": "other programs; test_cluster_files.py checks the files they are given",
+    r"sbatch ": "test_cluster_files.py runs the script with stand-ins for SLURM",
+    r"tracking\.example\.org": "an address that does not exist",
+    r"/shared/results": "a folder, and mostly a cluster, that do not exist here",
+    r"GPUS=": "needs a GPU",
+    r"bandwidth --table$": "a minute; test_bandwidth.py checks every cell",
+    r"correlation --table": "half an hour; the same code runs for one cell",
+}
+"""Quoted commands that are parsed and not run, and why."""
+
+SMALL = "--trials 1 --seeds 1 --set budget.images=64 --set eval.schedule=[64] --set eval.val_images=16"
+SHORTENED = {
+    r"sweep (gen|vae|all_methods|gens_table2|novelty)\b": SMALL,
+    r"sweep (?!smoke)": f"{SMALL} --set eval.test_images=64",
+    r"plan ": "--no-probe",
+    r"train ": "--set budget.images=64 --set eval.test_images=64 --set eval.val_images=16",
+    r"correlation ": "--trials 2",
+}
+"""Options appended to a command, by the first pattern that it matches: the same code on less data."""
+
+
+class Block(NamedTuple):
+    page: Path
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [Block(page, language, text) for language, text in found]
+
+
+def quoted(page: Path) -> list[str]:
+    """Commands of a page as they are typed: continued lines joined, comments removed."""
+    text = "".join(block.text for block in blocks(page) if block.language == "sh").replace("\\\n", " ")
+    return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines()) if line]
+
+
+def expanded(line: str) -> list[str]:
+    """What a line comes to: `make` lines by the Makefile, others as they are."""
+    line = re.sub(r"^\w+=\S+ ", "", line)
+    if not line.startswith("make "):
+        return [line]
+    words = shlex.split(line.partition(" && ")[0])
+    # -o: the environment counts as installed, whether or not this checkout has one.
+    dry = [*words, "--dry-run", "--no-print-directory", "--old-file=.venv/.installed"]
+    shown = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+    return [command for command in shown.splitlines() if ".venv/bin/" in command]
+
+
+def reason_not_run(line: str) -> str | None:
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
+
+
+COMMANDS = [(page, line) for page in PAGES for line in quoted(page)]
+RUN_PAGES = [page for page in PAGES if any(reason_not_run(line) is None for line in quoted(page))]
+
+
+def page_id(value: object) -> str:
+    return value.name if isinstance(value, Path) else str(value)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= MAX_README_BYTES
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_exemption_is_needed() -> None:
+    for pattern in NOT_RUN:
+        assert any(re.search(pattern, line) for _, line in COMMANDS), pattern
+
+
+def parsed(words: list[str]) -> typer.Context:
+    """The context of a command line, its options checked and nothing run."""
+    group = typer.main.get_command(app)
+    return group.commands[words[0]].make_context(words[0], words[1:])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=page_id)
+def test_commands_are_understood(page: Path, line: str) -> None:
+    """Targets, options, spaces and keys of every quoted command exist, also of those that are not run."""
+    if line.startswith(("ray ", "kubectl ")):
+        return
+    commands = expanded(line)
+    assert commands or line.startswith("make install"), line
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] != PROGRAM:
+            assert re.match(r"(\w+=\S+ )*\.venv/bin/(mlflow|python|pytest) ", command), command
+            continue
+        context = parsed(words[1:])
+        if words[1] in ("sweep", "plan"):
+            options = {name: context.params[name] for name in ("trials", "seeds")}
+            Study.load(find_space(context.params["space"]), parse_assignments(context.params["sets"] or []), **options)
+        elif words[1] == "train":
+            Trial.build(parse_assignments(context.params["sets"] or []))
+
+
+def test_a_wrong_command_is_not_understood() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        parsed(["sweep", "amd", "--tirals", "3"])
+    assert "--trials 3" in expanded("make sweep SPACE=amd TRIALS=3")[-1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_study_files_in_the_pages_load(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "yaml":
+            Study.build(parse_yaml(block.text, page.name), page.name)
+
+
+def first_cells(page: str, heading: str) -> Iterator[tuple[str, str]]:
+    """(names in the first cell, second cell) of the tables below a heading, up to the next one of its level."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    level = heading.split()[0]
+    section = re.split(rf"^{level} ", text.partition(f"{heading}\n")[2], flags=re.MULTILINE)[0]
+    for row in re.findall(r"^\| (`.*?) \| (.*?) \|", section, re.MULTILINE):
+        for name in re.findall(r"`([^`]+)`", row[0].partition("(")[0]):
+            yield name, row[1]
+
+
+def test_the_keys_in_the_reference_exist() -> None:
+    keys = dict(first_cells("metrics.md", "### Keys used most"))
+    assert len(keys) > 30
+    own = {"budget": Budget, "eval": Evaluation}
+    for key in keys:
+        section, _, field = key.partition(".")
+        found = [own[section]] if section in own else [choice_class(section, name) for name in CHOICES.get(section, [])]
+        assert any(field in each.model_fields for each in found) if field else key in Trial.model_fields, key
+    for section, model in own.items():
+        for field, info in model.model_fields.items():
+            shown = keys.get(f"{section}.{field}", "")
+            if re.fullmatch(r"\d+", shown):
+                assert int(shown) == info.default, f"{section}.{field}"
+
+
+def test_the_metrics_in_the_reference_are_those_there_are() -> None:
+    documented = {name for name, _ in first_cells("metrics.md", "## Metrics")}
+    assert documented >= set(METRICS)
+    spelled = {value for value in vars(names).values() if isinstance(value, str)}
+    assert {name for name in documented if "<dataset>" not in name} <= spelled
+
+
+def test_every_shipped_space_is_described() -> None:
+    assert {name for name, _ in first_cells("studies.md", "## Shipped spaces")} == set(space_files())
+
+
+def run_server(command: str, folder: Path) -> None:
+    """Start what a line starts, on another port, and wait until it answers."""
+    port = 5000 + os.getpid() % 20000
+    line = command.replace(".venv/bin/", f"{Path(sys.executable).parent}/").replace("--port 5000", f"--port {port}")
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(line, shell=True, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            assert server.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, (folder / "server.log").read_text()
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                    assert answer.status == 200
+                    return
+            except OSError:
+                time.sleep(0.5)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", RUN_PAGES, ids=page_id)
+def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """They are typed in their order in one folder, as a reader would; then the page's Python runs there."""
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    if "mnist" in page.read_text(encoding="utf-8") and page.name != "metrics.md":
+        environment["GFE_DATA_DIR"] = str(request.getfixturevalue("mnist_folder"))
+    for line in quoted(page):
+        if reason_not_run(line) is not None:
+            continue
+        for command in expanded(line):
+            if not command.startswith(PROGRAM):
+                run_server(command, tmp_path)
+                continue
+            words = shlex.split(command)[1:]
+            more = next((more for pattern, more in SHORTENED.items() if re.match(pattern, " ".join(words) + " ")), "")
+            done = subprocess.run(
+                [*COMMAND, *words, *shlex.split(more)], cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{command} {more}\n{done.stdout}\n{done.stderr}"
+    for block in blocks(page):
+        if block.language == "python":
+            done = subprocess.run(
+                [sys.executable, "-c", block.text], cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
