@@ -1,12 +1,14 @@
 """The journal survives what kills leave behind, and has one writer."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Asked, Journal, Outcome
+from gfe_study.study.journal import FINISHED, FORMAT, JOURNAL_FILE, Asked, Journal, Outcome
 
 
 def point(images: float) -> dict[str, float]:
@@ -69,3 +71,99 @@ def test_a_failed_trial_that_is_tried_again_has_no_outcome(tmp_path: Path) -> No
         journal.record_outcome("aa", Outcome("failed", "out of memory"))
         journal.record_retry("aa")
     assert Journal.read(tmp_path).outcomes == {}
+
+
+def rewritten(folder: Path, number: int, line: str) -> Path:
+    """A journal one line of which is replaced."""
+    filled(folder)
+    path = folder / JOURNAL_FILE
+    lines = path.read_text().splitlines()
+    lines[number - 1] = line
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_journal_says_its_format(tmp_path: Path) -> None:
+    filled(tmp_path)
+    first = json.loads((tmp_path / JOURNAL_FILE).read_text().splitlines()[0])
+    assert (first["event"], first["format"]) == ("study", FORMAT)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "postponed", "fingerprint": "aa"}',
+        '{"event": "retry", "fingerprint": "aa", "patience": 3}',
+        f'{{"event": "study", "study": {{}}, "source": {{}}, "options": {{}}, "format": {FORMAT + 1}}}',
+    ],
+    ids=["event", "field", "format"],
+)
+def test_a_newer_record_is_not_called_damage(tmp_path: Path, line: str) -> None:
+    path = rewritten(tmp_path, 3, line)
+    before = path.read_bytes()
+    for look in (Journal.read, Journal.open):
+        with pytest.raises(InputError, match="line 3 was written by a newer gfe-study") as error:
+            look(tmp_path)
+        assert "damaged" not in str(error.value)
+        assert "remove" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "[1, 2]",
+        '"text"',
+        '{"fingerprint": "aa"}',
+        '{"event": "points", "fingerprint": "aa", "points": [{"val_loss": 0.3}]}',
+        '{"event": "points", "fingerprint": "aa", "points": [3]}',
+        '{"event": "points", "fingerprint": "aa"}',
+        '{"event": "outcome", "fingerprint": "aa", "state": "lost"}',
+        '{"event": "retry", "fingerprint": 3}',
+        "{",
+    ],
+)
+def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, line: str) -> None:
+    path = rewritten(tmp_path, 4, line)
+    with pytest.raises(InputError) as error:
+        Journal.read(tmp_path)
+    assert str(error.value).startswith(f"{path}: damaged line 4 (")
+    assert "\n" not in str(error.value)
+
+
+def test_a_fork_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    """Two machines went on from the same journal; neither may erase what the other one finished."""
+    remote = f"file://{tmp_path / 'shared'}"
+    with Journal.open(tmp_path / "one", remote) as journal:
+        journal.record_retry("aa")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for folder, name in (("one", "bb"), ("two", "cc")):
+        with (tmp_path / folder / JOURNAL_FILE).open("a") as file:
+            file.write(json.dumps({"event": "retry", "fingerprint": name}) + "\n")
+    Journal.open(tmp_path / "one", remote).__exit__(None, None, None)  # brings bb there
+    kept = {path: path.read_bytes() for path in tmp_path.rglob(JOURNAL_FILE)}
+    assert len(kept) == 3
+    for look in (Journal.read, Journal.open):
+        with pytest.raises(InputError, match="differ from line 2 on") as error:
+            look(tmp_path / "two", remote)
+        assert str(tmp_path / "two" / JOURNAL_FILE) in str(error.value)
+        assert f"{remote}/{JOURNAL_FILE}" in str(error.value)
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_driver_does_not_overwrite_what_another_added(tmp_path: Path) -> None:
+    """A machine that was away comes back while its study runs elsewhere: its own copy is not brought there."""
+    remote = f"file://{tmp_path / 'shared'}"
+    first = Journal.open(tmp_path / "one", remote)
+    first.record_retry("aa")
+    first.push()
+    with Journal.open(tmp_path / "two", remote) as second:
+        second.record_retry("bb")
+    there = (tmp_path / "shared" / JOURNAL_FILE).read_bytes()
+    with pytest.raises(InputError, match="another machine goes on with this study"):
+        first.push()
+    first.record_retry("cc")
+    with pytest.raises(InputError, match="differ from line 2 on"):
+        first.push()
+    assert (tmp_path / "shared" / JOURNAL_FILE).read_bytes() == there

@@ -1,7 +1,8 @@
 """The journal of a study: an append-only record of what was asked, reached and finished.
 
-It is the truth that every start of a study reads; Ray's and Optuna's states are rebuilt from it, and MLflow
-is brought level with it. One JSON object a line; every line is flushed to the disk before anything acts on it.
+It is the truth that every start of a study reads. The states of Ray and Optuna are rebuilt from it, and MLflow is
+updated to match it. Each line is one JSON object, a record of one event, and is flushed to the disk before anything
+acts on it.
 """
 
 from __future__ import annotations
@@ -11,56 +12,64 @@ import json
 import os
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
-
 from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.study.events import (
+    FAILED,
+    FINISHED,
+    FORMAT,
+    NAMES,
+    SNIPPET_LETTERS,
+    STOPPED,
+    Again,
+    Asked,
+    Ended,
+    FirstPlaced,
+    NewerRecord,
+    Outcome,
+    Parallel,
+    Reached,
+    Record,
+    Retried,
+    Reused,
+    Started,
+    State,
+    read_record,
+)
 from gfe_study.study.storage import JOURNAL_FILE, Mirror
 
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-"""Outcomes. `stopped` is early stopping: the trial is over, short of its budget."""
+__all__ = ["FAILED", "FINISHED", "FORMAT", "JOURNAL_FILE", "STOPPED", "Asked", "Journal", "Outcome", "State"]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A trial that was planned.
+def _content(folder: Path, mirror: Mirror) -> bytes:
+    """The longer of the local journal and the remote one, of which one must be the beginning of the other.
 
-    `number` counts the configurations of its arm, `stage` is 1 for a winner that is replicated.
+    Raises:
+        InputError: both have lines that the other lacks. Two machines went on with the study; nothing is overwritten.
     """
-
-    number: int
-    seed: int
-    params: dict[str, Any]
-    fingerprint: str
-    trial: dict[str, Any]
-    arm: str = ""
-    stage: int = 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended: `finished` (diverged or not), `stopped` or `failed`, with a reason.
-
-    `origin` is the study it was taken over from, if it was not run here; `run` is where and how it ran.
-    """
-
-    state: str
-    reason: str = ""
-    origin: str = ""
-    run: dict[str, str] = field(default_factory=dict)
-
-
-def _content(folder: Path, remote: str | None) -> bytes:
-    """The longer of the journals here and there: both are beginnings of the same one."""
     local = folder / JOURNAL_FILE
     here = local.read_bytes() if local.exists() else b""
-    there = Mirror(folder, remote).read(JOURNAL_FILE)
+    there = mirror.read(JOURNAL_FILE)
+    refuse_fork(here, there, str(local), f"{mirror.remote}/{JOURNAL_FILE}")
     return there if len(there) > len(here) else here
+
+
+def refuse_fork(one: bytes, other: bytes, place: str, other_place: str) -> None:
+    """Raise `InputError` unless the complete lines of one journal are the beginning of the other's."""
+    lines, others = one.split(b"\n")[:-1], other.split(b"\n")[:-1]
+    common = min(len(lines), len(others))
+    if lines[:common] != others[:common]:
+        number = next(n for n in range(common) if lines[n] != others[n]) + 1
+        raise InputError(
+            f"{place} and {other_place} differ from line {number} on: two machines went on with this study; "
+            "keep one of the two files, and move the other one away"
+        )
 
 
 @dataclass
@@ -102,13 +111,25 @@ class Journal:
         Raises:
             InputError: a line that is not the last is damaged; the message names it. Or the URL cannot be used.
         """
-        return cls._parsed(folder, _content(folder, remote))
+        return cls._parsed(folder, _content(folder, Mirror(folder, remote)))
 
     @classmethod
     def _parsed(cls, folder: Path, content: bytes) -> Self:
         journal = cls(folder)
-        for line in content.split(b"\n")[:-1]:  # what follows the last newline was cut by a kill
-            journal._take(line)
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # a kill may have cut the rest short
+            try:
+                journal._apply(read_record(line))
+            except NewerRecord as error:
+                raise InputError(
+                    f"{folder / JOURNAL_FILE}: line {number} was written by a newer gfe-study ({error}); "
+                    "update gfe-study to continue this study"
+                ) from error
+            except ValueError as error:
+                snippet = line[:SNIPPET_LETTERS].decode(errors="replace")
+                raise InputError(
+                    f"{folder / JOURNAL_FILE}: damaged line {number} ({snippet!r}: {error}); "
+                    "remove that line to continue without it"
+                ) from error
         return journal
 
     @classmethod
@@ -127,10 +148,11 @@ class Journal:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --storage") from error
         try:
-            content = _content(folder, remote)
+            mirror = Mirror(folder, remote)
+            content = _content(folder, mirror)
             journal = cls._parsed(folder, content)
             journal._lock = lock
-            journal._mirror = Mirror(folder, remote)
+            journal._mirror = mirror
             path = folder / JOURNAL_FILE
             if not path.exists() or path.stat().st_size < len(content):
                 path.write_bytes(content)
@@ -160,16 +182,28 @@ class Journal:
         return self._mirror.remote if self._mirror is not None else None
 
     def push(self) -> None:
-        """Bring the journal to the study's URL, where its storage is one."""
-        if self._mirror is not None:
+        """Bring the journal to the study's URL, if its storage is one.
+
+        Raises:
+            InputError: another machine went on with the study meanwhile; its journal is not overwritten.
+        """
+        if self._mirror is not None and self._mirror.remote is not None:
+            there = self._mirror.read(JOURNAL_FILE)
+            local = self.folder / JOURNAL_FILE
+            here = local.read_bytes()
+            place = f"{self._mirror.remote}/{JOURNAL_FILE}"
+            refuse_fork(here, there, str(local), place)
+            if len(there) > here.rfind(b"\n") + 1:
+                raise InputError(f"{place}: another machine goes on with this study; end one of the two")
             self._mirror.push(JOURNAL_FILE)
 
     def record_study(self, study: dict[str, Any], source: dict[str, str], options: dict[str, Any]) -> None:
-        """A start of the study, with everything `resume` needs; `source` is the space's file and its hash."""
-        self._append("study", study=study, source=source, options=options)
+        """Record a start of the study; `source` is the space's file and its hash."""
+        self._append(Started(study, source, options, FORMAT))
 
     def record_asked(self, asked: Asked) -> None:
-        self._append("asked", **vars(asked))
+        """Record that a trial belongs to the study."""
+        self._append(asked)
 
     def record_points(self, fingerprint: str, points: list[dict[str, float]]) -> list[dict[str, float]]:
         """Record those of the points that are new; returns them."""
@@ -177,35 +211,37 @@ class Journal:
         last = known[-1][names.IMAGES_SEEN] if known else -1.0
         new = [point for point in points if point[names.IMAGES_SEEN] > last]
         if new:
-            self._append("points", fingerprint=fingerprint, points=new)
+            self._append(Reached(fingerprint, new))
         return new
 
     def record_outcome(self, fingerprint: str, outcome: Outcome) -> None:
-        self._append("outcome", fingerprint=fingerprint, **vars(outcome))
+        """Record how a trial ended."""
+        self._append(Ended(**vars(outcome), fingerprint=fingerprint))
 
     def record_taken_over(self, fingerprint: str, points: list[dict[str, float]], outcome: Outcome) -> None:
-        """A trial that another study has finished, whole in one line."""
-        self._append("taken over", fingerprint=fingerprint, points=points, outcome=vars(outcome))
+        """Record a trial that another study has finished."""
+        self._append(Reused(fingerprint, points, outcome))
 
     def record_again(self, fingerprints: list[str]) -> None:
-        """Finished trials are to be run once more; their points and outcomes no longer count."""
-        self._append("again", fingerprints=fingerprints)
+        """Record that finished trials are run once more."""
+        self._append(Again(fingerprints))
 
     def record_parallel(self, configurations: int) -> None:
-        """How many configurations of an arm may be under way at once; later starts keep to it."""
-        self._append("parallel", configurations=configurations)
+        """Record how many configurations of an arm may be unfinished at once; later starts keep to it."""
+        self._append(Parallel(configurations))
 
     def record_start_up(self, seconds: float) -> None:
-        """The first trial of a start is under way, so long after it began."""
-        self._append("start-up", seconds=seconds)
+        """Record how long after a start its first trial began to run."""
+        self._append(FirstPlaced(seconds))
 
     def record_retry(self, fingerprint: str) -> None:
-        """A failed trial is about to be tried again."""
-        self._append("retry", fingerprint=fingerprint)
+        """Record that a failed trial is tried again."""
+        self._append(Retried(fingerprint))
 
-    def _append(self, event: str, **content: Any) -> None:
+    def _append(self, record: Record) -> None:
         assert self._descriptor is not None, "the journal is open for reading only"
-        line = json.dumps({"event": event, "time": time.time(), **content}, ensure_ascii=False).encode()
+        entry = {"event": NAMES[type(record)], "time": time.time(), **asdict(record)}
+        line = json.dumps(entry, ensure_ascii=False).encode()
         end = os.fstat(self._descriptor).st_size
         try:
             written = os.write(self._descriptor, line + b"\n")
@@ -215,42 +251,31 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._descriptor, end)
             path = self.folder / JOURNAL_FILE
-            raise InputError(f"{path}: cannot be written ({error.strerror}); mend that, and resume") from error
-        self._take(line)
+            raise InputError(f"{path}: cannot be written ({error.strerror}); fix the problem and resume") from error
+        self._apply(read_record(line))  # as a later start will read it
 
-    def _take(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            self._apply(entry)
-        except (ValueError, KeyError, TypeError) as error:
-            path = self.folder / JOURNAL_FILE
-            raise InputError(f"{path}: damaged line {line[:60]!r}; remove it to go on without it") from error
-
-    def _apply(self, entry: dict[str, Any]) -> None:
-        match entry.pop("event"):
-            case "study":
-                self.study = {key: entry[key] for key in ("study", "source", "options")}
-            case "asked":
-                entry.pop("time")
-                asked = Asked(**entry)
-                self.asked[asked.fingerprint] = asked
-            case "points":
-                self.points[entry["fingerprint"]].extend(entry["points"])
-            case "outcome":
-                content = {key: entry[key] for key in ("state", "reason", "origin", "run") if key in entry}
-                self.outcomes[entry["fingerprint"]] = Outcome(**content)
-                self.again.discard(entry["fingerprint"])
-            case "taken over":
-                self.points[entry["fingerprint"]] = entry["points"]
-                self.outcomes[entry["fingerprint"]] = Outcome(**entry["outcome"])
-            case "again":
-                self.again |= set(entry["fingerprints"])
-                for name in entry["fingerprints"]:
+    def _apply(self, record: Record) -> None:
+        match record:
+            case Started():
+                self.study = vars(record)
+            case Asked():
+                self.asked[record.fingerprint] = record
+            case Reached():
+                self.points[record.fingerprint].extend(record.points)
+            case Ended():
+                self.outcomes[record.fingerprint] = Outcome(record.state, record.reason, record.origin, record.run)
+                self.again.discard(record.fingerprint)
+            case Reused():
+                self.points[record.fingerprint] = record.points
+                self.outcomes[record.fingerprint] = record.outcome
+            case Again():
+                self.again |= set(record.fingerprints)
+                for name in record.fingerprints:
                     self.points.pop(name, None)
                     self.outcomes.pop(name, None)
-            case "parallel":
-                self.parallel = entry["configurations"]
-            case "start-up":
-                self.start_up_seconds = entry["seconds"]
-            case "retry":
-                self.outcomes.pop(entry["fingerprint"], None)
+            case Parallel():
+                self.parallel = record.configurations
+            case FirstPlaced():
+                self.start_up_seconds = record.seconds
+            case Retried():
+                self.outcomes.pop(record.fingerprint, None)

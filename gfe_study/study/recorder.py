@@ -17,7 +17,7 @@ from gfe_study import names
 from gfe_study.config import InputError, Trial, flatten, to_yaml
 from gfe_study.layout import number
 from gfe_study.provenance import package_versions
-from gfe_study.study.journal import FAILED, FINISHED, Outcome
+from gfe_study.study.journal import FAILED, FINISHED, Outcome, State
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import Finished
 from gfe_study.study.runner import CONTINUATION, FAILURE_FILE
@@ -95,7 +95,7 @@ class Recorder:
         if self.plan.journal.record_points(job.fingerprint, points):
             self._deliver(job)
 
-    def finished(self, job: Job, state: str = FINISHED, reason: str = "") -> None:
+    def finished(self, job: Job, state: State = FINISHED, reason: str = "") -> None:
         """A trial ended: at its budget, by diverging, or because it was stopped early."""
         self.plan.journal.record_outcome(job.fingerprint, Outcome(state, reason, run=self._run(job)))
         self._tidy(job)
