@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
+
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.study.events import (
