@@ -1,4 +1,4 @@
-"""Commands to type next: each can be pasted where the user is, with the program and the storage that are in use."""
+"""Suggested commands, ready to paste into the user's shell: they name the program and the storage in use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from gfe_study.tracking import DEFAULT_STORE, URI_VARIABLE
 
 PLAIN = re.compile(r"[\w.,:/@+-]+")
-"""What `make` passes on unchanged."""
+"""Text that `make` passes to the shell unchanged."""
 UNBROKEN = 10_000
-"""A width at which every command is one line."""
+"""A width at which every command fits on one line."""
 
 
 def program() -> str:
-    """How this command line is called from the working folder."""
+    """Return the text that calls this program from the working folder."""
     typed = Path(sys.argv[0])
     if typed.name == "__main__.py":
         return f"{_near(Path(sys.executable))} -m gfe_study"
@@ -27,13 +27,13 @@ def program() -> str:
 
 
 def in_checkout() -> bool:
-    """Whether the working folder is a checkout of this project, whose Makefile has a target for every command."""
+    """Return whether the working folder is a checkout of this project: its Makefile has a target per command."""
     makefile = Path("Makefile")
     return makefile.is_file() and "/gfe-study" in makefile.read_text(encoding="utf-8", errors="replace")
 
 
 def command(verb: str, label: str, storage: str) -> str:
-    """The command that does something with a study: by `make` in a checkout, else by this program."""
+    """Return the command that applies a verb to a study: `make` in a checkout, this program elsewhere."""
     if in_checkout() and PLAIN.fullmatch(label) and PLAIN.fullmatch(storage):
         return f"make {verb} SPACE={label}{f' STORAGE={storage}' if storage != 'results' else ''}"
     where = f" --storage {shlex.quote(storage)}" if storage != "results" else ""
@@ -41,7 +41,7 @@ def command(verb: str, label: str, storage: str) -> str:
 
 
 def mlflow_ui() -> str:
-    """The command that starts MLflow's UI on the store in use."""
+    """Return the command that starts MLflow's UI on the store in use."""
     if in_checkout():
         return "make ui"
     store = f'"${URI_VARIABLE}"' if os.environ.get(URI_VARIABLE) else DEFAULT_STORE
@@ -54,18 +54,18 @@ def _mlflow() -> str:
 
 
 def download_command(run_id: str, artifact: str) -> list[str]:
-    """The command that fetches a file of a run from the tracking store into the working folder."""
+    """Return the command that downloads a file of a run from the tracking store into the working folder."""
     words = [f"{_mlflow()} artifacts download", f"--run-id {run_id}", f"--artifact-path {artifact}", "--dst-path ."]
     return _broken(words, UNBROKEN)
 
 
 def train_command(decoder: Path, width: int = UNBROKEN) -> list[str]:
-    """The command that trains the trial of a decoder again."""
+    """Return the command that retrains the trial of a decoder."""
     return _broken([f"{program()} train", f"--config {_quoted(decoder)}"], width)
 
 
 def encode_command(decoder: Path, width: int = UNBROKEN) -> list[str]:
-    """The command that encodes images with a decoder."""
+    """Return the command that encodes images with a decoder."""
     return _broken(
         [f"{program()} encode", _quoted(decoder), "--images images.npy", "--out encoded.npz"],
         width,
@@ -77,13 +77,13 @@ def _quoted(path: Path) -> str:
 
 
 def _near(path: Path) -> str:
-    """A path relative to the working folder if it lies below it."""
-    absolute = Path.cwd() / path  # not resolved: a virtual environment's python is a link out of it
+    """Return a path relative to the working folder if the path lies below it."""
+    absolute = Path.cwd() / path  # not resolved: a virtual environment's python is a link to the system's
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
 
 
 def _broken(words: list[str], width: int) -> list[str]:
-    """A command on as many lines as the width asks for, each but the last ending in a backslash."""
+    """Break a command into lines that fit the width; every line but the last ends in a backslash."""
     lines = [f"  {words[0]}"]
     for word in words[1:]:
         if len(lines[-1]) + len(word) + 3 <= width:

@@ -1,4 +1,4 @@
-"""The command line: parsing and printing only. Commands of the density estimates: `density_cli`."""
+"""The command line: parsing and printing only. `density_cli` holds the commands for density estimates."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ app = typer.Typer(
 
 SpaceName = Annotated[
     str,
-    typer.Argument(help="A space of search_spaces/, or the path of a YAML file.", autocompletion=_space_names),
+    typer.Argument(help="Name of a search space, or path of a YAML file.", autocompletion=_space_names),
 ]
-Label = Annotated[str, typer.Argument(help="A study: the name it was swept under.", autocompletion=_study_names)]
+Label = Annotated[str, typer.Argument(help="Name of a study that was run before.", autocompletion=_study_names)]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A dotted key of the configuration, like solver.s_max=100."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key, like solver.s_max=100."),
 ]
 Storage = Annotated[
     str, typer.Option(help="Folder, or fsspec URL, for journals and checkpoints.", callback=os.path.expanduser)
 ]
-StudyLabel = Annotated[str | None, typer.Option("--study", help="Name of the study; the space's if not given.")]
-Trials = Annotated[int | None, typer.Option(help="Configurations to try, instead of the space's number.")]
-Seeds = Annotated[int | None, typer.Option(help="Seeds of every configuration, instead of the space's number.")]
-CpusPerTrial = Annotated[float | None, typer.Option(help="CPUs, and threads, of each trial.")]
-GpusPerTrial = Annotated[float | None, typer.Option(help="GPUs of each trial; a fraction shares one.")]
+StudyLabel = Annotated[str | None, typer.Option("--study", help="Name of the study; defaults to the space's name.")]
+Trials = Annotated[int | None, typer.Option(help="Configurations to try; overrides the space.")]
+Seeds = Annotated[int | None, typer.Option(help="Seeds per configuration; overrides the space.")]
+CpusPerTrial = Annotated[float | None, typer.Option(help="CPUs per trial; also its number of threads.")]
+GpusPerTrial = Annotated[float | None, typer.Option(help="GPUs per trial; trials share a GPU if this is a fraction.")]
 Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster, auto or HOST:PORT; else a Ray is started here.")
+    str | None, typer.Option(help="Ray cluster to use: auto or HOST:PORT. Starts a local one by default.")
 ]
-Quota = Annotated[float | None, typer.Option("--quota-gb", help="Stop when the study's folder takes more than this.")]
-NoReuse = Annotated[bool, typer.Option("--no-reuse", help="Run finished trials again, of this study and of others.")]
+Quota = Annotated[float | None, typer.Option("--quota-gb", help="Stop when the study's folder exceeds this size.")]
+NoReuse = Annotated[bool, typer.Option("--no-reuse", help="Run finished trials again; reuse no other study's trials.")]
 
 
 MAX_LABEL_BYTES = 100
-"""Of a study's name, which is a folder's name and part of longer ones."""
+"""Longest study name: file systems limit file names to 255 bytes, and the name becomes part of longer ones."""
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        say(console(), "interrupted; the same command continues")
+        say(console(), "interrupted; run the same command to continue")
         sys.exit(INTERRUPTED)
 
 
@@ -106,7 +106,7 @@ def _options(
 @app.command()
 def spaces(
     name: Annotated[
-        str | None, typer.Argument(help="Print this space as it is understood.", autocompletion=_space_names)
+        str | None, typer.Argument(help="Print this space with all defaults filled in.", autocompletion=_space_names)
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -141,11 +141,11 @@ def plan(
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = None,
     storage: Storage = "results",
-    probe: Annotated[bool, typer.Option(help="Time a few seconds of training to tell how long it takes.")] = True,
+    probe: Annotated[bool, typer.Option(help="Train for a few seconds to estimate the run time.")] = True,
     no_reuse: NoReuse = False,
     json_: Json = False,
 ) -> None:
-    """Print the trials that a sweep would run, and what it would take. Example: gfe-study plan amd --trials 20"""
+    """List the trials of a sweep and estimate its cost. Example: gfe-study plan amd --trials 20"""
     from gfe_study.console import plan_lines, plan_table
     from gfe_study.layout import show
     from gfe_study.study.driver import Options
@@ -189,14 +189,14 @@ def sweep(
 @app.command()
 def resume(
     label: Label,
-    cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs of each trial, if not as before.")] = None,
-    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of each trial, if not as before.")] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs per trial; defaults to the last run's.")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs per trial; defaults to the last run's.")] = None,
     address: Address = None,
     storage: Storage = "results",
     quota_gb: Quota = None,
     json_: Json = False,
 ) -> None:
-    """Continue an interrupted study with what it recorded. Example: gfe-study resume amd"""
+    """Continue an interrupted study with its recorded settings. Example: gfe-study resume amd"""
     from gfe_study.study.driver import Options
 
     journal = _journal(label, storage)
@@ -216,8 +216,8 @@ def _journal(label: str, storage: str) -> Any:
     journal = Journal.read(study_folder(storage, label), remote_folder(storage, label))
     if journal.study is None:
         there = studies_of(storage)
-        allowed = f"allowed: {', '.join(there)}" if there else "there is none yet; start one with gfe-study sweep"
-        raise InputError(f"study {label!r} is unknown in {storage}; {allowed}")
+        allowed = f"available: {', '.join(there)}" if there else "it holds no study yet; start one with gfe-study sweep"
+        raise InputError(f"unknown study {label!r} in {storage}; {allowed}")
     return journal
 
 
@@ -244,12 +244,12 @@ def _run(study: Study, label: str, options: Any, json_: bool) -> None:
 @app.command()
 def status(
     label: Annotated[
-        str | None, typer.Argument(help="A study; all of them if not given.", autocompletion=_study_names)
+        str | None, typer.Argument(help="Name of a study; defaults to all studies.", autocompletion=_study_names)
     ] = None,
     storage: Storage = "results",
     json_: Json = False,
 ) -> None:
-    """Trials by state, the best so far, failures with reasons. Example: gfe-study status amd"""
+    """Count trials by state; show the best one and the failures. Example: gfe-study status amd"""
     from gfe_study.study.status import state_of
     from gfe_study.study.storage import studies_of
 
@@ -260,9 +260,9 @@ def status(
         return
     shown = output()
     if not states:
-        say(shown, f"no study in {storage} yet; start one with gfe-study sweep")
+        say(shown, f"{storage} holds no study yet; start one with gfe-study sweep")
     for name, state in states.items():
-        counts = ", ".join(f"{count} {kind}" for kind, count in state["trials"].items()) or "no trial yet"
+        counts = ", ".join(f"{count} {kind}" for kind, count in state["trials"].items()) or "no trials yet"
         best = state["best"]
         ahead = f"; best {best['metric']} {best['value']:.4f} ({best['fingerprint']})" if best else ""
         say(shown, f"{name}: {counts}{ahead}")
@@ -272,9 +272,9 @@ def status(
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Option(help="A trial: its trial.yaml, or its best.pt.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The trial.yaml or best.pt of a trial.")] = None,
     sets: Sets = None,
-    cpus: Annotated[int, typer.Option(help="Threads; 1, as in a sweep, repeats a sweep's numbers.")] = 1,
+    cpus: Annotated[int, typer.Option(help="Number of threads; 1 reproduces the numbers of a sweep.")] = 1,
     storage: Storage = "results",
     json_: Json = False,
 ) -> None:
@@ -312,7 +312,7 @@ def encode(
     sets: Sets = None,
     json_: Json = False,
 ) -> None:
-    """Encode your own images. Example: gfe-study encode best.pt --images mine.npy --out encoded.npz"""
+    """Encode your own images with a decoder. Example: gfe-study encode best.pt --images mine.npy --out encoded.npz"""
     from gfe_study.study.encoding import encode_file
 
     mean = encode_file(checkpoint, images, out, parse_assignments(sets or []))
@@ -328,8 +328,8 @@ def report(
     storage: Storage = "results",
     json_: Json = False,
 ) -> None:
-    """The study's page, figures and tables, from the tracking store. Example: gfe-study report amd"""
-    with console().status(f"reading and drawing {label} …"):  # says nothing where it is no terminal
+    """Write a study's report, figures and tables from the tracking store. Example: gfe-study report amd"""
+    with console().status(f"reading and drawing {label} …"):  # silent unless it is a terminal
         from gfe_study.analysis.load import Store
         from gfe_study.analysis.report import write_report
 
@@ -342,11 +342,11 @@ def report(
 
 @app.command()
 def doctor(
-    fix: Annotated[bool, typer.Option("--fix", help="Close runs that nobody is writing to.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Close runs that no process is writing to.")] = False,
     storage: Storage = "results",
     json_: Json = False,
 ) -> None:
-    """Check versions, devices, data, the store and orphaned runs. Example: gfe-study doctor --fix"""
+    """Check versions, devices, data, the store, and orphaned runs. Example: gfe-study doctor --fix"""
     from gfe_study.study.doctor import examine
 
     findings = examine(storage, fix=fix)

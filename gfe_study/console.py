@@ -1,4 +1,4 @@
-"""What a person sees of a study on the terminal. Everything goes to standard error; results go to standard output."""
+"""The view of a study on the terminal. Everything here goes to standard error; results go to standard output."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LINE_INTERVAL_S = 10.0
 NUM_BEST_SHOWN = 5
 BAR_WIDTH = 12
 MIN_WIDTH_OF_BAR = 95
-ORPHANED = "{} earlier trials belong to another version of this study: they are kept, and not used"
+ORPHANED = "{} earlier trials belong to another version of this study: they are kept but not used"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as `1:05` or `2:03:04`."""
+    """Format seconds as `1:05` or `2:03:04`."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -43,7 +43,7 @@ def duration(seconds: float | None) -> str:
 
 
 class StudyView:
-    """Follows a study: a live line on a terminal, a new line every ten seconds elsewhere."""
+    """Shows the progress of a study: a live line on a terminal, a new line every ten seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -100,7 +100,7 @@ class StudyView:
             self._printed_at, self._printed = time.monotonic(), counts
 
     def _line(self) -> str:
-        """Where the study is now; the clock runs on between reports."""
+        """Return the progress line; its clock keeps running between snapshots."""
         if self._snapshot is None:
             return ""
         at, seen = self._snapshot
@@ -123,7 +123,7 @@ class StudyView:
 
 
 def shape(study: Study) -> str:
-    """`4 arms × 12 trials × 3 seeds of 5,760 images, preset paper`."""
+    """Summarise a study: `4 arms × 12 trials × 3 seeds of 5,760 images, preset paper`."""
     counts = [study.configurations(arm) for arm in study.arms]
     parts = [_count(len(counts), "arm")] if study.scientific is not None else []
     if study.nuisance or not parts:
@@ -142,7 +142,7 @@ def shape(study: Study) -> str:
     if study.then is not None:
         images = study.then.budget.images
         more = f" of {images:,} images" if images is not None else ""
-        text += f"; then the best {study.then.best} of each × {study.then.seeds} seeds{more}"
+        text += f"; then the best {study.then.best} of each arm × {study.then.seeds} seeds{more}"
     return text
 
 
@@ -151,7 +151,7 @@ def _count(number: int, what: str) -> str:
 
 
 def plan_table(study: Study, expected: Forecast) -> Listing:
-    """The trials of a plan, one a row."""
+    """Return the trials of a plan, one per row."""
     keys = [Column(key, detail=True) for key in study.nuisance]
     columns = [Column("arm", left=True), Column("#"), Column("state", left=True), *keys, Column("seed")]
     table = Listing("", [*columns, Column("fingerprint", left=True)])
@@ -163,18 +163,18 @@ def plan_table(study: Study, expected: Forecast) -> Listing:
 
 
 def plan_lines(study: Study, expected: Forecast) -> list[str]:
-    """What a plan comes to: trials, skipped cells, images, time, disk and memory."""
+    """Summarise a plan: trials, skipped cells, images, time, disk and memory."""
     lines = [f"skipped: {hole.name}: {hole.reason}" for hole in expected.holes]
     if expected.later:
-        chooser = f"suggested by {study.sampler}" if study.then is None else "chosen by the search and for `then`"
-        lines.append(f"and {expected.later} more, {chooser} from the results of these")
+        chooser = f"suggested by {study.sampler}" if study.then is None else "chosen by the search and by `then`"
+        lines.append(f"and {expected.later} more trials, {chooser} from the results of these")
     if expected.orphaned:
         lines.append(ORPHANED.format(expected.orphaned))
     reused = f", {expected.taken_over} reused from other studies" if expected.taken_over else ""
-    to_go = f"; {expected.images:,} training images to go" if expected.images is not None else ""
+    to_go = f"; {expected.images:,} training images remain" if expected.images is not None else ""
     lines.append(f"{expected.total} trials, {expected.done} done{reused}{to_go}")
     if expected.seconds is None:
-        lines.append("time: unknown until a trial has finished (or without --no-probe)")
+        lines.append("time: unknown until a trial has finished; omit --no-probe for an estimate")
     else:
         source = f", estimated from {expected.told_from}" if expected.seconds else ""
         lines.append(
@@ -188,11 +188,11 @@ def plan_lines(study: Study, expected: Forecast) -> list[str]:
 
 
 EVALUATIONS = "evaluations"
-"""Heading of `encode_evaluations`: what a solver's `max_nfe` caps, so the two can be compared."""
+"""Heading of `encode_evaluations`, the quantity that a solver's `max_nfe` limits."""
 
 
 def best_table(plan: Plan) -> Listing:
-    """The best trials of a study: final metrics, and the values of what was searched."""
+    """Return the best trials of a study with their final metrics and searched values."""
     chosen = ranked(plan)
     stage = max((job.stage for job, _ in chosen), default=0)  # stages may have different budgets
     rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in chosen if job.stage == stage]
@@ -220,7 +220,7 @@ def _metric(name: str, value: float | None) -> str:
 
 
 def best_lines(plan: Plan, width: int) -> list[str]:
-    """What the best trial is: its results, its settings, and the commands that train it and encode with it."""
+    """Describe the best trial: its results, its settings, and the commands that train it and encode with it."""
     chosen = ranked(plan)
     stage = max((job.stage for job, _ in chosen), default=0)
     best = next((job for job, _ in chosen if job.stage == stage), None)
@@ -239,7 +239,7 @@ def best_lines(plan: Plan, width: int) -> list[str]:
 
 
 def verdict_table(verdict: Verdict) -> Listing:
-    """Arms against their references: means, paired differences with their intervals, costs, and the verdict."""
+    """Compare arms with their references: means, paired differences with intervals, costs, and the verdict."""
     percent = f"{100 * verdict.confidence:g} %"
     unit = "nats per pixel" if verdict.metric.endswith("_loss") else "nats"
     title = (
@@ -281,7 +281,7 @@ def verdict_table(verdict: Verdict) -> Listing:
 
 
 def front_table(plan: Plan) -> Listing | None:
-    """The Pareto front of a search with two objectives; None for other studies."""
+    """Return the Pareto front of a search with two objectives; None for other studies."""
     against = plan.study.metric.against
     if against is None:
         return None
@@ -296,7 +296,7 @@ def front_table(plan: Plan) -> Listing | None:
 
 
 def closing(outcome: Outcome, label: str, storage: str, console: Console) -> None:
-    """The end of a sweep: verdict, best trials, what went wrong, and what to type next."""
+    """Print the end of a sweep: the verdict, the best trials, the problems, and the next commands."""
     plan = outcome.plan
     if plan.finished():
         judged, pareto_front = verdict(plan), front_table(plan)
@@ -335,11 +335,13 @@ def _last_lines(outcome: Outcome) -> list[str]:
     for study, count in outcome.taken_over.items():
         lines.append(f"{count} of them were reused from study {study}: same configuration, seed, data and code")
     if outcome.damaged:
-        lines.append(f"{len(outcome.damaged)} damaged checkpoints, named above; their trials continued from earlier")
+        lines.append(
+            f"{len(outcome.damaged)} damaged checkpoints, named above; their trials continued from earlier ones"
+        )
     if outcome.stopped:
         lines.append(f"stopped: {outcome.stopped}")
     if not outcome.delivered:
-        lines.append("the tracking store is not complete yet; resuming the study delivers the rest")
+        lines.append("the tracking store is incomplete; resume the study to deliver the rest")
     if outcome.slots and outcome.seconds.get("trials"):
         seconds = outcome.seconds
         lines.append(

@@ -1,4 +1,4 @@
-"""Text that fits the terminal: tables that never cut a number, lines that break between words."""
+"""Text layout for the terminal: tables never truncate a number, and lines break between words."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Column:
     """A column of a `Listing`.
 
     Attributes:
-        header: its heading.
-        left: whether cells are aligned to the left, as text is; numbers are aligned to the right.
-        detail: whether it moves to a line of its own, below the row, where the table is too wide.
-        prefix: what precedes a value outside the column, where no heading explains it; the heading by default.
+        header: heading of the column.
+        left: whether cells are left-aligned, as for text; numbers are right-aligned.
+        detail: whether the column moves to a separate line below the row if the table is too wide.
+        prefix: label of a value that is shown outside its column; defaults to the heading.
     """
 
     header: str
@@ -32,16 +32,16 @@ class Column:
     prefix: str | None = None
 
     def labelled(self, value: str) -> str:
-        """A value that can be read without its heading."""
+        """Return a value with the label that replaces its heading."""
         return f"{self.header if self.prefix is None else self.prefix} {value}".strip()
 
 
 @dataclass
 class Listing:
-    """A table that is laid out for the width at hand.
+    """A table that adapts to the available width.
 
-    One line a row if that fits; else two, the details below; else every row is stacked. Columns without any value
-    are omitted.
+    Each row takes one line if it fits, otherwise two with the details below, otherwise one line per column.
+    Columns without values are omitted.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Listing:
     rows: list[Sequence[str]] = field(default_factory=list)
 
     def lines(self, width: int) -> list[Text]:
-        """The table as lines of at most `width` cells; only a single word that is longer exceeds it."""
+        """Return the table as lines of at most `width` cells; only a single longer word exceeds the width."""
         used = [place for place in range(len(self.columns)) if any(row[place] for row in self.rows)]
         title = [Text(line, style="italic") for line in wrapped(self.title, width)]
         main = [place for place in used if not self.columns[place].detail]
@@ -67,7 +67,7 @@ class Listing:
         return title + body
 
     def _grid(self, places: Sequence[int], width: int) -> list[Text] | None:
-        """Heading and rows, one line each; None if they are wider than `width`."""
+        """Return the heading and the rows, one line each; None if they are wider than `width`."""
         table = [[self.columns[place].header for place in places], *([row[at] for at in places] for row in self.rows)]
         widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
         lines = []
@@ -83,20 +83,20 @@ class Listing:
 
     @staticmethod
     def _items(items: Sequence[str], width: int) -> list[Text]:
-        # An item that fits on a line is not broken: a label stays with its number.
+        # Items that fit on a line are kept whole, so that a label stays with its number.
         kept = [item.replace(" ", NO_BREAK) if cell_len(item) <= width - len(GAP) else item for item in items]
         return [Text(line.replace(NO_BREAK, " ")) for line in wrapped("; ".join(kept), width, GAP, GAP)]
 
 
 def wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
-    """Lines of at most `width` letters, broken between words; links and paths, which are one word, stay whole."""
+    """Wrap text between words into lines of at most `width` characters; links and paths are never broken."""
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A parameter or metric, rounded to significant digits; without an exponent from 0.0001 to 10 million."""
+    """Round a value to significant digits; values from 0.0001 to 10 million are written without an exponent."""
     if not isinstance(value, float):
         return str(value)
     text = f"{value:.{digits}g}"
@@ -110,7 +110,7 @@ def show(console: Console, listing: Listing) -> None:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a sentence: broken between words on a terminal, one line elsewhere."""
+    """Print a sentence: wrapped on a terminal, on one line elsewhere."""
     lines = wrapped(text, console.width, rest=GAP) if console.is_terminal else [text]
     for line in lines or [""]:
         console.print(Text(line, style=style), soft_wrap=True)

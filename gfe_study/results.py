@@ -1,4 +1,4 @@
-"""What a study has come to: ranking, verdict, Pareto front, signs of a bad sweep; all as data."""
+"""Results of a study as data: the ranking, the verdict, the Pareto front, and signs of a bad sweep."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from gfe_study.study.sweep import Outcome
 
 
 def ranked(plan: Plan) -> list[tuple[Job, float]]:
-    """Finished trials, best first."""
+    """Return the finished trials, best first."""
     valued = [(job, value) for job in plan.finished() if (value := plan.value(job)) is not None]
     return sorted(valued, key=lambda pair: pair[1], reverse=plan.study.metric.mode == "max")
 
 
 def verdict(plan: Plan) -> Verdict | None:
-    """The comparison of a study's arms at its last stage that has results; None if it compares nothing."""
+    """Compare a study's arms at the last stage with results; return None if the study compares nothing."""
     return verdict_of(plan.study, trials_frame(plan), curves_frame(plan))
 
 
 def signs(plan: Plan) -> list[Diagnostic]:
-    """Signs that the study was a bad one, from its first stage, once that is over."""
+    """Return signs of a bad search, found in the first stage; empty until that stage is over."""
     return signs_of(plan.study, trials_frame(plan)) if plan.stage_over(0) else []
 
 
 def front(plan: Plan) -> list[tuple[Job, float, float]]:
-    """The configurations of each arm that no other of it beats in both objectives."""
+    """Return each arm's Pareto-optimal configurations: no other one of the arm beats them in both objectives."""
     found = []
     for arm in plan.study.arms:
         valued = objectives(plan, arm.name)
@@ -41,7 +41,7 @@ def front(plan: Plan) -> list[tuple[Job, float, float]]:
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
-    """A sweep's end as plain data."""
+    """Return the result of a sweep as plain data."""
     plan = outcome.plan
     best = [
         {"fingerprint": job.fingerprint, "arm": job.arm, "params": job.params, "value": value}
@@ -60,7 +60,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "problems": [
             *outcome.damaged,
             *([outcome.stopped] if outcome.stopped else []),
-            *(f"arm {arm!r}: fewer configurations than asked for" for arm in plan.short),
+            *(f"arm {arm!r}: fewer configurations exist than requested" for arm in plan.short),
         ],
         "slots": outcome.slots,
         "seconds": outcome.seconds,

@@ -1,4 +1,4 @@
-"""Shared by every command: exit codes, where lines go, machine-readable output, progress."""
+"""Shared by every command: exit codes, standard output and standard error, JSON output, progress bars."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from gfe_study.layout import say
 WIDTH_OF_FILES = 200
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to standard output.")]
 
 
 def fail(text: str) -> None:
-    """Print one line to standard error, and exit with code 2."""
+    """Print a one-line error to standard error and exit with code 2."""
     say(console(), f"error: {' '.join(text.split())}")
     sys.exit(BAD_INPUT)
 
 
 def console() -> Console:
-    """Standard error; wide if it is not a terminal, so that lines stay whole."""
+    """Return a console for standard error; it is wide if that is not a terminal, so that lines stay whole."""
     shown = Console(stderr=True)
     return shown if shown.is_terminal else Console(stderr=True, width=WIDTH_OF_FILES)
 
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON to standard output; NaN and infinity, which JSON lacks, become null."""
+    """Print one line of JSON to standard output; NaN and infinity become null because JSON lacks them."""
 
     def finite(item: Any) -> Any:
         if isinstance(item, dict):
@@ -46,13 +46,13 @@ def print_json(value: Any) -> None:
 
 
 def output() -> Console:
-    """Standard output, for tables; wide if it is not a terminal."""
+    """Return a console for tables on standard output; it is wide if that is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_FILES)
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar if standard error is a terminal; yields a function that advances it by one."""
+    """Show a progress bar if standard error is a terminal; yield a function that advances it by one."""
     from rich.progress import Progress
 
     shown = console()

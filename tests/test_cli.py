@@ -90,8 +90,8 @@ def test_a_bad_space_is_one_line(run: Run, tmp_path: Path, changes: dict[str, ob
         (["sweep", "smoke", "--study", "a/b"], ["--study", "'a/b'"]),
         (["sweep", "smoke", "--study", "n" * 300], ["--study", "at most 100 bytes"]),
         (["sweep", "smoke", "--study", "a\x07b"], ["--study", "'a\\x07b'", "control characters"]),
-        (["resume", "smoke"], ["'smoke' is unknown", "gfe-study sweep"]),
-        (["status", "smoke"], ["'smoke' is unknown"]),
+        (["resume", "smoke"], ["unknown study 'smoke'", "gfe-study sweep"]),
+        (["status", "smoke"], ["unknown study 'smoke'"]),
         (["train", "--config", "none.yaml"], ["none.yaml"]),
         (["train", "--config", "none.pt"], ["none.pt", "no such file", "best.pt"]),
         (["train", "--set", "seed=-1"], ["seed", "-1"]),
@@ -109,7 +109,7 @@ def test_a_tilde_is_the_home_folder(run: Run, tmp_path: Path, monkeypatch: pytes
     """A shell leaves the tilde of `--storage='~/x'` alone."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     _, out, _ = run("status", "--storage", "~/x")
-    assert f"no study in {tmp_path / 'home' / 'x'} yet" in out
+    assert f"{tmp_path / 'home' / 'x'} holds no study yet" in out
 
 
 def test_missing_data_says_where_it_looked_before_any_trial(
