@@ -1,16 +1,16 @@
-"""Names of metrics, tags and artifacts: the only place they are spelled.
+"""Names of metrics, tags and artifacts; no other module spells them out.
 
-Losses are means over test (or validation, or training) images of the cross-entropy per pixel, in nats.
+A loss is the cross-entropy per pixel, in nats, averaged over the test, validation or training images.
 """
 
 from typing import Final
 
-# Metrics: the same under MLflow, Ray and `--json`. The MLflow step of every one is `images_seen`.
+# Metrics have the same names in MLflow, Ray and `--json`. The MLflow step of every metric is `images_seen`.
 IMAGES_SEEN: Final = "images_seen"
 IMAGES_USED: Final = "images_used"
-"""Training images counted once for every weight update they took part in; `images_seen` counts them once."""
+"""Training images, counted once per weight update that used them; `images_seen` counts them once per batch."""
 UNIQUE_IMAGES: Final = "unique_images"
-"""Different training images seen: `images_seen` until the training set is exhausted, its size from then on."""
+"""Distinct training images seen: `images_seen` during the first epoch, the size of the training set after it."""
 TRAIN_LOSS: Final = "train_loss"
 VAL_LOSS: Final = "val_loss"
 TEST_LOSS: Final = "test_loss"
@@ -23,30 +23,30 @@ NFE_BACKWARD: Final = "nfe_backward"
 ENCODE_NFE: Final = "encode_nfe"
 """Decoder evaluations and pullbacks spent on encoding, per test image."""
 ENCODE_EVALUATIONS: Final = "encode_evaluations"
-"""Decoder evaluations spent on encoding, per test image, pullbacks not counted: what a solver's `max_nfe` caps."""
+"""Decoder evaluations spent on encoding, per test image, without pullbacks; a solver's `max_nfe` limits these."""
 TRAIN_SECONDS: Final = "train_seconds"
-"""Seconds spent in training updates since the start of the trial, evaluation excluded."""
+"""Seconds spent in training updates since the start of the trial, without evaluation."""
 ENCODE_SECONDS: Final = "encode_seconds"
-"""Seconds it took to encode and decode the test images at this evaluation."""
+"""Seconds spent encoding and decoding the test images in this evaluation."""
 EVAL_SECONDS: Final = "eval_seconds"
 """Seconds spent in evaluation since the start of the trial."""
 LATENT_ENTROPY: Final = "latent_entropy"
-"""Of the whitened latents of the test images, nats, by a kernel density estimate."""
+"""Entropy of the whitened latents of the test images in nats, by a kernel density estimate."""
 NORMAL_ENTROPY: Final = "normal_entropy"
-"""The same of as many samples of a standard normal."""
+"""The same estimate for an equal number of samples of a standard normal."""
 ENTROPY_GAP: Final = "entropy_gap"
-"""`normal_entropy` − `latent_entropy`: 0 of latents that fill the standard normal."""
+"""`normal_entropy` − `latent_entropy`; 0 if the latents are distributed as a standard normal."""
 RECONSTRUCTION_AUROC: Final = "reconstruction_auroc"
-"""Of telling test images of the held-out class by their reconstruction error alone."""
+"""AUROC of detecting test images of the held-out class by their reconstruction error alone."""
 NOVELTY_AUROC: Final = "novelty_auroc"
-"""Of telling test images of the held-out class by their negative log-probability."""
+"""AUROC of detecting test images of the held-out class by their negative log-probability."""
 FID: Final = "fid"
-"""Fréchet distance of decoded samples from test images in the Inception network's features."""
+"""Fréchet distance between decoded samples and test images in the features of the Inception network."""
 OPTIMISER_STEPS: Final = "optimiser_steps"
 DIVERGED: Final = "diverged"
 
 COUNTS: Final = (IMAGES_SEEN, IMAGES_USED, UNIQUE_IMAGES, OPTIMISER_STEPS, DIVERGED)
-"""Metrics that are whole numbers."""
+"""Metrics with integer values."""
 
 # Tags of a trial's MLflow run.
 FINGERPRINT: Final = "fingerprint"
@@ -66,20 +66,20 @@ GIT_COMMIT: Final = "git_commit"
 GIT_DIRTY: Final = "git_dirty"
 DEVICE: Final = "device"
 GPUS: Final = "gpus"
-"""Ids of the GPUs that Ray granted, if any."""
+"""Ids of the GPUs that Ray assigned, if any."""
 HOST: Final = "host"
 FAILURE: Final = "failure"
 STOPPED_EARLY: Final = "stopped_early"
 REUSED_FROM: Final = "reused_from"
-"""The study that ran this trial, where it was not this one."""
+"""The study that ran this trial, if another study did."""
 STAGE: Final = "stage"
 NUMBER: Final = "number"
-"""Of the configuration, in the order in which its arm's were asked."""
+"""Number of the configuration within its arm, in the order in which they were suggested."""
 SHARED_BY: Final = "shared_by"
-"""JSON list of [stage, arm, number]: the configurations that a trial belongs to, where they are several."""
+"""JSON list of [stage, arm, number]: the configurations that a trial belongs to, if there are several."""
 VERSIONS: Final = "versions"
 DECODER: Final = "decoder"
-"""Whether `KEPT_FILES` are among the run's artifacts: `kept`, or `removed` since others of its arm are better."""
+"""Whether the run's artifacts include `KEPT_FILES`: `kept`, or `removed` if other trials of its arm are better."""
 BEST_FINGERPRINT: Final = "best_fingerprint"
 BEST_VALUE: Final = "best_value"
 ROLE: Final = "role"
@@ -87,25 +87,25 @@ ROLE_STUDY: Final = "study"
 ROLE_TRIAL: Final = "trial"
 ROLE_SUPERSEDED: Final = "superseded trial"
 
-# Files of a trial, and its MLflow artifacts.
+# Files of a trial, which are also its MLflow artifacts.
 TRIALS_FOLDER: Final = "trials"
-"""Of a study's folder: holds one folder per trial, named by its fingerprint."""
+"""Subfolder of a study's folder; it holds one folder per trial, named by the trial's fingerprint."""
 TRIAL_FILE: Final = "trial.yaml"
 BEST_CHECKPOINT: Final = "best.pt"
 CHECKPOINT: Final = "checkpoint.pt"
 PREVIOUS_CHECKPOINT: Final = "checkpoint.previous.pt"
 RECONSTRUCTION: Final = "reconstruction.png"
 SNAPSHOTS: Final = "snapshots.npz"
-"""Latents, reconstructions and flows of test images at a few moments of training."""
+"""Latents, reconstructions and flows of test images at several points of training."""
 KEPT_FILES: Final = (BEST_CHECKPOINT, SNAPSHOTS)
-"""Kept of the best trials only."""
+"""Files that are kept for the best trials only."""
 
 
 def classifier_distance(dataset: str, kind: str = "") -> str:
-    """Fréchet distance of decoded samples from test images in the features of this project's classifier.
+    """Name the metric: the Fréchet distance between decoded samples and test images in a classifier's features.
 
     Args:
-        dataset: whose classifier it is.
-        kind: of other images than samples: `reconstruction`, or `floor` for validation images.
+        dataset: the dataset that this project's classifier was trained on.
+        kind: images to use instead of samples: `reconstruction`, or `floor` for validation images.
     """
     return f"fd_{dataset}_classifier" + (f"_{kind}" if kind else "")

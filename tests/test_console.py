@@ -23,7 +23,7 @@ TEXTS = [
     "equivalent to amd within 0.003",
     "better than amd",
     "no interval: one seed",
-    "not comparable with amd: no seed that ended, or no point within the budget, of both",
+    "not comparable with amd: no seed of both has finished, or has a point within the budget",
 ]
 
 

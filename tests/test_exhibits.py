@@ -404,7 +404,7 @@ def test_a_report_goes_without_the_losses_that_are_not_there(tmp_path: Path) -> 
     points = [{names.IMAGES_SEEN: 480.0, names.TRAIN_LOSS: 0.4}]
     of = evidence(tmp_path, [run("a", "gfe", "digits", 0, points, entropy_floor="")], DECLARED)
     page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
-    assert "no seed ended" in page or "no trial has a result" in page
+    assert "no seed finished" in page or "no trial has a result" in page
     assert "nan" not in re.sub("<style>.*</style>", "", page, flags=re.DOTALL).lower()
 
 

@@ -180,7 +180,7 @@ def test_seeds_on_one_side_only_are_left_out_and_named() -> None:
     verdict = judged(two_arms()[:-1])
     assert verdict.rows[1].paired is not None
     assert verdict.rows[1].paired.count == 4
-    assert any("seeds 4 are there on one side only" in text for text in verdict.warnings)
+    assert any("seeds 4 exist for one of them only" in text for text in verdict.warnings)
 
 
 def test_doubt_by_the_number_of_comparisons_is_said() -> None:

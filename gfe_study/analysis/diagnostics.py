@@ -1,4 +1,4 @@
-"""Signs that a sweep was bad: a search at the edge of its ranges, noise taken for a result, trials that blew up."""
+"""Signs of a bad sweep: a best value at the edge of its range, noise mistaken for a result, diverged trials."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gfe_study.config import Range
 Kind = Literal["boundary", "flat", "noise", "diverged", "few"]
 
 EDGE = 0.05
-"""Share of a range's width that counts as its end."""
+"""Share of a range's width, at either end, that counts as its boundary."""
 FLAT = 0.005
-"""What the best configuration must gain on the median one, relative to it, where no repeats tell the noise."""
+"""Least relative gain of the best configuration over the median one, if no repeated seeds measure the noise."""
 BLOWN_UP = 0.1
-"""Share of trials that may not diverge or fail."""
+"""Share of diverged and failed trials that counts as a sign."""
 MOSTLY = 0.75
-"""Share of the diverged and failed trials that must lie in one place to be put down to it."""
+"""Least share of the diverged and failed trials in one place for it to count as their cause."""
 CHANCE = 0.05
-"""Level, shared among the places looked at, of the test that they do not lie there by chance."""
-FEWEST_SEEDS = 3
-_FEWEST_RANKED = 3
+"""Significance level of the test that they lie there by chance, corrected for the number of places tested."""
+MIN_SEEDS = 3
+_MIN_RANKED = 3
 
 Seen = tuple[str, str]
 """A finding and its remedy."""
@@ -36,12 +36,12 @@ Seen = tuple[str, str]
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One sign.
+    """One sign of a bad sweep.
 
     Attributes:
         kind: which sign; see `diagnose`.
-        arm: the arm it was seen in; None if it concerns the study, or there are no arms.
-        finding: what was seen, with the figures; the arm is not repeated in it.
+        arm: the arm that shows the sign; None if it concerns the whole study or there are no arms.
+        finding: the observation with its figures, without the name of the arm.
         remedy: what to do about it.
     """
 
@@ -60,14 +60,14 @@ class Diagnostic:
 
 @dataclass(frozen=True)
 class Note:
-    """One cause, wherever it was seen: a sentence, and what differs between the arms, one line each."""
+    """One cause as a sentence, and one line per arm if the findings differ."""
 
     text: str
     details: tuple[str, ...] = ()
 
 
 def notes(signs: Sequence[Diagnostic]) -> list[Note]:
-    """Signs as a reader wants them: one note per cause, with the arms that share it."""
+    """Group signs into one note per cause, with the arms that share it."""
     causes: dict[tuple[Kind, str], list[Diagnostic]] = {}
     for sign in signs:
         causes.setdefault((sign.kind, sign.remedy), []).append(sign)
@@ -83,40 +83,40 @@ def notes(signs: Sequence[Diagnostic]) -> list[Note]:
 
 
 def _named(arms: Sequence[str]) -> str:
-    """`arm 'amd'`, or `3 arms (amd; euler; rk4)`."""
+    """Name arms: `arm 'amd'`, or `3 arms (amd; euler; rk4)`."""
     return f"arm {arms[0]!r}" if len(arms) == 1 else f"{len(arms)} arms ({'; '.join(arms)})"
 
 
 def diagnose(
     trials: pd.DataFrame, ranges: Mapping[str, Range], mode: Mode = "min", *, arms_compared: bool
 ) -> list[Diagnostic]:
-    """What speaks against the results of a sweep; empty if nothing does.
+    """Return the signs that the results of a sweep are unreliable; empty if there are none.
 
-    A trial is finished if its value is finite and it neither diverged nor failed, a configuration if all its trials
-    are. The best configuration of an arm is, of the finished ones with the most seeds, that with the best mean over
-    them. Per arm:
+    A trial is finished if its value is finite and it neither diverged nor failed; a configuration is finished if all
+    its trials are. The best configuration of an arm is the one with the best mean among the finished configurations
+    with the most seeds. Signs within an arm:
 
-    - "boundary": the best configuration has a value within `EDGE` of an end of its range, on the range's own scale;
-      an integer, at the end itself.
-    - "flat": the best configuration is ahead of the median one by less than the noise of the seeds (the pooled s.d.
-      within configurations) or, with one seed each, by less than `FLAT` of it.
-    - "diverged": `BLOWN_UP` or more of the trials that ended diverged or failed. They are put down to half of a
-      range, or to a choice, that holds `MOSTLY` of them and is more common among them than among the finished trials
-      (Mann-Whitney test of a range, Fisher's of a choice, Bonferroni over the keys).
-    - "few": fewer finished configurations than 3 per searched key + 4, unless the space has no more.
+    - "boundary": a value of the best configuration lies within `EDGE` of an end of its range, on the range's own
+      scale; an integer lies at the end itself.
+    - "flat": the best configuration beats the median one by less than the noise of the seeds (the pooled s.d. within
+      configurations) or, with one seed each, by less than `FLAT` of it.
+    - "diverged": at least `BLOWN_UP` of the ended trials diverged or failed. They are attributed to half of a range,
+      or to a choice, if that holds `MOSTLY` of them and is more common among them than among the finished trials
+      (Mann-Whitney test for a range, Fisher's test for a choice, Bonferroni correction over the keys).
+    - "few": the arm has fewer than 3 finished configurations per searched key, plus 4, unless its space is smaller.
 
-    Of arms that are compared, by their best configurations:
+    Signs between the best configurations of arms that are compared:
 
     - "noise": the s.d. of the differences paired by seed, pooled over the pairs of arms, exceeds the largest
       difference of two arms' means.
-    - "few": fewer than `FEWEST_SEEDS` seeds.
+    - "few": an arm has fewer than `MIN_SEEDS` seeds.
 
     Args:
-        trials: one row per trial; columns `arm`, `number` (of the configuration), `seed`, `value` (the metric at the
-            end, NaN if there is none), `diverged`, `failed`, and one per searched key, NaN where it is not searched.
-        ranges: what every searched key was drawn from.
+        trials: one row per trial; columns `arm`, `number` (of the configuration), `seed`, `value` (the final metric,
+            NaN if there is none), `diverged`, `failed`, and one per searched key, NaN where it is not searched.
+        ranges: the range of every searched key.
         mode: whether lower or higher values are better.
-        arms_compared: whether the arms are the question, and not mere labels.
+        arms_compared: whether the study compares its arms; if not, they are only labels.
     """
     if not len(trials):
         return []
@@ -130,7 +130,7 @@ def diagnose(
         searched = {key: drawn for key, drawn in ranges.items() if key in arm and arm[key].notna().any()}
         complete = arm[arm.groupby("number")["finished"].transform("all")]
         means = complete.groupby("number")["value"].agg(["mean", "size"])
-        # A mean over fewer seeds is the likelier to be first by luck.
+        # A mean over fewer seeds is more likely to rank first by luck.
         first = means.sort_values(["size", "mean"], ascending=[False, mode == "min"]).index[:1]
         winner = best[name or "no arm"] = complete[complete["number"].isin(first)]
         own: dict[Kind, Iterator[Seen]] = {
@@ -147,7 +147,7 @@ def diagnose(
 
 
 def _position(drawn: Range, value: float) -> float:
-    """Where a number lies in its range, on the range's own scale: 0 at the low end, 1 at the high one."""
+    """Return the position of a number in its range, on the range's own scale: 0 at the low end, 1 at the high end."""
     low, high = (float(end) for end in drawn.values)
     value = min(max(value, low), high)
     if drawn.kind in ("loguniform", "logint"):
@@ -176,19 +176,19 @@ def _boundary(best: pd.Series[Any], searched: Mapping[str, Range]) -> Iterator[S
 def _flat(complete: pd.DataFrame, mode: Mode) -> Iterator[Seen]:
     configurations = complete.groupby("number")["value"]
     means = configurations.mean()
-    if len(means) < _FEWEST_RANKED:
+    if len(means) < _MIN_RANKED:
         return
     best, median = float(means.min() if mode == "min" else means.max()), float(means.median())
     spread = abs(best - median)
     repeats = len(complete) - len(means)
     if repeats:
         noise = math.sqrt(float(((complete["value"] - configurations.transform("mean")) ** 2).sum()) / repeats)
-        against = f"less than the {noise:.3g} (s.d.) that the seed alone makes"
-        remedy = "take the default, or search other keys, wider ranges or longer budgets"
+        against = f"less than the {noise:.3g} (s.d.) that the seed alone causes"
+        remedy = "keep the default, or search other keys, wider ranges or longer budgets"
     else:
         noise = FLAT * abs(median)
         against = f"less than {FLAT:.1%} of it"
-        remedy = "repeat the best over seeds before believing it, or search other keys or wider ranges"
+        remedy = "repeat the best over several seeds before trusting it, or search other keys or wider ranges"
     if spread < noise or spread == 0:
         yield f"the search found nothing: best {best:.5g}, median {median:.5g}, {spread:.3g} apart, {against}", remedy
 
@@ -206,7 +206,7 @@ def _diverged(arm: pd.DataFrame, searched: Mapping[str, Range]) -> Iterator[Seen
 
 
 def _where(ended: pd.DataFrame, searched: Mapping[str, Range]) -> tuple[str, str] | None:
-    """The half of a range, or the choice, that the blown-up trials share, and what to do about it."""
+    """Return the half of a range, or the choice, that most blown-up trials share, and a remedy."""
     bad = ended["blown_up"]
     places = []
     for key, drawn in searched.items():
@@ -222,14 +222,14 @@ def _where(ended: pd.DataFrame, searched: Mapping[str, Range]) -> tuple[str, str
 def _places(
     values: pd.Series[Any], bad: pd.Series[bool], key: str, drawn: Range
 ) -> Iterator[tuple[pd.Series[bool], float, str, str]]:
-    """Where a key's values lie, the p-value of the bad ones lying there by chance, the place, and a remedy."""
+    """Yield per place: which trials lie in it, the p-value that bad ones do so by chance, its name, and a remedy."""
     if drawn.kind == "choice":
         for value in drawn.values:
             inside = values.map(lambda given, value=value: bool(given == value))
             table = [[int((inside & bad).sum()), int((~inside & bad).sum())]]
             table += [[int((inside & ~bad).sum()), int((~inside & ~bad).sum())]]
             p_value = len(drawn.values) * float(stats.fisher_exact(table, "greater").pvalue)
-            yield inside, p_value, f"with {key} = {value}", f"leave {value} out, or search it apart"
+            yield inside, p_value, f"with {key} = {value}", f"exclude {value}, or search it separately"
         return
     numbers = pd.to_numeric(values, errors="coerce")
     positions = numbers.map(lambda value: _position(drawn, value), na_action="ignore").astype(float)
@@ -252,7 +252,7 @@ def _few_configurations(finished: int, searched: Mapping[str, Range]) -> Iterato
 
 
 def _size(drawn: Range) -> float:
-    """How many values a key can take."""
+    """Return the number of values that a key can take."""
     match drawn.kind:
         case "choice":
             return len(drawn.values)
@@ -284,7 +284,7 @@ def _noise(best: Mapping[str, pd.DataFrame]) -> Iterator[Seen]:
         elif seeds > count:
             remedy += f", or run about {seeds} seeds to tell these two apart"
         yield (
-            f"the seed moves the difference of two arms by {noise:.3g} (s.d.), more than the largest difference of "
+            f"the seed changes the difference of two arms by {noise:.3g} (s.d.), more than the largest difference of "
             f"their means, {largest:.3g} ({between})",
             remedy,
         )
@@ -292,11 +292,11 @@ def _noise(best: Mapping[str, pd.DataFrame]) -> Iterator[Seen]:
 
 def _few_seeds(best: Mapping[str, pd.DataFrame]) -> Iterator[Seen]:
     seeds = {arm: int(rows["seed"].nunique()) for arm, rows in best.items()}
-    short = {arm: count for arm, count in seeds.items() if count < FEWEST_SEEDS}
+    short = {arm: count for arm, count in seeds.items() if count < MIN_SEEDS}
     if short:
         shown = ", ".join(f"{arm} {count}" for arm, count in itertools.islice(short.items(), 4))
         more = ", …" if len(short) > 4 else ""
         yield (
-            f"{len(short)} of {len(seeds)} arms have fewer than {FEWEST_SEEDS} seeds ({shown}{more})",
-            f"run at least {FEWEST_SEEDS}, or claim nothing about which arm is better",
+            f"{len(short)} of {len(seeds)} arms have fewer than {MIN_SEEDS} seeds ({shown}{more})",
+            f"run at least {MIN_SEEDS}, or draw no conclusion about which arm is better",
         )

@@ -1,4 +1,4 @@
-"""A study's page with its figures and tables, from the tracking store and nothing else."""
+"""The report of a study, with figures and tables, written from the tracking store alone."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dt
 
 
 def write_report(store: Store, study: str, folder: Path) -> list[Path]:
-    """Write the page, self-contained, and the figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) beside it.
+    """Write a self-contained page, and its figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) beside it.
 
-    All of them are also kept as artifacts of the study's run, under `report/`.
+    All files are also stored as artifacts of the study's run, under `report/`.
 
     Returns:
         The files, the page first.
 
     Raises:
-        InputError: the store has no such study, or no trial of it with a result; the folder cannot be written.
+        InputError: the store has no such study, the study has no trial with a result, or the folder cannot be written.
     """
     evidence = Evidence.load(store, study)
     if not len(evidence.curves):
@@ -79,7 +79,7 @@ def write_report(store: Store, study: str, folder: Path) -> list[Path]:
 
 
 def _remove_earlier(page: Path) -> None:
-    """Remove the exhibits of an earlier report, which may be none of this one's."""
+    """Remove the exhibits of an earlier report, because this report may no longer have them."""
     if not page.exists():
         return
     for key in re.findall(r'<h2 id="(\w+)">', page.read_text(encoding="utf-8")):
@@ -88,7 +88,7 @@ def _remove_earlier(page: Path) -> None:
 
 
 def write_exhibit(exhibit: Exhibit, folder: Path) -> list[Path]:
-    """The files of one exhibit: `<key>.png` and `.svg`, `<key>.csv`, `.md` and `.tex`, `<key>_data.csv`."""
+    """Write the files of one exhibit: `<key>.png` and `.svg`, `<key>.csv`, `.md` and `.tex`, `<key>_data.csv`."""
     files = save(exhibit.figure, folder / exhibit.key) if exhibit.figure is not None else []
     if exhibit.table is not None:
         shown = formatted(exhibit.table, exhibit.formats)
@@ -109,7 +109,7 @@ def write_exhibit(exhibit: Exhibit, folder: Path) -> list[Path]:
 
 
 def trials_table(evidence: Evidence) -> pd.DataFrame:
-    """One row per run, those that count or not, best first: what differs between them, and their last metrics."""
+    """Return one row per run, best first and counted or not: the parameters that differ, and the last metrics."""
     runs = evidence.runs
     params = [column for column in runs if str(column).startswith(PARAMS) and runs[column].nunique(dropna=False) > 1]
     params = [column for column in params if column != f"{PARAMS}{names.SEED}"]
@@ -163,7 +163,7 @@ def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
         _cautions(evidence),
         *(exhibit_html(exhibit, folder) for exhibit in exhibits),
         "<h2>All trials</h2>",
-        f'<p class="note">Best validation loss first; <code>{TRIALS_FILE}</code> has them all.</p>',
+        f'<p class="note">Best validation loss first; <code>{TRIALS_FILE}</code> lists all of them.</p>',
         table_html(formatted(trials_table(evidence), dict.fromkeys(LOSSES, ".4f"))),
         _provenance(evidence),
     ]
@@ -184,12 +184,12 @@ def _asked_and_ran(evidence: Evidence) -> str:
         if study.scientific is not None:
             about["compared"] = ", ".join(arm.name for arm in study.arms)
         if study.nuisance:
-            about["searched"] = f"{', '.join(study.nuisance)} ({study.sampler}, {study.trials} configurations an arm)"
+            about["searched"] = f"{', '.join(study.nuisance)} ({study.sampler}, {study.trials} configurations per arm)"
         about["budget of a trial"] = _budgets(study)
         stages = [f"{len(study.seeds_of(stage))}" for stage in study.stages()]
         about["seeds"] = " in the first stage, ".join(stages) + (" in the second" if len(stages) > 1 else "")
         for hole in study.holes:
-            about[f"left out: {hole.name}"] = hole.reason
+            about[f"skipped: {hole.name}"] = hole.reason
     floors = trials[trials[names.DATASET] != ""].groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
     told = [
         name if pd.isna(floor) else f"{name}, entropy floor {floor:.4f} nats per pixel"
@@ -197,12 +197,12 @@ def _asked_and_ran(evidence: Evidence) -> str:
     ]
     about |= {"dataset": "; ".join(map(str, told))} if told else {}
     if evidence.parent is not None and evidence.parent.status == "RUNNING":
-        about["state"] = "still running: everything below is of what has ended so far"
+        about["state"] = "still running: everything below covers only the trials that have ended so far"
     return _list(about)
 
 
 def _budgets(study: Study) -> str:
-    """What a trial may spend, by arm and stage where that differs."""
+    """Describe the budget of a trial, by arm and stage if these differ."""
     arms_of: dict[str, list[str]] = {}
     for arm in study.arms:
         stages = dict.fromkeys(_limits(study.example(arm, stage).budget) for stage in study.stages())
@@ -261,7 +261,7 @@ def _best(evidence: Evidence) -> list[str]:
 
 
 def _best_trial(evidence: Evidence, folder: Path) -> str:
-    """The best trial of the last stage: its settings, and the commands that train it and encode with it."""
+    """Describe the best trial of the last stage: its settings, and the commands to train it and encode with it."""
     trials = evidence.trials
     usable = trials[~trials["failed"] & ~trials[names.DIVERGED] & trials["value"].notna()]
     if evidence.study is None or not len(usable):
@@ -316,5 +316,5 @@ def _provenance(evidence: Evidence) -> str:
         if values:
             about[name] = "; ".join(values)
     if evidence.parent is not None:
-        about["begun"] = f"{evidence.parent.start_time:%Y-%m-%d %H:%M} UTC"
+        about["started"] = f"{evidence.parent.start_time:%Y-%m-%d %H:%M} UTC"
     return f"<h2>Where the numbers come from</h2>{_list(about)}"

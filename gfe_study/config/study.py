@@ -1,4 +1,4 @@
-"""A study: the question, what is fixed, what is searched, and for how long."""
+"""The declaration of a study: its question, its fixed and searched parameters, and its budget."""
 
 from __future__ import annotations
 
@@ -28,49 +28,50 @@ from gfe_study.config.ranges import Range, Ranges, holds
 from gfe_study.config.trial import PRESETS, Trial, flatten, merge, named, unflatten
 
 ARM = "arm"
-"""Conditions may name the arm: `when: {arm: ae}`."""
+"""Key under which a condition can refer to the arm: `when: {arm: ae}`."""
 WHOLE_GRID = MOST_TRIALS
-"""Trials of a grid that does not say how many: all."""
+"""Default number of trials of a grid: all of its points."""
 
 
 class Study(Section):
     """A study as declared in `search_spaces/*.yaml`.
 
-    `Study.load` checks, before anything starts, that in every arm both ends of every range and every choice give
-    a valid trial.
+    `Study.load` checks before anything starts that, in every arm, every choice, both ends of every range and some
+    values between them give a valid trial.
     """
 
     question: str
-    """One line: what the study answers."""
+    """The question that the study answers, in one line."""
     fixed: Nested = {}
-    """Trial configuration, nested or in dotted keys, the same for all trials."""
+    """Configuration that all trials share, nested or in dotted keys."""
     scientific: Scientific | None = None
-    """What is compared; without it the study is one search."""
+    """The arms to compare; without it the study is a single search."""
     nuisance: dict[str, Ranges] = {}
-    """Dotted keys and what they are drawn from; searched anew inside every arm."""
+    """Dotted keys and the ranges to search; every arm is searched separately."""
     start_from: tuple[str | dict[str, Any], ...] = ()
-    """Tried first: names of presets, whose values of the searched keys are taken, or mappings of dotted keys."""
+    """Points to try first: names of presets, which supply values of the searched keys, or mappings of dotted keys."""
     budget: StudyBudget = StudyBudget()
     trials: int = Field(1, gt=0, le=MOST_TRIALS)
-    """Configurations tried in every arm; with `seeds`, each is run that many times."""
+    """Configurations to try in every arm; each is run with `seeds` different seeds."""
     seeds: int = Field(1, gt=0, le=MOST_SEEDS)
-    """Runs of every configuration, with seeds 0, 1, …; the search is told their mean."""
+    """Runs of every configuration, with seeds 0, 1, …; the search optimises their mean."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     sampler_seed: int = Field(0, ge=0)
     parallel: int | None = Field(None, gt=0)
-    """Configurations of an arm that the search may have under way: what it suggests next depends on the results of
-    all but the last so many before it, in whatever order trials end. None: one more than fit at once, 3 at least."""
+    """Configurations per arm that the search may have in progress. With n of them, the next suggestion depends on the
+    results of all earlier configurations but the last n − 1, in whatever order trials end. None: one more than fit at
+    once, at least 3."""
     scheduler: Literal["asha", "none"] | None = None
-    """Early stopping. None: `asha` where a study explores (one arm, one seed, a search), `none` elsewhere."""
+    """Early stopping. None: `asha` if the study explores (a search with one arm and one seed), `none` otherwise."""
     asha: Asha = Asha()
     metric: Metric = Metric()
     compare: Compare = Compare()
     then: Then | None = None
     resources: Resources = Resources()
     keep: int = Field(5, gt=0)
-    """Decoders kept: those of the best so many trials of every arm."""
+    """How many of each arm's best decoders to keep."""
     hang_seconds: float = Field(900.0, gt=0)
-    """A trial from which nothing is heard for so long is ended as failed."""
+    """A trial that does not report for this many seconds is stopped and marked as failed."""
 
     _source: str = PrivateAttr("study")
     _source_sha256: str = PrivateAttr("")
@@ -115,9 +116,15 @@ class Study(Section):
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Any] | None = None, **options: Any) -> Self:
-        """The study of a YAML file, with nested `--set` values laid over `fixed`, and options like `trials`.
+        """Load a study from a YAML file.
 
-        A changed key is no longer searched. Raises `InputError`.
+        Args:
+            path: the file.
+            changes: nested `--set` values, which override `fixed`; a changed key is no longer searched.
+            options: values of other keys, such as `trials`; None keeps the file's.
+
+        Raises:
+            InputError: the file or a change is invalid.
         """
         study = cls.build(read_yaml(path), str(path), changes, **options)
         study._source_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -133,7 +140,7 @@ class Study(Section):
         source_sha256: str = "",
         **options: Any,
     ) -> Self:
-        """The study of a mapping that came from `source`; see `load`."""
+        """Build a study from a mapping that was read from `source`; see `load`."""
         with explained(source):
             study = cls.model_validate(declared)
         if changes:
@@ -164,17 +171,17 @@ class Study(Section):
 
     @property
     def source(self) -> str:
-        """The file the study was read from, for error lines."""
+        """The file that the study was read from, for error messages."""
         return self._source
 
     @property
     def source_sha256(self) -> str:
-        """Hash of the file the study was read from; empty if it was not read from one."""
+        """SHA-256 of the file that the study was read from; empty if it was not read from a file."""
         return self._source_sha256
 
     @property
     def explores(self) -> bool:
-        """Whether the study is a search: nothing is compared, and every configuration has one seed."""
+        """Whether the study is a plain search: it compares nothing, and every configuration has one seed."""
         return bool(self.nuisance) and self.scientific is None and self.seeds == 1 and not self.metric.against
 
     @property
@@ -184,31 +191,31 @@ class Study(Section):
 
     @property
     def arms(self) -> list[Arm]:
-        """What is compared; one nameless arm in a study that compares nothing."""
+        """The arms to compare; a study that compares nothing has one arm with an empty name."""
         return self._arms
 
     @property
     def holes(self) -> list[Hole]:
-        """Cells of the design that are left out or cannot exist, with the reason."""
+        """Cells of the design that are excluded or impossible, with the reason."""
         return self._holes
 
     def arm(self, name: str) -> Arm:
-        """The arm of that name. Raises `KeyError`."""
+        """Return the arm of that name. Raises `KeyError`."""
         found = {arm.name: arm for arm in self._arms}
         return found[name]
 
     def stages(self) -> range:
-        """0 is the search or the comparison itself, 1 what `then` adds."""
+        """Return the stages: 0 is the search or the comparison, 1 is the second stage declared by `then`."""
         return range(1 if self.then is None else 2)
 
     def seeds_of(self, stage: int) -> range:
-        """Seeds of every configuration of a stage; the second stage has its own, the first chose by the others."""
+        """Return the seeds of a stage; the second stage has its own, because the first one's chose the winners."""
         if stage == 0 or self.then is None:
             return range(self.seeds)
         return range(self.seeds, self.seeds + self.then.seeds)
 
     def configurations(self, arm: Arm | str, stage: int = 0) -> int:
-        """Configurations of an arm in a stage, at most."""
+        """Return the largest number of configurations of an arm in a stage."""
         wanted = self.trials if self.nuisance else 1
         name = arm if isinstance(arm, str) else arm.name
         if self.sampler == "grid":
@@ -219,15 +226,17 @@ class Study(Section):
         return min(self.then.best, wanted) if stage and self.then is not None else wanted
 
     def grid(self, arm: Arm | str) -> list[dict[str, Any]]:
-        """Every point of an arm's grid, the last key varying fastest. Raises `InputError` if there are too many."""
+        """Return every point of an arm's grid; the last key varies fastest. Raises `InputError` if it is too large."""
         points = self.points(arm, Range.grid, MOST_TRIALS)
         if not points:
             raise InputError(f"{self._source}: sampler: grid: more than {MOST_TRIALS:,} points; allowed: fewer")
         return points
 
     def points(self, arm: Arm | str, values_of: Callable[[Range], list[Any]], most: int) -> list[dict[str, Any]]:
-        """Every combination of some values of an arm's ranges, where they apply; none if a range has no such values,
-        or if there are more than `most`."""
+        """Return every combination of the values that `values_of` gives for each range that applies to an arm.
+
+        Empty if a range has no such values, or if there are more than `most` combinations.
+        """
         points: list[dict[str, Any]] = [{}]
         for key in self.nuisance:
             grown: list[dict[str, Any]] = []
@@ -243,11 +252,11 @@ class Study(Section):
         return points
 
     def trial(self, params: Mapping[str, Any], seed: int, arm: Arm | str = "", stage: int = 0) -> Trial:
-        """The trial of an arm at a point of its space. Raises `InputError`."""
+        """Return the trial of an arm at a point of its space. Raises `InputError` if it is invalid."""
         return Trial.build(*self._layers(arm, stage), unflatten(params), {"seed": seed}, where=self._where(arm))
 
     def example(self, arm: Arm | str, stage: int = 0) -> Trial:
-        """One trial of an arm: its first starting point, or the first values of its ranges."""
+        """Return one trial of an arm: its first starting point, or the first values of its ranges."""
         starts = self.start_points(arm)
         return self.trial(starts[0] if starts else self.completed({}, arm), 0, arm, stage)
 
@@ -256,6 +265,7 @@ class Study(Section):
         layers: list[Mapping[str, Any]] = [self.budget.layer(), self.fixed, arm.changes]
         if stage and self.then is not None:
             if replaced := self.then.budget.layer():
+                # The second stage's budget replaces the first's as a whole: limits it does not name must not remain.
                 layers.append({"budget": {"nfe": None, "seconds": None, **replaced["budget"]}})
             layers.append(self.then.fixed)
         return layers
@@ -265,7 +275,7 @@ class Study(Section):
         return f"{self._source}: arm {name!r}" if name else self._source
 
     def range_of(self, key: str, arm: Arm | str, drawn: Mapping[str, Any]) -> Range | None:
-        """What a key is drawn from in an arm, given what was drawn before it; None where it does not apply."""
+        """Return the range of a key in an arm, given the values drawn before it; None if the key does not apply."""
         arm = self.arm(arm) if isinstance(arm, str) else arm
         if arm.name not in self._flat:
             trial = Trial.build(*self._layers(arm), where=self._where(arm))
@@ -274,7 +284,7 @@ class Study(Section):
         return next((drawn_from for drawn_from in self.nuisance[key] if holds(drawn_from.when, flat)), None)
 
     def fits(self, params: Mapping[str, Any], arm: Arm | str) -> bool:
-        """Whether a point has a value of every key that applies in an arm, each within its range, and no other."""
+        """Return whether a point gives every key that applies to an arm a value in its range, and has no other keys."""
         drawn: dict[str, Any] = {}
         for key in self.nuisance:
             drawn_from = self.range_of(key, arm, drawn)
@@ -286,7 +296,11 @@ class Study(Section):
         return drawn == dict(params)
 
     def completed(self, given: Mapping[str, Any], arm: Arm | str) -> dict[str, Any]:
-        """A point of an arm's space: the values given, where they apply; else the arm's own, else the first allowed."""
+        """Complete a point of an arm's space.
+
+        Each key that applies takes the given value, else the arm's own value if its range contains that, else the
+        first value of its range.
+        """
         arm = self.arm(arm) if isinstance(arm, str) else arm
         params: dict[str, Any] = {}
         for key in self.nuisance:
@@ -298,7 +312,7 @@ class Study(Section):
         return params
 
     def start_points(self, arm: Arm | str | None = None) -> list[dict[str, Any]]:
-        """Values of the searched keys that an arm tries first. Raises `InputError` if one is out of its range."""
+        """Return the points that an arm tries first. Raises `InputError` if a value is out of its range."""
         chosen = self._arms[0] if arm is None else self.arm(arm) if isinstance(arm, str) else arm
         points: list[dict[str, Any]] = []
         for start in self.start_from if self.nuisance else ():
@@ -345,7 +359,7 @@ class Study(Section):
             if twice := sorted(set(own) & {*self.nuisance, "seed"}):
                 allowed = "seeds" if twice[0] == "seed" else "one of them"
                 raise InputError(
-                    f"{self._where(arm)}: {twice[0]} is given by the arm and by the study's search or seeds; "
+                    f"{self._where(arm)}: {twice[0]} is given both by the arm and by the study's search or seeds; "
                     f"allowed: {allowed}"
                 )
             try:
@@ -362,11 +376,11 @@ class Study(Section):
             same[content] = arm.name
             self._arms.append(arm)
         if not self._arms:
-            raise InputError(f"{self._source}: scientific: no arm can exist: {self._holes[0].reason}")
+            raise InputError(f"{self._source}: scientific: no arm is possible: {self._holes[0].reason}")
         there = {arm.name for arm in self._arms}
         for place, arm in enumerate(self._arms):
             if arm.reference is not None and arm.reference not in there:
-                lost = f"no counterpart: {arm.reference} is left out"
+                lost = f"no counterpart: {arm.reference} is skipped"
                 self._arms[place] = replace(arm, reference=None, alone=lost)
 
     def _check_drawn(self, key: str, drawn: Range, point: Mapping[str, Any], arm: Arm) -> None:
@@ -390,7 +404,7 @@ class Study(Section):
             raise InputError(f"{given}, which draws {point[key]:.6g}: {reason}") from error
 
     def _check(self) -> None:
-        # Both ends of every range and some values between them, so that no draw can fail an hour into the study.
+        # Try both ends of every range and some values between them, so that no draw fails an hour into the study.
         drawn_at_all: set[tuple[str, str]] = set()
         for arm in self._arms:
             starts = self.start_points(arm)

@@ -1,4 +1,4 @@
-"""Decides what of a study runs next, and takes in what comes back; knows nothing of Ray."""
+"""The driver decides which trial of a study runs next and processes the results; it does not depend on Ray."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from gfe_study.study.reuse import Finished, usable
 from gfe_study.study.searcher import LEAST_PARALLEL, Suggester, add_certain
 
 RETRIES = 3
-"""How often a trial whose process or node has gone is started again; it goes on from its own checkpoint."""
-SECONDS_BETWEEN_LOOKS = 5.0
-"""How often the disk is looked at."""
-LEAST_FREE_BYTES = 200e6
-MOST_PER_TRIAL = 1024
+"""How often a trial that lost its process or node is restarted from its checkpoint before it counts as failed."""
+DISK_CHECK_INTERVAL_S = 5.0
+"""Interval between checks of the free disk space and the quota."""
+MIN_FREE_BYTES = 200e6
+MAX_PER_TRIAL = 1024
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is run; nothing here changes a trial's numbers."""
+    """How to run a study; no option changes a trial's numbers."""
 
     storage: str = "results"
     cpus_per_trial: float | None = None
-    """None: what the study's `resources` say."""
+    """None: as in the study's `resources`."""
     gpus_per_trial: float | None = None
     address: str | None = None
     quota_gb: float | None = None
-    """The study's folder may not grow beyond this."""
+    """Largest size of the study's folder, in GB."""
     reuse: bool = True
-    """Whether trials that other studies have finished count."""
+    """Whether to reuse trials that other studies have finished."""
     again: bool = False
-    """Run the finished trials of this study again; not while that is under way already."""
+    """Run the finished trials of this study again, unless an earlier start is already doing so."""
     data_folders: tuple[str, ...] = ()
-    """Where the images were looked for when the study was last run; looked at after today's folders."""
+    """Folders where the last run looked for the images; they are searched after the current ones."""
 
     @property
     def cpus(self) -> float:
@@ -55,18 +55,19 @@ class Options:
         return self.gpus_per_trial or 0.0
 
     def slots_in(self, resources: Mapping[str, float]) -> int:
-        """Trials that fit into resources (`CPU`, `GPU`) at once; 0 if they are not even those of one."""
+        """Return how many trials fit into resources (`CPU`, `GPU`) at once; 0 if not even one fits."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus}
+        # The small term absorbs rounding: 0.3 / 0.1 must give 3 trials.
         return min(int(resources.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount > 0)
 
     def granted(self, resources: Resources) -> Options:
-        """The same with a study's resources where none are given."""
+        """Fill in a study's resources where none are given. Raises `InputError` if an amount is out of range."""
         for kind, amount in (("cpus", self.cpus_per_trial), ("gpus", self.gpus_per_trial)):
             least = 0.0 if kind == "gpus" else 0.01
-            if amount is not None and not least <= amount <= MOST_PER_TRIAL:
-                raise InputError(f"--{kind}-per-trial: given {amount:g}; allowed: from {least:g} to {MOST_PER_TRIAL}")
+            if amount is not None and not least <= amount <= MAX_PER_TRIAL:
+                raise InputError(f"--{kind}-per-trial: given {amount:g}; allowed: from {least:g} to {MAX_PER_TRIAL}")
         if (self.gpus_per_trial or resources.gpu) > 1 and (self.gpus_per_trial or resources.gpu) % 1:
-            raise InputError("gpus per trial: given a fraction above 1; allowed: a fraction of one, or whole ones")
+            raise InputError("gpus per trial: given a fraction above 1; allowed: at most 1, or a whole number")
         cpus = self.cpus_per_trial or resources.cpu
         gpus = resources.gpu if self.gpus_per_trial is None else self.gpus_per_trial
         return replace(self, cpus_per_trial=cpus, gpus_per_trial=gpus)
@@ -74,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a study is. Seconds count from this start; `remaining_seconds` is None until it can be told."""
+    """Progress of a study. Seconds count from this start; `remaining_seconds` is None until it can be estimated."""
 
     total: int
     finished: int
@@ -86,7 +87,7 @@ class Snapshot:
 
 
 class Observer(Protocol):
-    """Who is told how a study goes; the command line prints it."""
+    """Receives the progress of a study; the command line prints it."""
 
     def planned(self, plan: Plan, splits: Splits) -> None: ...
 
@@ -100,13 +101,13 @@ class Observer(Protocol):
 
 
 class Driver:
-    """What is asked next and what has come of it, for one start of a study.
+    """Schedules the trials of one start of a study and processes their results.
 
     Args:
         recorder: writes the journal and the tracking store.
-        observer: is told.
-        options: how the study is run.
-        found: trials that other studies have finished.
+        observer: receives progress and problems.
+        options: how to run the study.
+        found: trials that other studies have finished, by fingerprint.
     """
 
     def __init__(self, recorder: Recorder, observer: Observer, options: Options, found: Mapping[str, Finished]) -> None:
@@ -125,20 +126,20 @@ class Driver:
         self._suggesters: dict[str, Suggester] = {}
         self._halving: Halving | None = None
         self._advanced = len(self.plan.study.stages()) == 1
-        self._turn = 0
+        self._next_arm = 0
         self._hung: dict[str, str] = {}
         self._stopped_early: dict[str, str] = {}
-        self._over: set[str] = set()
-        self._losses: Counter[str] = Counter()
-        self._most_live = 0
-        self._heard: dict[str, tuple[float, dict[str, str]]] = {}
-        self._began: dict[str, float] = {}
+        self._completed: set[str] = set()
+        self._num_lost: Counter[str] = Counter()
+        self._max_live = 0
+        self._last_heartbeat: dict[str, tuple[float, dict[str, str]]] = {}
+        self._trial_started: dict[str, float] = {}
         self._started = time.monotonic()
-        self._looked = 0.0
-        self._first: tuple[float, float] | None = None
+        self._last_disk_check = 0.0
+        self._eta_origin: tuple[float, float] | None = None
 
     def take_over(self) -> bool:
-        """Queue what is certain, taking over what other studies have finished; whether nothing is left to run."""
+        """Queue the known trials and reuse finished ones; return whether nothing is left to run."""
         add_certain(self.plan)
         for arm in self.plan.exhausted:
             self._say_exhausted(arm)
@@ -148,11 +149,12 @@ class Driver:
         return self.done
 
     def begin(self, slots: int, started: float) -> None:
-        """Start handing out jobs, at most `slots` at a time; `started` is when the study was, by the clock."""
+        """Prepare to hand out jobs, at most `slots` at a time; `started` is the monotonic time the study started."""
         self.slots = slots
         self._started = started
         study = self.plan.study
         journal = self.plan.journal
+        # Recorded once: with another number of slots, a later start must still make the same suggestions.
         if journal.parallel is None:
             journal.record_parallel(max(LEAST_PARALLEL, slots + 1))
         parallel = journal.parallel or LEAST_PARALLEL
@@ -165,7 +167,7 @@ class Driver:
                 self._halving.record(name, self.plan.journal.points.get(name, []))
 
     def next_job(self) -> Job | None:
-        """The next trial to start, if there is room for one; also None when there is none left (see `done`)."""
+        """Return the next trial to start; None if no slot is free or none is ready (see `done`)."""
         if len(self.live) >= self.slots or self.stopped:
             return None
         while not self._queue and self._ask():
@@ -174,19 +176,22 @@ class Driver:
             return None
         job = self._queue.popleft()
         self.live[job.fingerprint] = job
-        self._most_live = max(self._most_live, len(self.live))
+        self._max_live = max(self._max_live, len(self.live))
         self.recorder.started(job)
         self._show()
         return job
 
     def _ask(self) -> bool:
-        """Add to the queue what a search suggests, or the second stage; whether anything was added or is over."""
+        """Queue a suggestion of the search, or the second stage.
+
+        Returns True if something was queued or an arm's space proved exhausted, so that the caller should try again.
+        """
         arms = [arm.name for arm in self.plan.study.arms]
         for place in range(len(arms)):
-            arm = arms[(self._turn + place) % len(arms)]
+            arm = arms[(self._next_arm + place) % len(arms)]
             if not self.plan.unasked(arm) or not self._suggesters[arm].ready():
                 continue
-            self._turn += place + 1
+            self._next_arm += place + 1
             number = self.plan.next_number(arm)
             params = self._suggesters[arm].ask(number)
             if params is None:
@@ -202,7 +207,7 @@ class Driver:
         where = f"arm {arm!r}: " if arm else ""
         wanted = self.plan.study.configurations(arm)
         self.observer.problem(
-            f"{where}the space holds only {count} of the {wanted} configurations asked for; all are run"
+            f"{where}the space holds only {count} of the {wanted} requested configurations; all of them are run"
         )
 
     def _advance(self) -> bool:
@@ -224,17 +229,17 @@ class Driver:
                 self._queue.append(job)
 
     def keeps_warm(self, waiting: int) -> bool:
-        """Whether so many workers, of those that there have been, are to wait for jobs that are still to come."""
+        """Return whether to keep this many idle workers alive for upcoming trials."""
         more = bool(self.plan.unasked()) or not self._advanced
-        return more and not self.stopped and len(self.live) + waiting <= min(self.slots, self._most_live)
+        return more and not self.stopped and len(self.live) + waiting <= min(self.slots, self._max_live)
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to be started, again or for the first time."""
+        """Whether no trial is left to start or restart, and none is running."""
         return not self._queue and not self.live and not self.plan.unasked() and self._advanced
 
     def description(self, job: Job) -> dict[str, Any]:
-        """What a worker needs to run a job, as plain data."""
+        """Return what a worker needs to run a job, as plain data."""
         mirror = mirror_of(self.plan, job)
         return {
             "trial": job.trial.dump(),
@@ -245,22 +250,22 @@ class Driver:
         }
 
     def placed(self, fingerprint: str, place: dict[str, str]) -> None:
-        """A trial has begun, or goes on, on a worker."""
+        """Record that a trial starts or continues on a worker."""
         now = time.monotonic()
         if not self.start_up_seconds:
             self.start_up_seconds = now - self._started
             self.plan.journal.record_start_up(self.start_up_seconds)
-        self._heard[fingerprint] = now, place
-        self._began.setdefault(fingerprint, now)
+        self._last_heartbeat[fingerprint] = now, place
+        self._trial_started.setdefault(fingerprint, now)
         self.recorder.placed(fingerprint, place)
 
     def result(self, fingerprint: str, points: list[dict[str, float]], problems: list[str], done: bool) -> bool:
-        """A trial reported, perhaps for the last time; whether it is to be stopped."""
+        """Record the points of a trial, `done` with its last ones; return whether to stop the trial."""
         job = self.live[fingerprint]
         if done:
-            self._over.add(fingerprint)
-        if fingerprint in self._heard:
-            self._heard[fingerprint] = time.monotonic(), self._heard[fingerprint][1]
+            self._completed.add(fingerprint)
+        if fingerprint in self._last_heartbeat:
+            self._last_heartbeat[fingerprint] = time.monotonic(), self._last_heartbeat[fingerprint][1]
         self.damaged.extend(problems)
         for problem in problems:
             self.observer.problem(problem)
@@ -274,25 +279,26 @@ class Driver:
         return fingerprint in self._hung or fingerprint in self._stopped_early
 
     def lost(self, fingerprint: str, reason: str) -> None:
-        """A trial's process or node has gone; it is started again, unless that has been tried often enough."""
-        self._losses[fingerprint] += 1
-        over = fingerprint in self._over or fingerprint in self._stopped_early
-        if over or fingerprint in self._hung or self._losses[fingerprint] > RETRIES:
+        """Restart a trial that lost its process or node; end it if it is complete or out of retries."""
+        self._num_lost[fingerprint] += 1
+        over = fingerprint in self._completed or fingerprint in self._stopped_early
+        if over or fingerprint in self._hung or self._num_lost[fingerprint] > RETRIES:
             self.ended(fingerprint, None if over else reason)
             return
         job = self.live.pop(fingerprint)
-        self._heard.pop(fingerprint, None)
-        self._queue.appendleft(job)
-        self.observer.problem(f"{describe(job)} ({fingerprint}) lost its worker, and goes on from its checkpoint")
+        self._last_heartbeat.pop(fingerprint, None)
+        self._queue.appendleft(job)  # ahead of new trials: later suggestions may wait for its result
+        self.observer.problem(f"{describe(job)} ({fingerprint}) lost its worker; it continues from its checkpoint")
 
     def ended(self, fingerprint: str, failure: str | None) -> None:
-        """A trial is over, or has failed for the reason given, or was cut short with the study."""
-        complete = self._over | set(self._stopped_early) | set(self._hung)
+        """Record that a trial ended: complete, failed for the given reason, or interrupted with the study."""
+        complete = self._completed | set(self._stopped_early) | set(self._hung)
+        # Interrupted with the study: without an outcome in the journal, the next start continues it.
         if failure is None and fingerprint not in complete:
             return
         job = self.live.pop(fingerprint)
-        self._heard.pop(fingerprint, None)
-        self.trial_seconds += time.monotonic() - self._began.get(fingerprint, time.monotonic())
+        self._last_heartbeat.pop(fingerprint, None)
+        self.trial_seconds += time.monotonic() - self._trial_started.get(fingerprint, time.monotonic())
         failure = self._hung.get(fingerprint, failure)
         if failure is not None:
             self.recorder.failed(job, failure)
@@ -304,31 +310,34 @@ class Driver:
         self._show()
 
     def hanging(self) -> list[dict[str, str]]:
-        """Places of trials from which nothing was heard for too long; they are to be ended."""
+        """Mark trials that have not reported for `hang_seconds` as hung; return where they run, to end them there."""
         now, limit = time.monotonic(), self.plan.study.hang_seconds
         places = []
-        for fingerprint, (heard, place) in self._heard.items():
+        for fingerprint, (heard, place) in self._last_heartbeat.items():
             if now - heard > limit and fingerprint in self.live:
-                self._hung[fingerprint] = f"hung: nothing was heard of it for {limit:g} s (hang_seconds)"
-                self._heard[fingerprint] = now, place
+                self._hung[fingerprint] = f"hung: no report for {limit:g} s (hang_seconds)"
+                self._last_heartbeat[fingerprint] = (
+                    now,
+                    place,
+                )  # if it survives, it is listed again after another interval
                 places.append(place)
         return places
 
     def look_at_disk(self) -> bool:
-        """Whether the study has to stop for want of disk; looks every few seconds."""
+        """Return whether the study must stop for lack of disk space; the disk is checked every few seconds."""
         now = time.monotonic()
-        if now - self._looked > SECONDS_BETWEEN_LOOKS and not self.stopped:
-            self._looked = now
+        if now - self._last_disk_check > DISK_CHECK_INTERVAL_S and not self.stopped:
+            self._last_disk_check = now
             folder, quota = self.plan.journal.folder, self.options.quota_gb
             free = shutil.disk_usage(folder).free
             taken = folder_bytes(folder) if quota is not None else 0
             if quota is not None and taken > quota * 1e9:
                 self.stopped = (
-                    f"{folder} takes {taken / 1e9:.3g} GB; the quota is {quota:g} GB: raise --quota-gb, or free some "
-                    "(gfe-study doctor shows what takes space), and resume"
+                    f"{folder} takes {taken / 1e9:.3g} GB; the quota is {quota:g} GB: raise --quota-gb or free space "
+                    "(gfe-study doctor shows what takes space), then resume"
                 )
-            elif free < LEAST_FREE_BYTES:
-                self.stopped = f"{folder}: {free / 1e6:.0f} MB are left on its disk; free some, and resume"
+            elif free < MIN_FREE_BYTES:
+                self.stopped = f"{folder}: only {free / 1e6:.0f} MB are free on its disk; free some space, then resume"
         return bool(self.stopped)
 
     def _show(self) -> None:
@@ -346,16 +355,16 @@ class Driver:
         )
 
     def _remaining_seconds(self) -> float | None:
-        """From the share of the study done since the first result, which leaves the start of the workers out."""
+        """Extrapolate from the progress since the first trial began, so that the start of the workers is excluded."""
         now, share = time.monotonic(), self._share()
-        if self._first is None:
-            self._first = (now, share) if self.trial_seconds or self._began else None
+        if self._eta_origin is None:
+            self._eta_origin = (now, share) if self.trial_seconds or self._trial_started else None
             return None
-        since, before = self._first
+        since, before = self._eta_origin
         return (1 - share) * (now - since) / (share - before) if share > before else None
 
     def _share(self) -> float:
-        """Trials done, and the parts of those under way, over all."""
+        """Return the completed share of the study; running trials count in part."""
         done = float(len(self.plan.finished()))
         for name, job in self.live.items():
             points = self.plan.journal.points.get(name)
@@ -364,11 +373,11 @@ class Driver:
 
 
 def describe(job: Job) -> str:
-    """A trial for a line of text: `trial 3 seed 0 of arm 'adjoint'`."""
+    """Name a trial: `trial 3 seed 0 of arm 'adjoint'`."""
     arm = f" of arm {job.arm!r}" if job.arm else ""
     return f"trial {job.number} seed {job.seed}{arm}"
 
 
 def folder_bytes(folder: Any) -> int:
-    """What the files below a folder take."""
+    """Return the total size of the files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""From a study and its journal to the trials that are there, missing, or no longer part of it."""
+"""The plan of a study: which trials exist, which are missing, and which no longer belong to the study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OVER = (FINISHED, STOPPED)
 
 @dataclass(frozen=True)
 class Job:
-    """A trial of the plan. `number` counts the configurations of its arm; its seeds share it."""
+    """A trial of the plan. `number` identifies the configuration within its arm; all seeds of it share the number."""
 
     number: int
     seed: int
@@ -30,13 +30,13 @@ class Job:
     stage: int = 0
 
     def asked(self) -> Asked:
-        """The journal's record of this job."""
+        """Return the journal's record of this job."""
         return Asked(self.number, self.seed, self.params, self.fingerprint, self.trial.dump(), self.arm, self.stage)
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One point of an arm's space in a stage, and its trials, one a seed."""
+    """One point of an arm's space in a stage, and the fingerprints of its trials, one per seed."""
 
     stage: int
     arm: str
@@ -47,13 +47,13 @@ class Configuration:
 
 @dataclass
 class Plan:
-    """The trials of a study as far as they are known: searches add configurations as they go.
+    """The known trials of a study; searches add configurations as they proceed.
 
     Attributes:
-        jobs: trials already known that belong to the study as it is declared now, by fingerprint.
-        configurations: by (stage, arm), in the order they were asked.
-        orphaned: journal records that no longer belong to it (its file was changed); nothing of them is lost.
-        exhausted: arms whose space holds no configuration that is not known.
+        jobs: known trials that belong to the study as it is declared now, by fingerprint.
+        configurations: configurations by (stage, arm), then by number, in the order in which they were added.
+        orphaned: journal records that no longer belong to the study because its file changed; their data is kept.
+        exhausted: arms whose space holds no further configuration.
     """
 
     study: Study
@@ -66,10 +66,14 @@ class Plan:
 
     @classmethod
     def make(cls, study: Study, dataset_sha256: str | Callable[[Trial], str], journal: Journal) -> Plan:
-        """Sort what the journal holds into jobs and orphans, and add what is certain: new seeds, designs, winners.
+        """Sort the journal's records into jobs and orphans, and add the trials that need no search.
+
+        Those are new seeds, the arms of a design, and the winners that go on to the second stage.
 
         Args:
-            dataset_sha256: fingerprint of a trial's images, or of those of all trials.
+            study: the study as it is declared now.
+            dataset_sha256: hash of the images that all trials share, or a function from a trial to its hash.
+            journal: the study's journal.
         """
         known = dataset_sha256
         plan = cls(study, known if callable(known) else lambda _: known, journal)
@@ -80,8 +84,9 @@ class Plan:
         if not study.nuisance:
             for arm in study.arms:
                 plan.add(0, {}, arm.name)
-        if not plan.failed():  # they are tried again first: one of them may be a winner
+        if not plan.failed():  # failed trials are retried first, because one of them may be a winner
             plan.advance()
+        # Until the first stage is over, it is unknown which records of the second stage belong.
         waiting = len(study.stages()) > 1 and not plan.stage_over(0)
         plan.orphaned = [
             record
@@ -102,13 +107,13 @@ class Plan:
             return False
 
     def job(self, number: int, params: dict[str, Any], seed: int, arm: str = "", stage: int = 0) -> Job:
-        """The trial at a point of an arm's space. Raises `InputError`."""
+        """Return the trial at a point of an arm's space. Raises `InputError` if the trial is invalid."""
         trial = self.study.trial(params, seed, arm, stage)
         sha256 = self.dataset_sha256(trial)
         return Job(number, seed, params, trial, trial.fingerprint(sha256), sha256, arm, stage)
 
     def add(self, number: int, params: dict[str, Any], arm: str = "", stage: int = 0) -> list[Job]:
-        """Make sure every seed of a configuration is a job; returns the ones that are new."""
+        """Add a job for every seed of a configuration; return the new ones."""
         there = self.configurations[stage, arm]
         if number in there:
             return []
@@ -119,10 +124,11 @@ class Plan:
         return new
 
     def advance(self) -> list[Job]:
-        """Add the second stage once the first is over; returns the jobs that are new."""
+        """Add the second stage once the first is over; return the new jobs."""
         if len(self.study.stages()) == 1 or not self.stage_over(0):
             return []
         tried = self.tuned()
+        # Winners come from equally many configurations per arm: more tuning alone would give a better winner.
         fewest = min((len(numbers) for numbers in tried.values() if numbers), default=0)
         return [
             job
@@ -134,21 +140,21 @@ class Plan:
         ]
 
     def tuned(self) -> dict[str, list[int]]:
-        """The configurations of every arm that ran to their end in the first stage, in the order they were asked."""
+        """Return the numbers of each arm's configurations that completed the first stage, in ascending order."""
         return {arm.name: sorted(c.number for c in self.ranked(0, arm.name)) for arm in self.study.arms}
 
     def size(self, arm: str, stage: int = 0) -> int:
-        """Configurations of an arm in a stage; of a space that holds no more, those that it holds."""
+        """Return the number of configurations of an arm in a stage, limited by what its space holds."""
         wanted = self.study.configurations(arm, stage)
         return min(wanted, len(self.configurations[0, arm])) if arm in self.exhausted else wanted
 
     @property
     def short(self) -> list[str]:
-        """Arms whose space holds fewer valid, different configurations than were asked for."""
+        """Arms whose space holds fewer valid, distinct configurations than requested."""
         return [arm for arm in sorted(self.exhausted) if self.size(arm) < self.study.configurations(arm)]
 
     def stage_over(self, stage: int) -> bool:
-        """Whether every configuration of a stage is known and has ended."""
+        """Return whether every configuration of a stage is known and has ended."""
         asked_all = stage > 0 or not any(self.unasked(arm.name) for arm in self.study.arms)
         return asked_all and all(
             self.ended(configuration)
@@ -158,12 +164,12 @@ class Plan:
         )
 
     def ended(self, configuration: Configuration) -> bool:
-        """Whether all trials of a configuration have an outcome."""
+        """Return whether all trials of a configuration have an outcome."""
         return all(name in self.journal.outcomes for name in configuration.fingerprints)
 
     @property
     def total(self) -> int:
-        """Trials of the whole study, known or not."""
+        """Number of trials in the whole study, known or not."""
         return (
             sum(
                 self.size(arm.name, stage) * len(self.study.seeds_of(stage))
@@ -174,17 +180,17 @@ class Plan:
         )
 
     def _shared(self) -> int:
-        # Arms whose searches come to the same configuration share its trials.
+        # Arms whose searches reach the same configuration share its trials.
         listed = [name for there in self.configurations.values() for c in there.values() for name in c.fingerprints]
         return len(listed) - len(self.jobs)
 
     def next_number(self, arm: str = "") -> int:
-        """The number of the next configuration to be asked of an arm; numbers are never used twice."""
+        """Return the number of an arm's next configuration; no number is used twice, not even an orphan's."""
         taken = [record.number for record in self.journal.asked.values() if record.arm == arm and record.stage == 0]
         return max([*taken, *self.configurations[0, arm]], default=-1) + 1
 
     def unasked(self, arm: str | None = None) -> int:
-        """Configurations that the search has still to suggest, of one arm or of all."""
+        """Return how many configurations the search has yet to suggest, for one arm or for all."""
         arms = [arm] if arm is not None else [each.name for each in self.study.arms]
         return sum(
             max(0, self.study.configurations(each) - len(self.configurations[0, each]))
@@ -193,7 +199,7 @@ class Plan:
         )
 
     def finished(self) -> list[Job]:
-        """Jobs that are over: at the end of their budget, diverged, or stopped early."""
+        """Return the jobs that are over: their budget is spent, they diverged, or they were stopped early."""
         return [job for job in self.jobs.values() if self.over(job.fingerprint)]
 
     def over(self, fingerprint: str) -> bool:
@@ -201,10 +207,10 @@ class Plan:
         return outcome is not None and outcome.state in OVER
 
     def missing(self) -> list[Job]:
-        """Jobs without an outcome, or that failed.
+        """Return the jobs that failed or have no outcome.
 
-        Those already under way come first, then by configuration, seed and arm, so that what is compared is
-        complete as early as may be.
+        Jobs already in progress come first; the rest are sorted by stage, configuration, seed and arm, so that
+        comparisons are complete as early as possible.
         """
         order = {arm.name: place for place, arm in enumerate(self.study.arms)}
         missing = [job for job in self.jobs.values() if not self.over(job.fingerprint)]
@@ -214,27 +220,27 @@ class Plan:
         )
 
     def under_way(self, job: Job) -> bool:
-        """Whether the trial has left something to continue from."""
+        """Return whether the trial has points or a checkpoint to continue from."""
         return bool(self.journal.points.get(job.fingerprint)) or any(self.trial_folder(job).glob("*.pt"))
 
     def state(self, job: Job) -> str:
-        """`finished`, `stopped`, `failed`, `unfinished` or `new`."""
+        """Return the state of a job: `finished`, `stopped`, `failed`, `unfinished` or `new`."""
         outcome = self.journal.outcomes.get(job.fingerprint)
         if outcome is not None:
             return outcome.state
         return "unfinished" if self.under_way(job) else "new"
 
     def trial_folder(self, job: Job) -> Path:
-        """Where a trial keeps its checkpoints and pictures."""
+        """Return the folder of a trial's checkpoints and pictures."""
         return self.journal.folder / names.TRIALS_FOLDER / job.fingerprint
 
     def last(self, fingerprint: str) -> dict[str, float] | None:
-        """The last point of a trial that is over; None before."""
+        """Return the last point of a trial that is over; None before that."""
         points = self.journal.points.get(fingerprint)
         return points[-1] if points and self.over(fingerprint) else None
 
     def value(self, job: Job | str, metric: str | None = None) -> float | None:
-        """A metric of a trial that is over, at its last point; the worst there is if it diverged; None before."""
+        """Return a metric at the last point of a trial that is over; infinitely bad if it diverged; None before that."""
         last = self.last(job if isinstance(job, str) else job.fingerprint)
         if last is None:
             return None
@@ -243,13 +249,13 @@ class Plan:
         return worst if last.get(names.DIVERGED) else last.get(name, worst)
 
     def mean(self, configuration: Configuration, metric: str | None = None) -> float | None:
-        """The mean of a metric over a configuration's seeds; None unless all are over."""
+        """Return the mean of a metric over a configuration's seeds; None unless all of them are over."""
         values = [self.value(name, metric) for name in configuration.fingerprints]
         there = [value for value in values if value is not None]
         return math.fsum(there) / len(there) if there and len(there) == len(values) else None
 
     def ranked(self, stage: int, arm: str) -> list[Configuration]:
-        """Configurations that ran to the end of their budget, by the mean of the study's metric, best first."""
+        """Return the configurations that completed their budget, sorted by mean of the study's metric, best first."""
         sign = 1 if self.study.metric.mode == "min" else -1
         valued = [
             (sign * mean, configuration.number, configuration)
@@ -260,12 +266,12 @@ class Plan:
         return [configuration for _, _, configuration in sorted(valued, key=lambda entry: entry[:2])]
 
     def failed(self) -> list[Job]:
-        """Jobs whose last try ended without a result."""
+        """Return the jobs whose last attempt failed."""
         outcomes = self.journal.outcomes
         return [job for name, job in self.jobs.items() if name in outcomes and outcomes[name].state == FAILED]
 
     def best(self) -> tuple[Job, float] | None:
-        """The finished trial with the best metric."""
+        """Return the finished trial with the best value of the study's metric; None if there is none."""
         valued = [(job, value) for job in self.finished() if (value := self.value(job)) is not None]
         sign = 1 if self.study.metric.mode == "min" else -1
         return min(valued, key=lambda pair: sign * pair[1], default=None)
