@@ -1,4 +1,4 @@
-"""Where numbers come from: this package's version and commit, the versions of others, and the host."""
+"""Provenance of results: this package's version and commit, the versions of its dependencies, and the host."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from gfe_study import names
 
 PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pydantic", "pandas", "scikit-learn")
-"""Packages whose versions may change a trial's numbers, or how they are stored."""
+"""Packages whose versions may change a trial's numbers or how they are stored."""
 
 
 def own_version() -> str:
-    """The version of gfe-study itself, which only pyproject.toml states."""
+    """Return the version of gfe-study, which only pyproject.toml states."""
     return version("gfe-study")
 
 
 def package_versions() -> str:
-    """Versions of Python and of the packages that affect results: `python 3.12.1, torch 2.9.0, …`."""
+    """Return the versions of Python and of the packages that affect results: `python 3.12.1, torch 2.9.0, …`."""
     return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 def provenance(package: Path = PACKAGE) -> dict[str, str]:
-    """Tags that say where a run comes from: host, version, and the git commit of a checkout.
+    """Return tags that state where a run comes from: host, version, and the git commit of a checkout.
 
     Args:
-        package: the package's folder. Its commit is recorded only if git tracks the package itself: an environment
-            may lie inside another project's repository, whose commit says nothing about this code.
+        package: the package's folder. The commit is recorded only if git tracks the package itself: an environment may
+            lie inside another project's repository, whose commit says nothing about this code.
     """
-    # Git hooks set GIT_DIR to the repository they run for.
+    # A git hook sets GIT_DIR to its own repository, which may be another one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str | None:

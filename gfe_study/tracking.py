@@ -1,8 +1,8 @@
-"""MLflow, written to by the driver alone.
+"""Writes to MLflow; only the driver uses it.
 
-An experiment is a study, its parent run the study's record, a child run one trial, found again by its
-`fingerprint` tag. The step of every metric is the number of images seen. Every call can be repeated: runs are
-reopened, stored steps are skipped.
+An experiment holds one study: the parent run describes the study, and each child run is one trial, identified by its
+`fingerprint` tag. The step of every metric is the number of images seen. Every call can be repeated: runs are reopened
+and stored steps are skipped.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from gfe_study.sqlite_store import RunRow, SqliteStore
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_STORE = "sqlite:///mlflow.db"
 UI = "http://127.0.0.1:5000"
-"""Where `make ui` shows a store that is no server."""
+"""Address at which `make ui` shows a store that is not a server."""
 ARTIFACTS = "mlartifacts"
-"""Folder beside an sqlite store."""
+"""Folder of the artifacts, beside an sqlite store."""
 
-# Defaults only: what the user has set goes before. A server that is down must not hold a study up, and a call that
-# MLflow repeats by itself may be carried out twice: what has failed is looked up, and then delivered, by us.
+# These are defaults; the user's settings take precedence. A server that is down must not delay a study, and a call
+# that MLflow retries by itself may take effect twice, so this module looks up what failed before it delivers it again.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -59,16 +59,16 @@ METRICS_PER_CALL = 900
 
 
 class TrackingError(InputError):
-    """The tracking store cannot be used; the message names it and says why."""
+    """The tracking store cannot be used; the message names the store and the reason."""
 
 
 def store_uri() -> str:
-    """The store: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
+    """Return the store's URI: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
     return os.environ.get(URI_VARIABLE) or DEFAULT_STORE
 
 
 def without_password(uri: str) -> str:
-    """A store's URI as it may be shown."""
+    """Return a store's URI with its password masked."""
     return _without_password(uri, uri)
 
 
@@ -82,7 +82,7 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def check_sqlite(uri: str) -> None:
-    """Raise `TrackingError` if an sqlite store's file is no database or cannot be written."""
+    """Raise `TrackingError` if the file of an sqlite store is not a database, `InputError` if it is not writable."""
     path = _sqlite_file(uri)
     if path is None:
         return
@@ -94,10 +94,10 @@ def check_sqlite(uri: str) -> None:
 
 
 def writable(folder: Path, remedy: str) -> None:
-    """Raise `InputError` unless files can be made in `folder`, a mode without write bits counting as no."""
+    """Raise `InputError` unless files can be created in `folder`; a mode without write bits counts as read-only."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.stat().st_mode & 0o222:  # root could write there all the same
-        raise InputError(f"{there}: is marked read-only; {remedy}")
+    if not there.stat().st_mode & 0o222:  # root could write there despite the mode
+        raise InputError(f"{there}: marked read-only; {remedy}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".gfe-study-{os.getpid()}"
@@ -113,7 +113,7 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # MLflow hands on whatever its store or the network raised
+    except Exception as error:  # MLflow passes on any exception of its store or the network
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = _without_password(lines[0], uri)[:160] if lines else type(error).__name__
         remedy = f"set {URI_VARIABLE} to sqlite:///FILE or http://HOST:PORT"
@@ -122,7 +122,7 @@ def _explained(uri: str) -> Iterator[None]:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of a store that answers; an sqlite store is made if it is not there. Raises `TrackingError`."""
+    """Connect to a store and check that it answers; create a missing sqlite store. Raises `TrackingError`."""
     check_sqlite(uri)
     for logger in ("alembic", "mlflow"):
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -140,7 +140,7 @@ def _answering(uri: str) -> MlflowClient:
 
 
 def _make_sqlite(path: Path) -> None:
-    """Create an sqlite store under another name and rename it: one left half made by a kill cannot be repaired."""
+    """Create an sqlite store under a temporary name, then rename it: a kill midway would leave it beyond repair."""
     if path.exists() and path.stat().st_size:
         return
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -148,8 +148,8 @@ def _make_sqlite(path: Path) -> None:
             return
         for leftover in path.parent.glob(f".{path.name}.new*"):
             leftover.unlink()
-        # Not made absolute: in a URI, a % or ? in the name of a folder above would mean something else. The name is
-        # new every time, because MLflow keeps one store per URI for as long as the process lives.
+        # The path is not made absolute, because a % or ? in a parent folder's name has a special meaning in a URI. The
+        # name is unique, because MLflow keeps one store per URI for the lifetime of the process.
         beside = path.with_name(f".{path.name}.new-{uuid.uuid4().hex}")
         _answering(f"sqlite:///{beside}")
         os.replace(beside, path)
@@ -157,19 +157,19 @@ def _make_sqlite(path: Path) -> None:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a trial's run is opened with."""
+    """The initial content of a trial's run."""
 
     fingerprint: str
     name: str
     tags: dict[str, str]
     params: dict[str, Any]
     texts: dict[str, str]
-    """Artifacts given as text, by file name."""
+    """Text artifacts by file name."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How a trial's run ends: its status, further tags, and files to keep with it."""
+    """How a trial's run ends: its status, further tags, and files to store as artifacts."""
 
     status: str
     tags: dict[str, str]
@@ -178,7 +178,7 @@ class End:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What the store should hold of a trial: all its points so far, and its end if it has come to one."""
+    """What the store must hold of a trial: all of its points so far, and its end if it has ended."""
 
     spec: RunSpec
     points: list[dict[str, float]]
@@ -187,7 +187,7 @@ class Delivery:
 
 @dataclass
 class _Known:
-    """A run that the store holds."""
+    """A run in the store."""
 
     run_id: str
     artifact_uri: str
@@ -199,7 +199,7 @@ class Tracker:
     """The runs of one study in the store.
 
     Raises:
-        TrackingError: the store is none, cannot be reached, or cannot be written.
+        TrackingError: the store is invalid, unreachable or not writable.
     """
 
     def __init__(self, study: str, uri: str | None = None) -> None:
@@ -223,14 +223,14 @@ class Tracker:
             found = self.client.get_experiment(made)
         if found.lifecycle_stage != "active":
             raise TrackingError(
-                f"the experiment {self.study!r} is deleted in the tracking store; restore it, or give another --study"
+                f"the experiment {self.study!r} is deleted in the tracking store; restore it or choose another --study"
             )
         self.artifact_location = str(found.artifact_location)
         return str(found.experiment_id)
 
     def _artifact_location(self) -> str | None:
         if urlparse(self.uri).scheme in ("http", "https", "databricks"):
-            return None  # the server's affair
+            return None  # the server decides
         path = _sqlite_file(self.uri)
         folder = path.absolute().parent if path is not None else Path.cwd()
         return (folder / ARTIFACTS / self.study).as_uri()
@@ -245,7 +245,7 @@ class Tracker:
                 return
 
     def open_study(self, tags: dict[str, str], description: str, texts: dict[str, str]) -> None:
-        """Find or make the parent run, and mark it running."""
+        """Find or create the parent run, and mark it as running."""
         with _explained(self.uri):
             parents = list(self._search(PARENT))
             if parents:
@@ -272,7 +272,7 @@ class Tracker:
                 self.client.set_experiment_tag(self.experiment_id, key, value)
 
     def close_study(self, status: str, tags: dict[str, str], files: list[Path]) -> None:
-        """End the parent run, with tags that name the best trial, and that trial's files."""
+        """End the parent run, with tags that name the best trial and with that trial's files."""
         assert self.parent_id is not None
         with _explained(self.uri):
             self.client.log_batch(self.parent_id, tags=[RunTag(*tag) for tag in tags.items()])
@@ -281,26 +281,26 @@ class Tracker:
             self.client.set_terminated(self.parent_id, status)
 
     def page(self, path: str) -> str:
-        """Address of a page of MLflow's UI: the store's own, or that which `make ui` starts."""
+        """Return the address of a page of MLflow's UI, on the store's server or on the one of `make ui`."""
         server = urlparse(self.uri).scheme in ("http", "https")
         return f"{without_password(self.uri).rstrip('/') if server else UI}/{path}"
 
     def is_open(self, fingerprint: str) -> bool:
-        """Whether this process has a trial's run open: all but its points and its end are there."""
+        """Return whether this process has opened a trial's run, so that only points and the end are missing."""
         return fingerprint in self._open
 
     def is_closed(self, fingerprint: str) -> bool:
-        """Whether a trial's run is there and finished, as of the last look."""
+        """Return whether a trial's run exists and is finished, as far as this process knows."""
         run = self._runs.get(fingerprint)
         return run is not None and run.status == FINISHED and fingerprint not in self._open
 
     def is_running(self, fingerprint: str) -> bool:
-        """Whether a trial's run is marked running, by this process or by one that was killed."""
+        """Return whether a trial's run is marked as running, by this process or by one that was killed."""
         run = self._runs.get(fingerprint)
         return fingerprint in self._open or (run is not None and run.status == RUNNING)
 
     def bring_level(self, deliveries: Sequence[Delivery]) -> None:
-        """Bring the runs of trials level with what is delivered; of an sqlite store, all in one transaction."""
+        """Update the runs of trials with deliveries; an sqlite store is updated in a single transaction."""
         if self._sqlite is not None:
             with _explained(self.uri):
                 self._write_rows(self._sqlite, deliveries)
@@ -312,7 +312,7 @@ class Tracker:
                 if end is not None:
                     self.close_trial(fingerprint, end.status, end.tags, end.files)
             except TrackingError:
-                # A call may have been carried out whose answer was lost: look before the next one.
+                # The call may have taken effect although its answer was lost: look the run up before the next one.
                 self._open.pop(fingerprint, None)
                 self._unsure.add(fingerprint)
                 raise
@@ -351,7 +351,7 @@ class Tracker:
             )
             seen = max([last, *(point[names.IMAGES_SEEN] for point in points)])
             after.append((delivery, run, tags, seen))
-            # Artifacts before rows: a run that the store says is finished has them all.
+            # Artifacts are written before rows, so that a finished run in the store always has them all.
             texts = spec.texts if spec.fingerprint not in self._open else {}
             _keep(run, texts, end.files if end is not None else [])
         store.write(rows)
@@ -374,7 +374,7 @@ class Tracker:
         }
 
     def open_trial(self, spec: RunSpec, points: list[dict[str, float]] | None = None) -> None:
-        """Find or make a trial's run, mark it running, and log those points that it does not hold yet."""
+        """Find or create a trial's run, mark it as running, and log the points that it lacks."""
         points = points or []
         if spec.fingerprint in self._open:
             self.deliver(spec.fingerprint, points)
@@ -386,7 +386,7 @@ class Tracker:
                 wanted = f"{CHILDREN} AND tags.{names.FINGERPRINT} = '{spec.fingerprint}'"
                 run = next((_known(found) for found in self._search(wanted)), None)
             if run is None:
-                # All tags at once, so that a run that exists can always be found again by its fingerprint.
+                # All tags in one call, so that every existing run can be found by its fingerprint.
                 run = _known(self.client.create_run(self.experiment_id, tags=self._all_tags(spec)))
             else:
                 last = self._last_step(run.run_id)
@@ -400,7 +400,7 @@ class Tracker:
             self._open[spec.fingerprint] = max([last, *(point[names.IMAGES_SEEN] for point in points)])
 
     def deliver(self, fingerprint: str, points: list[dict[str, float]]) -> None:
-        """Log those points of an open trial that the store does not hold yet."""
+        """Log the points of an open trial that the store lacks."""
         last = self._open[fingerprint]
         if points and points[-1][names.IMAGES_SEEN] > last:
             with _explained(self.uri):
@@ -408,13 +408,15 @@ class Tracker:
             self._open[fingerprint] = points[-1][names.IMAGES_SEEN]
 
     def close_trial(self, fingerprint: str, status: str, tags: dict[str, str], files: list[Path]) -> None:
-        """End an open trial's run. It can be opened again."""
+        """End an open trial's run, which can be reopened."""
         run = self._runs[fingerprint]
         with _explained(self.uri):
             worth_it = {key: value for key, value in tags.items() if value or key in run.tags}
             self.client.log_batch(run.run_id, tags=[RunTag(*tag) for tag in worth_it.items()])
             for file in files:
-                with contextlib.suppress(FileNotFoundError):  # another trial has taken its place among the best
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # removed meanwhile: another trial took its place among the best
                     self.client.log_artifact(run.run_id, str(file))
             self.client.set_terminated(run.run_id, status)
             run.status = status
@@ -422,7 +424,7 @@ class Tracker:
         self._open.pop(fingerprint, None)
 
     def keep_decoder(self, fingerprint: str, files: list[Path]) -> None:
-        """Log a trial's `KEPT_FILES` to its run if they are not there yet; none removes them, where the store can."""
+        """Store a trial's `KEPT_FILES` unless the run has them; with no files, remove them if the store can."""
         run = self._runs.get(fingerprint)
         if run is None or (run.tags.get(names.DECODER) == "kept") == bool(files):
             return
@@ -435,7 +437,7 @@ class Tracker:
             self.tag_trial(fingerprint, {names.DECODER: "kept" if files else "removed"})
 
     def tag_trial(self, fingerprint: str, tags: dict[str, str]) -> None:
-        """Set tags of a trial's run that it does not have already."""
+        """Set the tags of a trial's run that are missing or differ."""
         run = self._runs.get(fingerprint)
         new = {key: value for key, value in tags.items() if run is not None and run.tags.get(key) != value}
         if run is not None and new:
@@ -444,18 +446,18 @@ class Tracker:
             run.tags.update(new)
 
     def supersede(self, fingerprint: str) -> None:
-        """Set a trial's run aside: the trial is to be run again, and logged to another."""
+        """Mark a trial's run as superseded: the trial runs again and is logged to a new run."""
         run = self._runs.pop(fingerprint, None)
         if run is not None:
             with _explained(self.uri):
                 self.client.set_tag(run.run_id, names.ROLE, names.ROLE_SUPERSEDED)
 
     def orphans(self) -> list[str]:
-        """Fingerprints of runs that are marked running."""
+        """Return the fingerprints of the runs that are marked as running."""
         return [fingerprint for fingerprint, run in self._runs.items() if run.status == RUNNING]
 
     def close_orphan(self, fingerprint: str) -> None:
-        """Mark a run that nobody is writing to as killed."""
+        """Mark a run that no process is writing to as killed."""
         with _explained(self.uri):
             self.client.set_terminated(self._runs[fingerprint].run_id, KILLED)
 
@@ -482,7 +484,7 @@ def _known(run: Run) -> _Known:
 
 
 def _keep(run: _Known, texts: dict[str, str], files: list[Path]) -> None:
-    """Put artifacts into a run's folder on this machine."""
+    """Copy artifacts into a run's local folder."""
     folder = _local_folder(run.artifact_uri)
     if folder is None or not (texts or files):
         return
@@ -490,12 +492,12 @@ def _keep(run: _Known, texts: dict[str, str], files: list[Path]) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     for file in files:
-        with contextlib.suppress(FileNotFoundError):  # another trial has taken its place among the best
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile: another trial took its place among the best
             shutil.copyfile(file, folder / file.name)
 
 
 def _local_folder(uri: str) -> Path | None:
-    """The folder of an artifact URI, if it is one of this machine."""
+    """Return the folder of an artifact URI if it is local; None otherwise."""
     parts = urlparse(uri)
     if parts.scheme not in ("", "file"):
         return None

@@ -1,4 +1,4 @@
-"""The journal comes first: what the store has missed is delivered when it is back."""
+"""The journal is written first; the store receives what it missed once it answers again."""
 
 from pathlib import Path
 

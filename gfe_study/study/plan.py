@@ -240,7 +240,7 @@ class Plan:
         return points[-1] if points and self.over(fingerprint) else None
 
     def value(self, job: Job | str, metric: str | None = None) -> float | None:
-        """Return a metric at the last point of a trial that is over; infinitely bad if it diverged; None before that."""
+        """Return a metric at the end of a trial that is over; infinitely bad if it diverged; None before that."""
         last = self.last(job if isinstance(job, str) else job.fingerprint)
         if last is None:
             return None

@@ -29,7 +29,7 @@ class Finished:
     folder: Path
 
     def copy_files(self, folder: Path) -> None:
-        """Copy the best decoder and the picture, where they were kept."""
+        """Copy the kept files and the picture of reconstructions, if they exist."""
         for name in (*names.KEPT_FILES, names.RECONSTRUCTION):
             if (self.folder / name).exists():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -37,10 +37,10 @@ class Finished:
 
 
 def usable(found: Mapping[str, Finished], job: Job, journal: Journal) -> Finished | None:
-    """The finished trial that a job need not be run for; None if there is none.
+    """Return the finished trial that replaces a job; None if the job must run.
 
-    A job that has begun here, or is to be run again, is run; one whose budget is told in seconds is the same on the
-    machine that ran it only.
+    A job must run if it has already begun here or was requested again. A trial with a budget in seconds is reused only
+    on the machine that ran it, because another machine gets further in the same time.
     """
     there = found.get(job.fingerprint)
     if there is None or journal.points.get(job.fingerprint) or job.fingerprint in journal.again:
@@ -50,7 +50,7 @@ def usable(found: Mapping[str, Finished], job: Job, journal: Journal) -> Finishe
 
 
 def finished_elsewhere(study_folder: Path, options: Options) -> dict[str, Finished]:
-    """Finished trials, by fingerprint, of the studies that lie beside a study's folder, if they are to count."""
+    """Return the finished trials of the studies in the same storage, by fingerprint; empty if reuse is off."""
     found: dict[str, Finished] = {}
     if not options.reuse or is_url(options.storage):
         return found
@@ -60,7 +60,7 @@ def finished_elsewhere(study_folder: Path, options: Options) -> dict[str, Finish
         try:
             journal = Journal.read(path.parent)
         except InputError:
-            continue  # a damaged journal is its own study's affair
+            continue  # damaged: that study will report it
         for name, outcome in journal.outcomes.items():
             if outcome.state == FINISHED and not outcome.origin and journal.points.get(name):
                 folder = path.parent / names.TRIALS_FOLDER / name

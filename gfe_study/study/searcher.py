@@ -1,4 +1,4 @@
-"""The search over nuisance parameters: Optuna's ask and tell, rebuilt from the journal at every start."""
+"""The search over nuisance parameters: Optuna's ask-and-tell interface, rebuilt from the journal at every start."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from gfe_study.config import InputError, Range, Study
 from gfe_study.distributions import distribution
 from gfe_study.study.plan import Plan
 
-STARTUP_TRIALS = 6
-"""Configurations drawn at random before TPE models what came of them."""
-ATTEMPTS, REPEATS = 50, 5
-"""Draws in a row, of which the first few are TPE's, that may repeat a known configuration."""
-MOST_ENUMERATED = 2000
-"""A space of choices and whole numbers with no more points is known point by point."""
+NUM_STARTUP_TRIALS = 6
+"""Configurations drawn at random before TPE models their results."""
+MAX_DRAWS, MAX_TPE_DRAWS = 50, 5
+"""How many draws in a row may repeat a known configuration; the first `MAX_TPE_DRAWS` are TPE's, the rest random."""
+MAX_ENUMERATED = 2000
+"""Largest number of points up to which a space of choices and integers is enumerated."""
 LEAST_PARALLEL = 3
 WORST = 1e9
-"""Stands for the objectives of a divergence where there are two: hypervolumes bear no infinity."""
+"""Replaces infinite objectives of diverged trials if there are two: a hypervolume cannot be infinite."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Suggester:
-    """Suggests the configurations of one arm, the space's own starting points first.
+    """Suggests the configurations of one arm, beginning with the space's starting points.
 
-    What it suggests next depends on the results of all configurations of the arm but the last `parallel` − 1
-    before it, and on nothing else: not on which of them ended first, nor on how often the study was killed.
-    The sampler is seeded anew for every configuration, so that no state of it has to survive.
+    The next suggestion depends on the results of all earlier configurations of the arm but the last `parallel` − 1,
+    and on nothing else: neither on the order in which they ended nor on how often the study was killed. The sampler
+    gets a new seed for every configuration, so none of its state has to be saved.
 
     Args:
-        plan: the plan, whose configurations of this arm are already known to the search.
+        plan: the plan; the search starts with its configurations of this arm.
         arm: name of the arm.
-        parallel: configurations that may be under way at once.
+        parallel: number of configurations that may be in progress at once.
 
     Attributes:
-        refusal: why the last point that was drawn gives no valid trial; empty if none was refused.
+        refusal: why the last rejected point gives no valid trial; empty if no point was rejected.
     """
 
     def __init__(self, plan: Plan, arm: str = "", parallel: int = LEAST_PARALLEL) -> None:
@@ -52,7 +52,7 @@ class Suggester:
         self._starts = plan.study.start_points(arm)
         self._grid = plan.study.grid(arm) if plan.study.sampler == "grid" else []
         self._order: list[int] = []
-        self._told = 0
+        self._num_told = 0
         self.refusal = ""
         self._known: set[str] = set()
         self._optuna_numbers: dict[int, int] = {}
@@ -63,29 +63,29 @@ class Suggester:
             self._enter(number, configuration.params)
 
     def ready(self) -> bool:
-        """Whether all results are there that the next suggestion depends on."""
+        """Return whether all results that the next suggestion depends on are available."""
         if len(self._order) < len(self._starts) or self._study.sampler != "tpe":
             return True
-        if len(self._order) < STARTUP_TRIALS:
+        if len(self._order) < NUM_STARTUP_TRIALS:
             return True
         there = self._plan.configurations[0, self._arm]
-        return all(self._plan.ended(there[number]) for number in self._order[self._told : self._due()])
+        return all(self._plan.ended(there[number]) for number in self._order[self._num_told : self._due()])
 
     def _due(self) -> int:
-        """How many of the first configurations the next suggestion depends on."""
+        """Return how many of the first configurations the next suggestion depends on."""
         return max(0, len(self._order) - self._parallel + 1)
 
     def ask(self, number: int) -> dict[str, Any] | None:
-        """Values of the searched keys for configuration `number`; None once every configuration is known."""
+        """Return the searched values of configuration `number`; None once every configuration is known."""
         for start in (*self._starts, *self._grid):
             if _text(start) not in self._known:
                 self._enter(number, start)
                 return start
         if self._study.sampler == "grid":
             return None
-        if len(self._order) >= STARTUP_TRIALS:
+        if len(self._order) >= NUM_STARTUP_TRIALS:
             self._tell_due()
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MAX_DRAWS):
             self._optuna.sampler = self._sampler(number, attempt)
             suggested = self._optuna.ask()
             params = self._draw(suggested)
@@ -95,16 +95,15 @@ class Suggester:
                 self._optuna_numbers[number] = suggested.number
                 return params
             self._optuna.tell(suggested, state=TrialState.FAIL)
-        for params in self._study.points(
-            self._arm, Range.every, MOST_ENUMERATED
-        ):  # nearly all of a small space is known: draws find the rest too seldom
+        # In a small space that is almost exhausted, draws rarely find what remains.
+        for params in self._study.points(self._arm, Range.every, MAX_ENUMERATED):
             if _text(params) not in self._known and self._possible(params):
                 self._enter(number, params)
                 return params
         return None
 
     def _possible(self, params: dict[str, Any]) -> bool:
-        """Whether a point gives a trial: two values, each of them allowed, may not go together."""
+        """Return whether a point gives a valid trial: values may be valid alone but not in combination."""
         try:
             self._study.trial(params, 0, self._arm)
         except InputError as error:
@@ -140,16 +139,16 @@ class Suggester:
 
     def _tell_due(self) -> None:
         there = self._plan.configurations[0, self._arm]
-        for number in self._order[self._told : self._due()]:
+        for number in self._order[self._num_told : self._due()]:
             values = self._objectives(number)
             if values is None or not self._plan.ended(there[number]):
                 self._optuna.tell(self._optuna_numbers[number], state=TrialState.FAIL)
             else:
                 self._optuna.tell(self._optuna_numbers[number], values)
-        self._told = max(self._told, self._due())
+        self._num_told = max(self._num_told, self._due())
 
     def _objectives(self, number: int) -> list[float] | None:
-        """Means over the seeds, a divergence being infinitely bad; None for a configuration that gave no value."""
+        """Return the means over the seeds, infinitely bad after a divergence; None if a seed has no value."""
         configuration = self._plan.configurations[0, self._arm][number]
         against = self._study.metric.against
         means = [self._plan.mean(configuration, name) for name in (None, *([against] if against else []))]
@@ -162,17 +161,17 @@ class Suggester:
         arm = f"/{self._arm}" if self._arm else ""
         text = f"{self._study.sampler_seed}{arm}/{number}/{attempt}"
         seed = int.from_bytes(sha256(text.encode()).digest()[:4], "big")
-        if self._study.sampler == "random" or attempt >= REPEATS:
+        if self._study.sampler == "random" or attempt >= MAX_TPE_DRAWS:
             return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=NUM_STARTUP_TRIALS)
 
 
 def add_certain(plan: Plan) -> None:
-    """Add to a plan what depends on no result: starting points, grids, and the first random draws of every arm."""
+    """Add the configurations that depend on no result: each arm's starting points, grid and first random draws."""
     for arm in plan.study.arms if plan.study.nuisance else ():
         suggester = Suggester(plan, arm.name)
         while plan.unasked(arm.name):
-            if len(plan.configurations[0, arm.name]) >= STARTUP_TRIALS and plan.study.sampler == "tpe":
+            if len(plan.configurations[0, arm.name]) >= NUM_STARTUP_TRIALS and plan.study.sampler == "tpe":
                 break
             number = plan.next_number(arm.name)
             params = suggester.ask(number)
@@ -181,7 +180,7 @@ def add_certain(plan: Plan) -> None:
             elif plan.configurations[0, arm.name]:
                 plan.exhausted.add(arm.name)
             else:
-                raise InputError(f"no draw of the search gives a valid trial: {suggester.refusal}")
+                raise InputError(f"no configuration that the search drew is valid: {suggester.refusal}")
 
 
 def _suggested(trial: optuna.Trial, name: str, drawn: Range) -> Any:
@@ -194,7 +193,7 @@ def _suggested(trial: optuna.Trial, name: str, drawn: Range) -> Any:
 
 
 def _name(key: str, drawn: Range) -> str:
-    """One name a key and range: Optuna wants a name to be drawn from one distribution for good."""
+    """Return one name per key and range, because Optuna allows only one distribution per name."""
     return key if not drawn.when else f"{key} {json.dumps(drawn.model_dump(), sort_keys=True)}"
 
 

@@ -27,7 +27,15 @@ def run_single(
 ) -> tuple[dict[str, float], str, list[str]]:
     """Run a trial, or continue it where it was interrupted.
 
-    Returns its last point, its fingerprint, and what went wrong without ending it.
+    Args:
+        trial: the trial.
+        storage: folder for its checkpoints.
+        cpus: number of threads.
+        report: called with every new point.
+        problem: called with every problem that does not end the trial.
+
+    Returns:
+        Its last point, its fingerprint, and the problems.
 
     Raises:
         InputError: the data, the folder or the store cannot be used.

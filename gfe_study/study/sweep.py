@@ -1,7 +1,7 @@
-"""Running a study: what is missing is handed to Ray Tune, what comes back is recorded.
+"""Running a study: Ray Tune runs the missing trials, and the journal records their results.
 
-Every start is the same: read the study and its journal, plan, hand over what is missing, unfinished trials
-first. Nothing of Ray's own state is needed to go on.
+Every start takes the same steps: read the study and its journal, make the plan, and hand the missing trials to Ray,
+unfinished ones first. Continuing a study needs none of Ray's own state.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ class Outcome:
     """How a start of a study ended.
 
     Attributes:
-        delivered: whether the tracking store has got everything.
-        damaged: a line for every checkpoint that was found damaged.
-        taken_over: study -> trials that it had finished, and that were not run again.
-        stopped: why the study was stopped before its end; empty if it was not.
-        seconds: wall time of this start, by part: `start_up`, `total`, `trials` (summed over them), `tracking`.
-        comparison: address of the study's comparison in MLflow's UI, as `make ui` or the store's server shows it.
+        plan: the plan at the end of this start.
+        interrupted: whether the start ended before all trials did.
+        delivered: whether the tracking store is complete.
+        damaged: one line per damaged checkpoint.
+        taken_over: study -> number of its finished trials that were reused.
+        stopped: why the study was stopped early; empty if it was not.
+        slots: trials that ran at a time.
+        seconds: wall time of this start by part: `start_up`, `total`, `trials` (summed over all trials), `tracking`.
+        comparison: address of the study's comparison in MLflow's UI, on the store's server or the one of `make ui`.
     """
 
     plan: Plan
@@ -62,8 +65,8 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
     """Run, extend or continue a study.
 
     Raises:
-        InputError: before any trial starts, if the data, the folder or the store cannot be used; later, if the
-            journal cannot be written any more.
+        InputError: the data, the folder or the store cannot be used (before any trial starts), or the journal can no
+            longer be written.
     """
     started = time.monotonic()
     folders = list(dict.fromkeys([*data_folders(), *map(Path, options.data_folders)]))
@@ -85,7 +88,7 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         tracker.open_study(shared, study.question, {STUDY_FILE: declared})
         recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
         outcome = Outcome(plan, comparison=tracker.page(link(tracker.experiment_id, COMPARISON)))
-        with contextlib.ExitStack() as at_last:  # Ray is left once everything is recorded
+        with contextlib.ExitStack() as at_last:  # Ray is shut down only once everything is recorded
             try:
                 if plan.missing() or plan.unasked() or len(study.stages()) > 1:
                     _run_missing(recorder, options, images, observer, outcome, started, at_last)
@@ -148,7 +151,7 @@ def _run_missing(
 
 
 def _slots(resources: dict[str, float], options: Options) -> int:
-    """Trials that fit at once."""
+    """Return how many trials fit at once. Raises `InputError` if not even one does."""
     wanted = {"CPU": options.cpus, "GPU": options.gpus}
     for kind, amount in wanted.items():
         if amount > resources.get(kind, 0.0):
