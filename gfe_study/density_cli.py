@@ -1,4 +1,4 @@
-"""Commands of the density estimates: parsing and printing only."""
+"""Commands for density estimates: parsing and printing only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gfe_study.layout import say, show
 from gfe_study.terminal import Json, console, fail, output, print_json, progress
 
 LatentDim = Annotated[int | None, typer.Option(help="Latent dimensions.")]
-Samples = Annotated[int | None, typer.Option(help="Samples in the density estimate.")]
+Samples = Annotated[int | None, typer.Option(help="Number of samples in the density estimate.")]
 
 
 def bandwidth(
@@ -21,13 +21,13 @@ def bandwidth(
     target: Annotated[str, typer.Option(help="Target distribution of the latents.")] = "standard_normal",
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the target, like target.radius=4."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the target, like target.radius=4."),
     ] = None,
-    method: Annotated[str, typer.Option(help="root of the derivative, or fixed-point.")] = "root",
-    table: Annotated[bool, typer.Option("--table", help="Print the paper's table beside ours.")] = False,
+    method: Annotated[str, typer.Option(help="root (of the derivative) or fixed-point.")] = "root",
+    table: Annotated[bool, typer.Option("--table", help="Print the paper's table and ours.")] = False,
     json_: Json = False,
 ) -> None:
-    """The kernel bandwidth to train GEN with. Example: gfe-study bandwidth --latent-dim 8 --samples 10000"""
+    """Find the kernel bandwidth for training GEN. Example: gfe-study bandwidth --latent-dim 8 --samples 10000"""
     from gfe_study.density.bandwidth import Method, optimal_bandwidth, refusal
     from gfe_study.density.table import cells, pairs
     from gfe_study.density_view import bandwidth_line, bandwidth_table
@@ -39,7 +39,9 @@ def bandwidth(
     chosen = parse_target(target, parse_assignments(sets or []))
     if table:
         if sets or chosen.name != "standard_normal":
-            raise InputError("--table: the paper's is of the standard normal; allowed: no --target, no --set")
+            raise InputError(
+                "--table: given with --target or --set; allowed: neither, the paper's is of the standard normal"
+            )
         refuse_cell(latent_dim, samples)
         found = []
         with progress(len(pairs())) as advance:
@@ -66,19 +68,21 @@ def bandwidth(
         variance = optimum.width**2 - optimum.h_opt**2
         print(
             f"h_opt {optimum.h_opt:.4f} ± {optimum.std:.4f} for {count:,} samples of {chosen.name} in {dimensions} "
-            f"latent dimensions; latents that match it have the variance {optimum.width:g}² − h² = {variance:.4f}"
+            f"latent dimensions; matching latents have the variance {optimum.width:g}² − h² = {variance:.4f}"
         )
 
 
 def correlation(
     latent_dim: LatentDim = None,
     samples: Samples = None,
-    table: Annotated[bool, typer.Option("--table", help="2 to 20 dimensions, 250 to 4,000 samples.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print the table for 2 to 20 dimensions and 250 to 4,000 samples.")
+    ] = False,
     trials: Annotated[int, typer.Option(help="Independent repetitions.")] = 20,
-    out: Annotated[Path | None, typer.Option(help="PNG to draw the table as; an SVG goes beside it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG of the table; an SVG is written beside it.")] = None,
     json_: Json = False,
 ) -> None:
-    """Correlate the divergence estimated by KDE, and by a discriminator, with a known change (Pearson's r).
+    """Correlate divergence estimates, by KDE and by a discriminator, with a known change (Pearson's r).
 
     Example: gfe-study correlation --latent-dim 5 --samples 1000
     """
@@ -91,7 +95,7 @@ def correlation(
     else:
         pairs = [wanted_cell(latent_dim, samples)]
     if out is not None and (not table or out.suffix != ".png" or not out.parent.is_dir()):
-        raise InputError(f"--out: given {str(out)!r}; allowed: with --table, a .png in a folder that exists")
+        raise InputError(f"--out: given {str(out)!r}; allowed: a .png file in an existing folder, with --table")
     _within("--trials", trials, 2, 1000)
     with progress(len(pairs) * trials) as advance:
         studies = [correlate(*pair, trials, advance) for pair in pairs]
@@ -108,7 +112,7 @@ def correlation(
 
 
 def wanted_cell(latent_dim: int | None, samples: int | None) -> tuple[int, int]:
-    """The numbers given for one cell of a table. Raises `InputError` where one is missing or out of range."""
+    """Check the numbers for one cell of a table. Raises `InputError` if one is missing or out of range."""
     instead = ", or --table instead"
     return _within("--latent-dim", latent_dim, 1, 1000, instead), _within("--samples", samples, 2, 200_000, instead)
 
@@ -121,6 +125,6 @@ def _within(option: str, value: int | None, least: int, most: int, instead: str 
 
 
 def refuse_cell(latent_dim: int | None, samples: int | None) -> None:
-    """Raise `InputError` if numbers are given for one cell, where the whole table is wanted."""
+    """Raise `InputError` if numbers for one cell are given together with `--table`."""
     if latent_dim is not None or samples is not None:
         raise InputError("--table: given with --latent-dim or --samples; allowed: one or the other")

@@ -1,4 +1,4 @@
-"""Tables of the density estimates' studies, for the terminal."""
+"""Terminal tables of the studies of density estimates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # scipy.stats, which it needs, takes a second to import
 
 
 def bandwidth_table(cells: Sequence[Cell]) -> Listing:
-    """The paper's optimal bandwidths, and ours below each; marked where ours is outside."""
+    """Return the paper's optimal bandwidths with ours below each; ours is marked if it is out of tolerance."""
     columns = [Column("latent dim"), Column("", left=True)]
     table = Listing(
         "h_opt of the standard normal: the paper's, and ours",
@@ -36,14 +36,14 @@ def _ours(cell: Cell) -> str:
 
 
 def bandwidth_line(cells: Sequence[Cell]) -> str:
-    """How many of the paper's numbers are met."""
+    """Count how many of the paper's numbers are reproduced."""
     finite = [cell for cell in cells if cell.within is not None]
     within = sum(bool(cell.within) for cell in finite)
-    return f"{within} of {len(finite)} finite cells within the paper's ± and {BESIDE:g} beside; ! marks the others"
+    return f"{within} of {len(finite)} finite cells lie within the paper's ± plus {BESIDE:g}; ! marks the others"
 
 
 def correlation_table(studies: Sequence[Study]) -> Listing:
-    """r of both estimates, one row for every latent dimension and number of samples."""
+    """Return r of both estimates, one row per latent dimension and number of samples."""
     return Listing(
         "Pearson's r of the estimated divergence with the modes' separation, mean ± s.d. over trials",
         [Column(header) for header in ("latent dim", "samples", "KDE", "discriminator")],

@@ -24,11 +24,11 @@ from gfe_study.methods.base import Diverged, Learner, derive_seed
 Metrics = dict[str, float]
 
 ENCODE_BATCH = 250
-"""Images encoded at once in an evaluation: a matter of memory and speed, and of results through rounding only."""
+"""Batch size of an evaluation; it affects memory and speed, and the results only by rounding."""
 
 
 class Progress(NamedTuple):
-    """Where a trial is: after every batch, and with `metrics` at every point of its schedule."""
+    """Progress of a trial after a batch; `metrics` is set at the points of its evaluation schedule."""
 
     images_seen: int
     metrics: Metrics | None
@@ -37,13 +37,16 @@ class Progress(NamedTuple):
 
 @dataclass
 class TrainingState:
-    """Everything a trial needs to go on as if it had never stopped. `state_dict()` is plain data and tensors."""
+    """Everything that a trial needs to continue as if it had never stopped.
+
+    `state_dict()` contains plain data and tensors only.
+    """
 
     learner: Learner
     device: torch.device
     images_seen: int = 0
     points: list[Metrics] = field(default_factory=list)
-    """The metrics of every evaluation so far."""
+    """Metrics of every evaluation so far."""
     best_val_loss: float = math.inf
     images_used: int = 0
     optimiser_steps: int = 0
@@ -54,7 +57,7 @@ class TrainingState:
     loss_sum: float = 0.0
     loss_count: int = 0
     test_latent_NL: Tensor | None = None
-    """Latents of the test images at the last evaluation, on the CPU; not part of the state."""
+    """Latents of the test images at the last evaluation, on the CPU; not saved with the state."""
 
     _COUNTERS = (
         "images_seen",
@@ -72,13 +75,13 @@ class TrainingState:
 
     @property
     def over(self) -> bool:
-        """Whether the budget is spent, or the trial has diverged."""
+        """Whether the budget is spent or the trial has diverged."""
         budget = self.learner.trial.budget
         diverged = bool(self.points and self.points[-1][names.DIVERGED])
         return diverged or budget.spent(self.images_seen, self.nfe_forward + self.nfe_backward, self.train_seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimiser, random number generators, counters and the points reached so far."""
+        """Return the networks, optimiser, random number generators, counters, and the points so far."""
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -99,18 +102,18 @@ def train(
 ) -> Iterator[Progress]:
     """Train one trial, from the start or from a `TrainingState.state_dict()`.
 
-    Yields after every batch; `metrics` is filled at the points of `eval.schedule` and at the end of the
-    budget, whichever of its limits is reached first, and evaluation images never influence training. A batch
-    that would pass a point is cut there, so that every trial is evaluated at exactly the same numbers of images
-    seen. A loss that is not finite ends the trial, before the optimiser steps, with a last point whose
-    `diverged` is 1.
+    Yields after every batch. `metrics` is set at the points of `eval.schedule` and when the first limit of the budget
+    is reached. Evaluation images never influence training. A batch that would pass a point is cut there, so that all
+    trials are evaluated at exactly the same numbers of images seen. A loss that is not finite ends the trial before the
+    optimiser step, with a last point whose `diverged` is 1.
 
-    torch's global generators are seeded from the trial's seed (or restored from `state`).
+    torch's global generators are seeded from the trial's seed, or restored from `state`.
     """
     device = torch.device(device)
     learner = trial.method.create(trial, splits.shape, device)
     learner.see(splits.train)
     progress = TrainingState(learner, device)
+    # Seeded after the networks are created, so that training draws the same numbers whatever their initialisation used.
     torch.manual_seed(derive_seed(trial.seed, "training"))
     if state is not None:
         progress.load_state_dict(state)
@@ -134,10 +137,10 @@ def train(
 
 
 def training_order(seed: int, size: int, start: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Indices of the training images number `start` … `start + count − 1` of the stream that a seed gives.
+    """Return the indices of images `start` … `start + count − 1` in a seed's stream of training images.
 
-    The stream is a fresh permutation of the training set for every epoch; it does not depend on the method,
-    the batch size or how often training was interrupted.
+    The stream is a new permutation of the training set for every epoch. It does not depend on the method, the batch
+    size, or how often training was interrupted.
     """
     position = np.arange(start, start + count)
     epochs = position // size
@@ -150,7 +153,7 @@ def training_order(seed: int, size: int, start: int, count: int) -> np.ndarray[A
 
 
 def train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, Any]) -> None:
-    """Train on the images at `index`, and count what it took. Raises `Diverged`."""
+    """Train on the images at `index` and update the counters. Raises `Diverged`."""
     target_BD = split.images(index, progress.device)
     index_B = torch.from_numpy(index).to(progress.device)
     optim = progress.learner.trial.optim
@@ -159,7 +162,7 @@ def train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, An
         group["lr"] = optim.lr_at(progress.images_seen)
     started = time.perf_counter()
     encoding = progress.learner.update(target_BD, index_B, updates)
-    loss_sum = float(encoding.loss_B.sum())  # waits for the device
+    loss_sum = float(encoding.loss_B.sum())  # waits for the device, so that the timing is complete
     progress.train_seconds += time.perf_counter() - started
     progress.nfe_forward += float(encoding.nfe_forward_B.sum())
     progress.nfe_backward += float(encoding.nfe_backward_B.sum())
@@ -171,14 +174,14 @@ def train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, An
 
 
 class Evaluated(NamedTuple):
-    """Encoding the images of a split.
+    """Result of encoding the images of a split.
 
     Attributes:
-        loss: mean over the images.
+        loss: mean loss of the images.
         evaluations: decoder evaluations per image.
         nfe: decoder evaluations and pullbacks per image.
-        seconds: for all images.
-        latent_NL: their latents.
+        seconds: wall time for all images.
+        latent_NL: latents of the images.
     """
 
     loss: float
@@ -209,7 +212,7 @@ def evaluate(
 
 
 def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
-    """The metrics of one point. Clears the running mean of the training loss."""
+    """Return the metrics of one point, and reset the running mean of the training loss."""
     learner, options = progress.learner, progress.learner.trial.eval
     started = time.perf_counter()
     val = evaluate(learner, splits.val, options.val_images, progress.device)
@@ -246,7 +249,7 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
 
 
 def _last_point(progress: TrainingState) -> Metrics:
-    """The point of a trial that diverged: its last finite metrics, marked, at the images it had seen."""
+    """Return the last point of a diverged trial: its last finite metrics at the current `images_seen`, `diverged` 1."""
     last = dict(progress.points[-1]) if progress.points else {}
     return {
         **last,

@@ -489,7 +489,7 @@ def test_a_study_without_a_question_is_refused() -> None:
 
 
 def test_an_unknown_space_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'adm' is unknown; did you mean 'amd'\?.*smoke"):
+    with pytest.raises(InputError, match=r"unknown space 'adm'; did you mean 'amd'\?.*smoke"):
         find_space("adm")
 
 

@@ -151,7 +151,7 @@ def test_the_figure_has_a_panel_for_every_dimension(tmp_path: Path) -> None:
         (["--latent-dim", "40", "--samples", "250"], ["h_opt is 1.0", "would collapse"]),
         (["--latent-dim", "5", "--samples", "100", "--trials", "1"], ["--trials", "given 1", "2 to 1,000"]),
         (["--table", "--latent-dim", "5"], ["--table", "one or the other"]),
-        (["--table", "--out", "nowhere/figure.png"], ["--out", "nowhere/figure.png", "a folder that exists"]),
+        (["--table", "--out", "nowhere/figure.png"], ["--out", "nowhere/figure.png", "an existing folder"]),
         (["--table", "--out", "figure.pdf"], ["--out", "figure.pdf", ".png"]),
         (["--latent-dim", "5", "--samples", "10", "--out", "figure.png"], ["--out", "with --table"]),
     ],

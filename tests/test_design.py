@@ -325,7 +325,7 @@ def test_an_arm_whose_reference_is_a_hole_says_so() -> None:
         ({"nuisance": {"eval.val_images": {"int": [4, 8]}}}, "eval.val_images cannot be searched"),
         ({"nuisance": {"solver.beta": {"uniform": [0.3, 1.1], "when": {"solver.name": "amd"}}}}, "solver.beta"),
         ({"compare": {"factor": "a"}}, "compare.factor: given 'a' with arms, which have no factors"),
-        ({"scientific": {"factorial": {"optim.lr": [0.1, 0.10000001]}}}, "values that read differently"),
+        ({"scientific": {"factorial": {"optim.lr": [0.1, 0.10000001]}}}, "values that differ when written as text"),
         ({"resources": {"cpu": 0}}, "resources.cpu: given 0; allowed: greater than or equal to 0.01"),
         ({"sampler": "grid", "nuisance": {"model.latent_dim": {"uniform": [1, 2], "points": 10**9}}}, "points"),
     ],

@@ -51,7 +51,7 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
 @pytest.mark.parametrize("text", ["010", "-007", "00", "+08"])
 def test_leading_zeros_are_refused_as_ambiguous(text: str) -> None:
     for read in (lambda: parse_yaml(f"a: {text}", "f.yaml"), lambda: parse_assignments([f"a={text}"])):
-        with pytest.raises(InputError, match=r"may be decimal or octal; allowed: \d") as error:
+        with pytest.raises(InputError, match=r"ambiguous \(decimal or octal\); allowed: \d") as error:
             read()
         assert text in str(error.value)
     # 08 is no octal number, so only the decimal one is offered.

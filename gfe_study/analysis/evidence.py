@@ -1,4 +1,4 @@
-"""A study as its tracking store holds it: what exhibits and reports are made of."""
+"""The evidence of a study: everything that the tracking store holds of it, for exhibits and reports."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ class Evidence:
     """Everything that the store holds of a study.
 
     Attributes:
-        study: its declaration; None of an experiment that was not made by a sweep, or whose declaration is lost.
-        runs: all its runs, as of `Store.runs`.
-        points: all their points, as of `Store.curves`.
+        name: name of the study.
+        store: the store.
+        study: declaration of the study; None if it is lost, or if no sweep made the experiment.
+        question: the question that the study answers.
+        parent: the study's own run.
+        runs: all runs of the study, as in `Store.runs`.
+        points: all points of those runs, as in `Store.curves`.
     """
 
     name: str
@@ -45,7 +49,7 @@ class Evidence:
 
     @classmethod
     def load(cls, store: Store, name: str) -> Evidence:
-        """Read a study. Raises `InputError` if the store has no such study, or a declaration that is none."""
+        """Read a study. Raises `InputError` if the store has no such study or an invalid declaration of it."""
         runs, points = store.frames(name)
         declared = store.declaration(name)
         study = Study.build(declared, f"{name}: study.yaml") if declared is not None else None
@@ -53,14 +57,14 @@ class Evidence:
 
     @cached_property
     def irregularities(self) -> list[Irregularity]:
-        """What is wrong with its runs, each named."""
+        """Problems of the runs, each with the run's name."""
         return irregularities(self.runs, self.points)
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Trials with an outcome, as of `judgement`, and the searched keys as columns of numbers or choices.
+        """Trials with an outcome, as `judgement` expects them, with searched keys as columns of numbers or choices.
 
-        A measure is that of the last point: latents that have collapsed since an earlier one have no entropy.
+        Measures are taken from the last point only: latents that have collapsed since an earlier one have no entropy.
         """
         trials, points = ended(self.runs, self.points)
         last = points.drop_duplicates(RUN_ID, keep="last").set_index(RUN_ID)
@@ -70,7 +74,7 @@ class Evidence:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """Points of the trials that have a result, with the trial's `arm`, `stage`, `number`, `seed` and `dataset`."""
+        """Points of the trials with a result, and each trial's `arm`, `stage`, `number`, `seed` and `dataset`."""
         trials, points = usable(self.runs, self.points)
         about = [RUN_ID, names.ARM, names.STAGE, names.NUMBER, names.SEED, names.METHOD, names.DATASET]
         curves = points.merge(trials[[*about, names.ENTROPY_FLOOR]], on=RUN_ID)
@@ -79,30 +83,30 @@ class Evidence:
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """The comparison of its arms; None if it compares nothing."""
+        """The comparison of the study's arms; None if it compares nothing."""
         if self.study is None or not len(self.trials):
             return None
         return verdict_of(self.study, self.trials, self.curves)
 
     @cached_property
     def signs(self) -> list[Diagnostic]:
-        """Signs that it was a bad study."""
+        """Signs of a bad sweep."""
         return [] if self.study is None else signs_of(self.study, self.trials)
 
     @cached_property
     def ranges(self) -> Mapping[str, dict[str, Range]]:
-        """Arm -> the searched keys that apply to its best trial, and what they were drawn from."""
+        """Arm -> the searched keys that apply to its best trial, and their ranges."""
         return {} if self.study is None else searched_ranges(self.study, of_stage(self.trials, 0))
 
     @property
     def arms(self) -> list[str]:
-        """Names of the arms that have trials, in the order of the declaration; one empty name without arms."""
+        """Names of the arms with trials, in the declared order; one empty name if the study has no arms."""
         there = list(dict.fromkeys(self.trials[names.ARM]))
         declared = [arm.name for arm in self.study.arms] if self.study is not None else []
         return [arm for arm in declared if arm in there] + [arm for arm in there if arm not in declared]
 
     def arm_without(self, arm: str, factor: str) -> str:
-        """An arm less one factor: of a factorial, its other levels; else its name."""
+        """Return the name of an arm without one factor: its other levels in a factorial, its own name otherwise."""
         levels = next((own.levels for own in self.study.arms if own.name == arm), ()) if self.study is not None else ()
         return ", ".join(level for key, level in levels if key != factor) or arm
 
@@ -112,20 +116,20 @@ class Evidence:
 
     @property
     def chosen_by(self) -> str:
-        """What an arm's configurations are ranked by."""
+        """The metric that ranks the configurations of an arm."""
         return self.study.metric.name if self.study is not None else names.VAL_LOSS
 
     @property
     def metric(self) -> str:
-        """What arms are compared by."""
+        """The metric that compares the arms."""
         return self.study.compare.metric if self.study is not None else FALLBACK_METRIC
 
     @cached_property
     def chosen(self) -> pd.DataFrame:
-        """The trials that stand for their arms: of each, the best configuration of the last stage, all its seeds.
+        """The trials that represent their arms: all seeds of each arm's best configuration in the last stage.
 
-        Best are the fewest seeds lost, then the mean of the study's metric. An arm without a complete configuration
-        is stood for by what it has.
+        The best configuration has the fewest lost seeds, then the best mean of the study's metric. An arm without a
+        complete configuration is represented by the best of its incomplete ones.
         """
         if self.study is not None:
             stage, judged = judged_trials(self.study, self.trials)
@@ -141,12 +145,12 @@ class Evidence:
 
     @cached_property
     def chosen_curves(self) -> pd.DataFrame:
-        """The points of those trials that have a result."""
+        """Points of the chosen trials that have a result."""
         return self.curves.merge(self.chosen[[RUN_ID, names.ARM, names.STAGE, names.NUMBER]])
 
     @cached_property
     def chosen_ends(self) -> pd.DataFrame:
-        """The last point of each of those trials, with its parameters (`params.<dotted key>`)."""
+        """The last point of each of those trials, with the trial's parameters (`params.<dotted key>`)."""
         curves = self.chosen_curves
         last = curves[names.IMAGES_SEEN] == curves.groupby(RUN_ID)[names.IMAGES_SEEN].transform("max")
         params = [column for column in self.chosen if str(column).startswith(PARAMS)]
@@ -154,11 +158,13 @@ class Evidence:
         return curves[last].merge(self.chosen[[*places, *params]], on=places)
 
     def configurations(self, *more: str) -> pd.DataFrame:
-        """One row per complete configuration of the first stage: `arm`, `number`, `value` (mean over its seeds; NaN
-        if one was lost), mean `train_seconds` and `encode_seconds`, and its searched keys.
+        """Return one row per complete configuration of the first stage.
+
+        The columns are `arm`, `number`, `value` (mean over the seeds, NaN if one was lost), the means of
+        `train_seconds` and `encode_seconds`, and the searched keys.
 
         Args:
-            more: further metrics whose means are wanted; NaN if a seed has none.
+            more: further metrics to average; NaN if a seed lacks one.
         """
         seeds = len(self.study.seeds_of(0)) if self.study is not None else 1
         trials = complete(of_stage(self.trials, 0), seeds)
@@ -171,7 +177,7 @@ class Evidence:
         return (means.join(grouped.agg(**first)) if first else means).reset_index()
 
     def snapshots(self, run_id: str) -> Arrays | None:
-        """What a trial's decoder could do at a few moments of its training; None where that is not kept."""
+        """Return the arrays of a trial's `SNAPSHOTS`, recorded at several points of training; None if not kept."""
         file = self.store.artifact(run_id, names.SNAPSHOTS)
         if file is None:
             return None
@@ -198,7 +204,7 @@ class Evidence:
 
 
 def _value(drawn: Range, text: str) -> Any:
-    """A searched value from the text that the store holds of it."""
+    """Convert the store's text of a searched value back to the value."""
     if drawn.kind != "choice":
         number = float(text)
         return int(number) if drawn.kind in ("int", "logint") else number

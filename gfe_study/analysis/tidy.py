@@ -1,4 +1,4 @@
-"""Rows of a tracking store as tidy pandas frames."""
+"""Conversion of a tracking store's rows to tidy pandas frames."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ START_TIME, END_TIME = "start_time", "end_time"
 FAILED_COLUMN = "failed"
 PARAMS = "params."
 STOPPED = "stopped"
-"""State of a finished trial that was stopped short of its budget."""
+"""State of a finished trial that was stopped before its budget was spent."""
 REPEATED, LATE, NOT_FINITE = "repeated", "late", "not_finite"
-"""Of a point: a metric was logged there more than once; it was logged after a later one; metrics that are NaN or
-infinite there, separated by commas."""
+"""Columns of remarks on a point: whether a metric was logged more than once; whether the point was logged after a later
+one; which metrics are NaN or infinite, separated by commas."""
 
 TEXTS = (
     names.FINGERPRINT,
@@ -44,7 +44,7 @@ TEXTS = (
     names.STOPPED_EARLY,
     names.REUSED_FROM,
 )
-"""Tags that are columns of text as they stand."""
+"""Tags that become text columns unchanged."""
 TAGS = (
     *TEXTS,
     names.ARM,
@@ -74,7 +74,7 @@ METRICS = (
     names.EVAL_SECONDS,
     names.OPTIMISER_STEPS,
 )
-"""Columns of metrics that are there even where nothing was logged."""
+"""Metrics that always have a column, even if nothing was logged."""
 MEASURES = tuple(
     map(
         re.compile,
@@ -90,25 +90,25 @@ MEASURES = tuple(
         ),
     )
 )
-"""What trials may be measured by beside their losses: columns where something was logged, and only there."""
+"""Measures other than losses; they have a column only if something was logged."""
 LARGEST = sys.float_info.max
-"""What MLflow stores for infinity."""
+"""The number that MLflow stores for infinity."""
 
 
 def measured(columns: Iterable[object]) -> list[str]:
-    """Those of the columns that are `MEASURES`, in the order of these."""
+    """Return the columns that match `MEASURES`, in that order."""
     texts = [str(column) for column in columns]
     return list(dict.fromkeys(text for measure in MEASURES for text in texts if measure.fullmatch(text)))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The runs of an experiment as a store holds them, deleted ones left out.
+    """The runs of an experiment in a store, without deleted runs.
 
     Attributes:
         runs: `run_id`, `name`, `status`, and `start_time` and `end_time` in milliseconds since the epoch.
         tags, params: `run_id`, `key`, `value`, as text.
-        latest: `run_id`, `key`, `value` of every metric where its step is largest.
+        latest: `run_id`, `key`, `value` of every metric at its largest step.
     """
 
     runs: pd.DataFrame
@@ -117,7 +117,7 @@ class Rows:
     latest: pd.DataFrame
 
     def trials(self) -> Rows:
-        """Without the study's own run and trials that were set aside."""
+        """Return the rows without the study's own run and without superseded trials."""
         roles = self.tags[self.tags["key"] == names.ROLE]
         others = roles[roles["value"].isin([names.ROLE_STUDY, names.ROLE_SUPERSEDED])][RUN_ID]
         frames = (self.runs, self.tags, self.params, self.latest)
@@ -125,16 +125,17 @@ class Rows:
 
 
 def finite(values: pd.Series) -> pd.Series:
-    """Which values of metrics are finite; MLflow's largest number stands for infinity."""
+    """Return which metric values are finite; MLflow stores infinity as the largest number."""
     return values.abs() < LARGEST
 
 
 def runs_frame(rows: Rows, ends: pd.DataFrame, *, armless: bool) -> pd.DataFrame:
-    """One row per trial, or per configuration that shares it; columns as of `Store.runs`.
+    """Return one row per trial and configuration that it belongs to; the columns are those of `Store.runs`.
 
     Args:
+        rows: the runs.
         ends: `run_id`, `key`, `value`: the last finite value of every metric.
-        armless: the study compares no arms, and its tags only say what tells one run from another.
+        armless: whether the study compares no arms; its arm tags then only distinguish runs and are dropped.
     """
     about = rows.runs.drop_duplicates(RUN_ID).sort_values([START_TIME, NAME, RUN_ID], ignore_index=True)
     runs = pd.Index(about[RUN_ID].astype("str"))
@@ -177,7 +178,7 @@ def runs_frame(rows: Rows, ends: pd.DataFrame, *, armless: bool) -> pd.DataFrame
 
 
 def _wide(long: pd.DataFrame, runs: pd.Index) -> pd.DataFrame:
-    """One row per run, one column per key in alphabetical order."""
+    """Return one row per run and one column per key, in alphabetical order."""
     once = long.drop_duplicates([RUN_ID, "key"], keep="last")
     return once.pivot(index=RUN_ID, columns="key", values="value").reindex(runs).rename_axis(columns=None)
 
@@ -196,7 +197,7 @@ def _moment(milliseconds: pd.Series) -> pd.Series:
 
 
 def _shared(frame: pd.DataFrame, shared_by: list[str]) -> pd.DataFrame:
-    """A row for every configuration that a trial belongs to."""
+    """Repeat each row for every configuration that its trial belongs to."""
     places = [names.STAGE, names.ARM, names.NUMBER]
     own = frame[places].itertuples(index=False, name=None)
     belongs = [_configurations(text) or [place] for text, place in zip(shared_by, own, strict=True)]
@@ -210,12 +211,12 @@ def _shared(frame: pd.DataFrame, shared_by: list[str]) -> pd.DataFrame:
 def _configurations(text: str) -> list[tuple[Any, ...]]:
     try:
         return [(int(stage), str(arm), int(number)) for stage, arm, number in json.loads(text)]
-    except (ValueError, TypeError):  # not ours
+    except (ValueError, TypeError):  # a tag that gfe-study did not write
         return []
 
 
 def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Numbers for configurations that have none: in the order in which those of their arm were started."""
+    """Number the configurations that lack a number, in the order in which they were started within their arm."""
     configurations = frame[names.GROUP].where(frame[names.GROUP] != "", frame[names.FINGERPRINT])
     numbers = list(frame[names.NUMBER])
     places = list(zip(frame[names.STAGE], frame[names.ARM], strict=True))
@@ -235,16 +236,17 @@ def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def last_finite(history: pd.DataFrame) -> pd.DataFrame:
-    """`run_id`, `key`, `value` of every metric where its step is largest among its finite values."""
+    """Return `run_id`, `key`, `value` of the last finite value of every metric."""
     there = history[finite(history["value"])]
     ordered = there.sort_values(["step", "timestamp", "value"], kind="stable")
     return ordered.drop_duplicates([RUN_ID, "key"], keep="last")[[RUN_ID, "key", "value"]]
 
 
 def curves_frame(rows: Rows, history: pd.DataFrame) -> pd.DataFrame:
-    """One row per (trial, images seen); columns as of `Store.curves`.
+    """Return one row per (trial, images seen); the columns are those of `Store.curves`.
 
     Args:
+        rows: the runs.
         history: `run_id`, `key`, `step`, `timestamp` (milliseconds), `value` of every metric at every step.
     """
     runs, run_ids = pd.factorize(history[RUN_ID], sort=True)
@@ -285,7 +287,10 @@ def curves_frame(rows: Rows, history: pd.DataFrame) -> pd.DataFrame:
 
 
 def _late(first: pd.Series) -> pd.Series:
-    """Which points of a run were logged later than one with more images; `first` by (run, images seen)."""
+    """Return which points were logged later than a point of the same run with more images.
+
+    `first` is the earliest timestamp of each point, indexed by (run, images seen).
+    """
     backwards = first[::-1]
     soonest_after = backwards.groupby(level=0).cummin().groupby(level=0).shift()[::-1]
     return first > soonest_after

@@ -1,4 +1,4 @@
-"""What every part of the configuration is made of: frozen sections, layers of values, errors of one line."""
+"""Foundations of the configuration: frozen sections and one-line errors."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from pydantic_core import PydanticCustomError
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. `str()` is one line: where, key, what was given, what is allowed."""
+    """The user's input is invalid. `str()` is one line: where, which key, what was given, what is allowed."""
 
 
 class ImpossiblePair(InputError):
-    """Every key and value is allowed, but not together: a hole in a design, not a slip of the pen."""
+    """Each value is allowed on its own, but not their combination: an invalid combination, not a typo."""
 
 
 def suggestion(given: str, allowed: list[str]) -> str:
-    """The end of an error line: a near miss if there is one, and everything that is allowed."""
+    """Return the end of an error message: the closest match, if any, and all allowed values."""
     near = difflib.get_close_matches(given, allowed, n=1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(sorted(allowed))}"
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys."""
+    """A frozen section of the configuration that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     implies: ClassVar[Mapping[str, Any]] = {}
-    """Defaults that choosing this section sets in others, as dotted keys; anything explicit goes before."""
+    """Defaults that this section sets in others when chosen, as dotted keys; explicit values take precedence."""
     outlast_name: ClassVar[frozenset[str]] = frozenset()
-    """Settings that mean the same under every name, and stay when a later layer gives the section another."""
+    """Settings that mean the same under every name and are kept when a later layer renames the section."""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,7 +53,7 @@ class Section(BaseModel):
 
 
 class explained:
-    """Context that turns pydantic's complaint into an `InputError` of one line."""
+    """Context manager that turns pydantic's validation errors into a one-line `InputError`."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -63,6 +63,7 @@ class explained:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, ValidationError):
+            # An error without a location comes from a check of several keys together.
             together = all(detail["type"] == "value_error" and not detail["loc"] for detail in error.errors())
             kind = ImpossiblePair if together else InputError
             raise kind(f"{self.where}: {'; also '.join(_complaints(error))}") from error

@@ -1,4 +1,4 @@
-"""What a study compares: arms, from a list, a factorial, or an ablation."""
+"""The design of a study: its arms, given as a list, a factorial, or an ablation."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Arm:
     """A configuration of the scientific parameters.
 
     Attributes:
-        name: unique in its study; empty in a study that compares nothing.
-        changes: nested configuration laid over the study's `fixed`.
+        name: name, unique within the study; empty in a study that compares nothing.
+        changes: nested configuration that overrides the study's `fixed`.
         reference: name of the arm that this one is compared with; None for a reference itself.
-        alone: why it is compared with none, though it is no reference.
-        levels: of a factorial, factor -> level.
+        alone: why the arm has no comparison although it is not a reference.
+        levels: (factor, level) pairs in a factorial.
     """
 
     name: str
@@ -51,7 +51,7 @@ def _nested(changes: Any, where: str) -> dict[str, Any]:
 
 
 class Factor(Section):
-    """The levels of one factor: name -> nested configuration, and when the factor applies at all."""
+    """The levels of one factor (name -> nested configuration), and the condition under which the factor applies."""
 
     levels: dict[str, dict[str, Any]] = Field(min_length=1)
     when: Condition = {}
@@ -60,14 +60,14 @@ class Factor(Section):
 class Factorial(Section):
     """Every combination of the levels of its factors.
 
-    In YAML a factor is a dotted key with its values, `solver.name: [amd, rk4]`, or
-    `solver.beta: {choice: [0.5, 0.75], when: {solver.name: amd}}`, or a name of its own with named levels,
+    In YAML, a factor is a dotted key with its values, `solver.name: [amd, rk4]`, or with a condition,
+    `solver.beta: {choice: [0.5, 0.75], when: {solver.name: amd}}`, or a free name with named levels,
     `depth: {levels: {shallow: {model.hidden: [64]}, deep: {model.hidden: [64, 64, 64]}}}`.
     """
 
     factors: dict[str, Factor] = Field(min_length=1)
     exclude: dict[str, Condition] = {}
-    """Reason -> the combinations (dotted keys and values, or factors and levels) that are left out for it."""
+    """Reason -> the combinations to exclude, given as dotted keys and values or as factors and levels."""
 
     @model_validator(mode="before")
     @classmethod
@@ -99,7 +99,9 @@ class Factorial(Section):
                 raise refused(choice, f"{key}: a list of at least one value")
             levels = {_text(level): unflatten({key: level}) for level in choice}
             if len(levels) < len(choice):
-                raise refused(choice, f"{key}: values that read differently; or named levels, {{levels: {{name: …}}}}")
+                raise refused(
+                    choice, f"{key}: values that differ when written as text, or named levels, {{levels: {{name: …}}}}"
+                )
             return {"levels": levels, **rest}
         named = value["levels"]
         if not isinstance(named, Mapping):
@@ -114,15 +116,15 @@ def _text(level: Any) -> str:
 
 
 class Ablation(Section):
-    """A reference configuration, and the factors whose part in it is asked for.
+    """A reference configuration and the factors whose contribution to it is studied.
 
-    `factors` gives what each factor is without: the values that remove or replace it. `leave_one_out` runs the
-    reference and, for every factor, the reference without it; `add_one_in` the base, which has none of them,
-    and the base with each alone; `path` goes from the base to the reference, one factor after the other.
+    `factors` maps each factor to the values that remove or replace it. `leave_one_out` runs the reference and, for each
+    factor, the reference without it. `add_one_in` runs the base, which has none of the factors, and the base with each
+    factor alone. `path` adds one factor after another, from the base to the reference.
     """
 
     reference: dict[str, Any] = {}
-    """Laid over `fixed`; nested, or dotted keys."""
+    """Configuration that overrides `fixed`, nested or in dotted keys."""
     factors: dict[str, dict[str, Any]] = Field(min_length=1)
     design: Design = "leave_one_out"
 
@@ -139,7 +141,7 @@ class Ablation(Section):
         return content
 
     def without(self, removed: list[str]) -> dict[str, Any]:
-        """The reference with these factors taken out."""
+        """Return the reference without these factors."""
         return merge(self.reference, *(self.factors[name] for name in removed))
 
     def arms(self) -> Iterator[Arm]:
@@ -162,10 +164,10 @@ class Ablation(Section):
 
 
 class Scientific(Section):
-    """What is compared: one of `arms`, `factorial` and `ablate`."""
+    """The comparison of a study: one of `arms`, `factorial` and `ablate`."""
 
     arms: dict[str, dict[str, Any]] = {}
-    """Name -> configuration laid over `fixed`; nested, or dotted keys."""
+    """Name -> configuration that overrides `fixed`, nested or in dotted keys."""
     factorial: Factorial | None = None
     ablate: Ablation | None = None
 
@@ -175,7 +177,7 @@ class Scientific(Section):
         if isinstance(given, Mapping) and isinstance(given.get("arms"), Mapping):
             arms = {str(name): _nested(changes or {}, f"arms.{name}") for name, changes in given["arms"].items()}
             if len(arms) < len(given["arms"]):
-                raise refused(list(given["arms"]), "arms: names that read differently")
+                raise refused(list(given["arms"]), "arms: names that differ when written as text")
             return {**given, "arms": arms}
         return given
 
@@ -188,25 +190,27 @@ class Scientific(Section):
         return self
 
     def cells(self, flat: Mapping[str, Any], factor: str | None, level: str | None) -> tuple[list[Arm], list[Hole]]:
-        """The arms of the design, and the cells that it excludes.
+        """Return the arms of the design and the cells that it excludes.
 
         Args:
-            flat: the configuration that the arms are laid over, flat, for conditions.
-            factor: of a factorial, the factor along which arms are compared; the first if None.
-            level: its level, or of `arms` the arm, that the others are compared with; the first if None.
+            flat: flat configuration that the arms override; conditions are evaluated on it.
+            factor: the factor of a factorial along which arms are compared; the first if None.
+            level: the level of that factor, or the arm, that the others are compared with; the first if None.
 
         Raises:
-            InputError: `factor` or `level` is none of the design's.
+            InputError: the design has no such `factor` or `level`.
         """
         if self.ablate is not None:
             if factor is not None or level not in (None, REFERENCE, BASE):
-                raise InputError("compare: an ablation is compared with its own reference; leave factor and reference")
+                raise InputError(
+                    "compare: given for an ablation, which has its own reference; allowed: neither factor nor reference"
+                )
             return list(self.ablate.arms()), []
         if self.factorial is not None:
             return self._combinations(self.factorial, flat, factor, level)
         reference = level or next(iter(self.arms))
         if factor is not None:
-            raise InputError(f"compare.factor: given {factor!r} with arms, which have no factors; leave it")
+            raise InputError(f"compare.factor: given {factor!r} with arms, which have no factors; allowed: no factor")
         if reference not in self.arms:
             raise InputError(f"compare.reference: given {reference!r}; allowed: {', '.join(self.arms)}")
         arms = [Arm(name, changes, None if name == reference else reference) for name, changes in self.arms.items()]
@@ -244,7 +248,7 @@ class Scientific(Section):
             if own.get(along) == reference:
                 arms.append(Arm(_cell_name(levels), changes, None, "", levels))
                 continue
-            # A factor that applies to one of the two only does not tell them apart.
+            # A factor that applies to only one of the two arms does not distinguish them.
             beside = [
                 other
                 for other in cells
@@ -256,12 +260,14 @@ class Scientific(Section):
             arms.append(Arm(_cell_name(levels), changes, counterpart, "" if counterpart else told, levels))
         unused = [why for why in design.exclude if why not in holes.values()]
         if unused:
-            raise InputError(f"scientific.factorial.exclude: {unused[0]!r} matches no cell; allowed: cells there are")
+            raise InputError(
+                f"scientific.factorial.exclude: {unused[0]!r} matches no cell; allowed: conditions that match a cell"
+            )
         return arms, [Hole(_cell_name(levels), why) for levels, why in holes.items()]
 
 
 def _cell_name(levels: tuple[tuple[str, str], ...]) -> str:
-    """`amd, beta=0.5`: names speak for themselves, other values with their key."""
+    """Name a cell: `amd, beta=0.5`. Component names and named levels stand alone; other values get their key."""
     shown = []
     for key, level in levels:
         section, dot, setting = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""YAML files and `--set KEY=VALUE`: text to nested mappings."""
+"""Reading YAML files and `--set KEY=VALUE` into nested mappings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SPACES = "search_spaces"
 KINDS = ("merge", "null", "bool", "int", "float", "str")
 MERGE, NULL, BOOL, INT, FLOAT, STR = (f"tag:yaml.org,2002:{kind}" for kind in KINDS)
 NAMES = {"reference", "factor", "arm"}
-"""Keys whose value is the name of an arm, a level or a factor: it stays what the file says, even `1e3` or `off`."""
+"""Keys whose value names an arm, a level or a factor; it stays a string as written, even `1e3` or `off`."""
 
 
 class _Refused(yaml.constructor.ConstructorError):
-    """YAML, but not what this project takes."""
+    """Valid YAML that this project does not accept."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars (`1e4` is a number; `on` and `off` are strings), keys as they are written, none of them twice.
+    """Loads YAML 1.2 scalars (`1e4` is a number; `on` and `off` are strings); keys stay as written and are unique.
 
     Anchors and merge keys (`<<: *base`) work as in YAML 1.1: a mapping's own keys take precedence over merged ones.
     """
@@ -52,12 +52,12 @@ class _Loader(yaml.SafeLoader):
         if digits.startswith("0") and digits.isdigit() and digits != "0":
             plain = digits.lstrip("0") or "0"
             octal = f", or 0o{plain} for the octal number" if not set(plain) & {"8", "9"} else ""
-            problem = f"given {node.value}, which may be decimal or octal; allowed: {plain}{octal}"
+            problem = f"given {node.value}, which is ambiguous (decimal or octal); allowed: {plain}{octal}"
             raise _Refused(None, None, problem, node.start_mark)
         return int(str(node.value), 0)
 
 
-_Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
+_Loader.yaml_implicit_resolvers = {}  # drop the rules of YAML 1.1
 _Loader.add_constructor(INT, _Loader.construct_int)
 for _tag, _pattern, _first in (
     (MERGE, r"<<", "<"),
@@ -74,7 +74,7 @@ for _tag, _pattern, _first in (
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML by the safe loader. Raises `InputError` with file, line and cause."""
+    """Parse YAML with the safe loader. Raises `InputError` with file, line and cause."""
     try:
         content = yaml.load(text, Loader=_Loader)
         _walk(content)
@@ -89,19 +89,19 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _walk(content: Any) -> None:
-    # An anchor may refer to the mapping that contains it: nothing that descends into such a mapping would ever end.
+    # An anchor may refer to its own mapping; fail here with a RecursionError rather than later in code that descends.
     for below in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
         _walk(below)
 
 
 def to_yaml(content: Any) -> str:
-    """Plain data as YAML that `parse_yaml` reads back, keys in their order."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten times as fast
+    """Write plain data as YAML that `parse_yaml` reads back; keys keep their order."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml is ten times as fast
     return str(yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds one mapping. Raises `InputError` if it is not there, not YAML, or no mapping."""
+    """Read a YAML file that holds one mapping. Raises `InputError` if it cannot be read or holds anything else."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """`["solver.beta=0.5", …]` as nested mappings; values are read as YAML."""
+    """Parse `["solver.beta=0.5", …]` into nested mappings; values are YAML."""
     flat: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -124,7 +124,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def space_folders() -> list[Path]:
-    """Folders of search spaces: `./search_spaces` of the user, then those of gfe-study. The first match wins."""
+    """Return the folders of search spaces: the user's `./search_spaces`, then gfe-study's. The first match wins."""
     package = Path(__file__).resolve().parents[1]
     installed, checkout = package / SPACES, package.parent / SPACES
     shipped = installed if installed.is_dir() else checkout
@@ -132,7 +132,7 @@ def space_folders() -> list[Path]:
 
 
 def space_files() -> dict[str, Path]:
-    """Name -> file of every available search space. Raises `InputError` if there is none."""
+    """Return name -> file of every available search space. Raises `InputError` if there is none."""
     found: dict[str, Path] = {}
     for folder in space_folders():
         for path in sorted(folder.glob("*.yaml")):
@@ -144,10 +144,10 @@ def space_files() -> dict[str, Path]:
 
 
 def find_space(name: str) -> Path:
-    """The file of a space, by its name or its path. Raises `InputError` naming the spaces there are."""
+    """Find the file of a space by name or path. Raises `InputError`, which lists the available spaces."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     spaces = space_files()
     if name not in spaces:
-        raise InputError(f"space {name!r} is unknown; {suggestion(name, list(spaces))}")
+        raise InputError(f"unknown space {name!r}; {suggestion(name, list(spaces))}")
     return spaces[name]

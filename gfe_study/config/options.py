@@ -1,4 +1,4 @@
-"""The parts of a study's declaration: what is optimised, compared, spent and granted."""
+"""Sections of a study's declaration: the metric, the comparison, the budget and the resources."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from gfe_study.config.base import Section
 from gfe_study.config.trial import unflatten
 
 IMAGES_WITHOUT_LIMIT = 10_000_000
-"""Images a trial may see whose budget is told in decoder evaluations or seconds alone."""
+"""Limit on images seen for trials whose budget is given only in decoder evaluations or seconds."""
 MOST_TRIALS, MOST_SEEDS = 100_000, 10_000
 
 Nested = Annotated[dict[str, Any], AfterValidator(unflatten)]
 
 
 class Metric(Section):
-    """What the search optimises: its value at the end of a trial's budget."""
+    """The metric that the search optimises, taken at the end of a trial's budget."""
 
     name: Literal["val_loss", "train_loss"] = "val_loss"
     mode: Literal["min", "max"] = "min"
     against: Literal["train_seconds", "encode_seconds", "nfe_forward", "encode_nfe", "entropy_gap"] | None = None
-    """A second objective, minimised: the search then looks for the Pareto front of both."""
+    """A second objective to minimise; the search then approximates the Pareto front of both."""
 
 
 class StudyBudget(Section):
-    """What every trial may spend; the first limit that is reached ends it."""
+    """The budget of every trial; the first limit that is reached ends the trial."""
 
     images: Annotated[int, Field(gt=0)] | None = None
     """Training images seen."""
@@ -36,7 +36,7 @@ class StudyBudget(Section):
     """Seconds spent in training updates."""
 
     def layer(self) -> dict[str, Any]:
-        """The configuration of a trial that this sets."""
+        """Return the part of a trial's configuration that this budget sets."""
         given = {key: value for key, value in self.model_dump().items() if value is not None}
         if given and "images" not in given:
             given["images"] = IMAGES_WITHOUT_LIMIT
@@ -46,8 +46,8 @@ class StudyBudget(Section):
 class Asha(Section):
     """Asynchronous successive halving (Li et al., arXiv:1810.05934) on images seen.
 
-    At `grace_images`, and at every `reduction`-fold of it, a trial goes on only if it is among the best
-    1/`reduction` of those that have come as far.
+    At `grace_images` and at its multiples by powers of `reduction`, a trial continues only if it ranks among the best
+    1/`reduction` of the trials that have reached this point.
     """
 
     grace_images: int = Field(480, gt=0)
@@ -55,35 +55,35 @@ class Asha(Section):
 
 
 class Compare(Section):
-    """How the arms of a study are compared: paired by seed."""
+    """How to compare the arms of a study; comparisons are paired by seed."""
 
     metric: Literal["test_loss", "val_loss", "train_loss", "mixed_test_loss", "entropy_gap"] = "test_loss"
     reference: str | None = None
-    """The arm, or the level of `factor`, that others are compared with; the first if not given."""
+    """The arm, or the level of `factor`, that the others are compared with; defaults to the first."""
     factor: str | None = None
-    """Of a factorial, the factor along which arms are compared; the first if not given."""
+    """The factor of a factorial along which arms are compared; defaults to the first."""
     margin: float | None = Field(None, gt=0)
-    """Differences below this, in units of the metric, count as none; without it no verdict is `equivalent`."""
+    """Largest difference, in units of the metric, that counts as equivalent; without it no verdict is `equivalent`."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     budgets: Literal["equal", "as_declared"] = "equal"
-    """`equal`: arms of unequal budgets are compared where the smaller ends; `as_declared`: each at its own end."""
+    """`equal` compares arms of unequal budgets where the smaller one ends; `as_declared` compares each at its end."""
 
 
 class Then(Section):
-    """A second stage: the winners of the first, replicated."""
+    """A second stage, which replicates the winners of the first."""
 
     best: int = Field(1, gt=0)
-    """Configurations of every arm that go on, by the mean of the metric over their seeds."""
+    """Configurations of each arm that enter the second stage, chosen by the mean of the metric over their seeds."""
     seeds: int = Field(1, gt=0, le=MOST_SEEDS)
-    """Runs of each, with seeds that the first stage has not used: it has chosen the winners by those."""
+    """Runs of each winner, with new seeds: the winners look too good on the seeds that chose them."""
     budget: StudyBudget = StudyBudget()
-    """Replaces the first stage's, if given."""
+    """Replaces the budget of the first stage if given."""
     fixed: Nested = {}
-    """Configuration laid over the winners'."""
+    """Configuration that overrides the winners'."""
 
 
 class Resources(Section):
-    """What every trial is granted; a fraction of a GPU shares one."""
+    """Resources of every trial; trials share a GPU if `gpu` is a fraction."""
 
     cpu: float = Field(1.0, ge=0.01, le=1024)
     gpu: float = Field(0.0, ge=0, le=1024)

@@ -1,4 +1,4 @@
-"""What a parameter is drawn from, and when it is drawn at all."""
+"""Ranges of searched parameters, and the conditions under which they apply."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gfe_study.config.base import Section
 RangeKind = Literal["uniform", "loguniform", "int", "logint", "choice"]
 _FORMS = "{uniform: [low, high]}, {loguniform: [low, high]}, {int: …}, {logint: …} or {choice: [a, b, …]}"
 GRID_POINTS = 3
-"""Values of a continuous range in a grid, if it does not say."""
-MOST_POINTS = 10_000
+"""Default number of values that a grid takes from a continuous range."""
+MAX_POINTS = 10_000
 
 
 def refused(given: Any, allowed: str) -> PydanticCustomError:
-    """The complaint about a value that is none of those allowed."""
+    """Return the validation error of a value that is not allowed."""
     return PydanticCustomError("choice", "allowed: {allowed}", {"given": given, "allowed": allowed})
 
 
@@ -34,19 +34,19 @@ def _plain(condition: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
 
 
 Condition = Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_condition), PlainSerializer(_plain)]
-"""Dotted keys and the values under which something applies; several keys must hold together."""
+"""Dotted keys and the values under which something applies; all keys must match."""
 
 
 def holds(condition: Mapping[str, tuple[Any, ...]], flat: Mapping[str, Any]) -> bool:
-    """Whether a flat configuration satisfies a condition; a key that it does not have satisfies none."""
+    """Return whether a flat configuration satisfies a condition; a missing key never does."""
     return all(key in flat and flat[key] in values for key, values in condition.items())
 
 
 class Range(Section):
-    """What one parameter is drawn from. In YAML, `{loguniform: [1, 1e4]}`; integer bounds are inclusive.
+    """The range of one parameter. In YAML, `{loguniform: [1, 1e4]}`; integer bounds are inclusive.
 
-    `{uniform: [0.3, 0.95], when: {solver.name: amd}}` is drawn only where the condition holds;
-    `points: 5` is the number of values that a grid takes of a continuous range.
+    `{uniform: [0.3, 0.95], when: {solver.name: amd}}` applies only where the condition holds; `points: 5` sets the
+    number of values that a grid takes from a continuous range.
     """
 
     kind: RangeKind
@@ -65,8 +65,8 @@ class Range(Section):
         kind, values = kinds[0], given[kinds[0]]
         extra: dict[str, Any] = {"when": given["when"]} if "when" in given else {}
         if "points" in given:
-            if type(given["points"]) is not int or not 2 <= given["points"] <= MOST_POINTS:
-                raise refused(given["points"], f"points: a whole number from 2 to {MOST_POINTS}")
+            if type(given["points"]) is not int or not 2 <= given["points"] <= MAX_POINTS:
+                raise refused(given["points"], f"points: a whole number from 2 to {MAX_POINTS}")
             extra["points"] = given["points"]
         if not isinstance(values, list | tuple):
             raise refused(dict(given), _FORMS)
@@ -94,7 +94,7 @@ class Range(Section):
         return written
 
     def contains(self, value: Any) -> bool:
-        """Whether a value can be drawn from this range."""
+        """Return whether this range contains a value."""
         if self.kind == "choice":
             return value in self.values
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -103,7 +103,7 @@ class Range(Section):
         return bool(inside and (self.kind in ("uniform", "loguniform") or value == int(value)))
 
     def inside(self) -> list[Any]:
-        """A few values between the ends: what holds at both ends may fail between them."""
+        """Return a few values between the ends; a check that passes at both ends may fail between them."""
         if self.kind == "choice":
             return []
         low, high = self.values
@@ -117,14 +117,14 @@ class Range(Section):
         return [value for value in between if low < value < high]
 
     def every(self) -> list[Any]:
-        """All values, of choices and of whole numbers that are not too many; none of a continuous range."""
+        """Return all values of a choice or a small integer range; empty for other ranges."""
         if self.kind == "choice":
             return list(self.values)
         low, high = self.values
-        return list(range(low, high + 1)) if self.kind in ("int", "logint") and high - low < MOST_POINTS else []
+        return list(range(low, high + 1)) if self.kind in ("int", "logint") and high - low < MAX_POINTS else []
 
     def grid(self) -> list[Any]:
-        """The values that a grid takes: all choices, or `points` evenly spaced ones (in the logarithm for log)."""
+        """Return the values that a grid takes: all choices, or `points` evenly spaced ones (in log space if log)."""
         if self.kind == "choice":
             return list(self.values)
         low, high = self.values
@@ -147,4 +147,4 @@ def _as_written(ranges: tuple[Range, ...]) -> Any:
 
 
 Ranges = Annotated[tuple[Range, ...], BeforeValidator(_several), PlainSerializer(_as_written)]
-"""One range, or several of which the first whose `when` holds is drawn from."""
+"""One range, or several; the first whose `when` holds applies."""

@@ -41,7 +41,7 @@ class Outcome:
         damaged: one line per damaged checkpoint.
         taken_over: study -> number of its finished trials that were reused.
         stopped: why the study was stopped early; empty if it was not.
-        slots: trials that ran at a time.
+        slots: how many trials could run at a time; 0 if Ray was not needed.
         seconds: wall time of this start by part: `start_up`, `total`, `trials` (summed over all trials), `tracking`.
         comparison: address of the study's comparison in MLflow's UI, on the store's server or the one of `make ui`.
     """
