@@ -187,10 +187,6 @@ def plan_lines(study: Study, expected: Forecast) -> list[str]:
     return lines
 
 
-EVALUATIONS = "evaluations"
-"""Heading of `encode_evaluations`, the quantity that a solver's `max_nfe` limits."""
-
-
 def best_table(plan: Plan) -> Listing:
     """Return the best trials of a study with their final metrics and searched values."""
     chosen = ranked(plan)
@@ -198,15 +194,12 @@ def best_table(plan: Plan) -> Listing:
     rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in chosen if job.stage == stage]
     rows = rows[:NUM_BEST_SHOWN]
     losses = dict.fromkeys((plan.study.metric.name, names.TEST_LOSS, names.MIXED_TEST_LOSS))
-    metrics = [name for name in (*losses, names.ENCODE_EVALUATIONS) if any(name in point for _, point in rows)]
-    title = "Best trials: losses in nats per pixel"
-    if names.ENCODE_EVALUATIONS in metrics:
-        title += f"; {EVALUATIONS}: decoder evaluations to encode one test image"
+    metrics = [name for name in losses if any(name in point for _, point in rows)]
     seeds = len(plan.study.seeds_of(stage)) > 1
     columns = [Column("arm", left=True), Column("#"), Column("seed")]
-    columns += [Column(EVALUATIONS if name == names.ENCODE_EVALUATIONS else name) for name in metrics]
+    columns += [Column(name) for name in metrics]
     columns += [Column("settings", left=True, detail=True, prefix="")]
-    table = Listing(title, columns)
+    table = Listing("Best trials (losses in nats per pixel)", columns)
     for job, point in rows:
         shown = [_metric(name, point.get(name)) for name in metrics]
         table.rows.append((job.arm, str(job.number), str(job.seed) if seeds else "", *shown, settings(job)))
@@ -215,8 +208,8 @@ def best_table(plan: Plan) -> Listing:
 
 def _metric(name: str, value: float | None) -> str:
     if value is None:
-        return "diverged" if name.endswith("_loss") else ""
-    return f"{value:.4f}" if name.endswith("_loss") else f"{value:.1f}"
+        return "diverged"
+    return f"{value:.4f}"
 
 
 def best_lines(plan: Plan, width: int) -> list[str]:

@@ -178,14 +178,12 @@ class Evaluated(NamedTuple):
 
     Attributes:
         loss: mean loss of the images.
-        evaluations: decoder evaluations per image.
         nfe: decoder evaluations and pullbacks per image.
         seconds: wall time for all images.
         latent_NL: latents of the images.
     """
 
     loss: float
-    evaluations: float
     nfe: float
     seconds: float
     latent_NL: Tensor
@@ -196,19 +194,17 @@ def evaluate(
 ) -> Evaluated:
     """Encode and decode the first `images` images of a split."""
     count = min(images, len(split))
-    loss_sum = forward_sum = backward_sum = 0.0
+    loss_sum = nfe_sum = 0.0
     latents = []
     started = time.perf_counter()
     for start in range(0, count, ENCODE_BATCH):
         target_BD = split.images(slice(start, min(start + ENCODE_BATCH, count)), device)
         encoded = learner.encode(target_BD, encoding)
         loss_sum += float(encoded.loss_B.double().sum())
-        forward_sum += float(encoded.nfe_forward_B.sum())
-        backward_sum += float(encoded.nfe_backward_B.sum())
+        nfe_sum += float((encoded.nfe_forward_B + encoded.nfe_backward_B).sum())
         latents.append(encoded.latent_BL.cpu())
     seconds = time.perf_counter() - started
-    nfe = (forward_sum + backward_sum) / count
-    return Evaluated(loss_sum / count, forward_sum / count, nfe, seconds, torch.cat(latents))
+    return Evaluated(loss_sum / count, nfe_sum / count, seconds, torch.cat(latents))
 
 
 def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
@@ -227,7 +223,6 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
         names.VAL_LOSS: val.loss,
         names.TEST_LOSS: test.loss,
         names.ENCODE_NFE: test.nfe,
-        names.ENCODE_EVALUATIONS: test.evaluations,
         names.ENCODE_SECONDS: test.seconds,
         names.NFE_FORWARD: progress.nfe_forward / progress.images_seen,
         names.NFE_BACKWARD: progress.nfe_backward / progress.images_seen,

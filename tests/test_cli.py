@@ -173,7 +173,6 @@ def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_pat
     first = json.loads(out)
     assert code == 0
     assert {names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS, names.NFE_FORWARD, names.ENCODE_NFE} <= set(first)
-    assert 1 < first[names.ENCODE_EVALUATIONS] <= 6  # solver.max_nfe, in its unit
     assert first[names.IMAGES_SEEN] == 32
     (config,) = tmp_path.glob(f"mlartifacts/train/*/artifacts/{names.TRIAL_FILE}")
     (decoder,) = tmp_path.glob(f"results/train/*/{names.BEST_CHECKPOINT}")  # holds its configuration too

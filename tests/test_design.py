@@ -316,7 +316,7 @@ def test_an_arm_whose_reference_is_a_hole_says_so() -> None:
 @pytest.mark.parametrize(
     ("declared", "part"),
     [
-        ({"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}}, "arm 'a': optim.lr is given by the arm and by"),
+        ({"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}}, "arm 'a': optim.lr is given both by the arm and by"),
         ({"scientific": {"arms": {"a": {"seed": 3}, "b": {}}}}, "arm 'a': seed is given"),
         ({"scientific": None, "trials": 5}, "trials 5 given without nuisance"),
         ({"scientific": None, "seeds": 10**9}, "seeds: given 1000000000; allowed: less than or equal to 10000"),

@@ -34,9 +34,8 @@ def test_smoke_sweep_and_extension(tmp_path: Path) -> None:
         "4/4 done",
         "best val_loss",
         "Best trials",
-        "make ui",
-        "make resume SPACE=smoke",
-        "make report SPACE=",
+        "-m gfe_study report smoke",
+        "mlflow ui --backend-store-uri sqlite:///mlflow.db",
     ):
         assert part in done.stderr
     runs = children(tmp_path, "smoke")

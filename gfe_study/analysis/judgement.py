@@ -1,8 +1,8 @@
-"""What a study's trials come to, by its own declaration: its verdict, and signs that it was a bad one.
+"""The verdict of a study and the signs of a bad sweep, computed as the study declares.
 
-Trials are given as a frame, whether they come from a journal or from the tracking store: one row per trial with an
-outcome, with `arm`, `stage`, `number`, `seed`, `fingerprint`, `state`, `diverged`, `failed`, `value` (the study's
-metric), the metrics of its last point, and the searched keys where they apply.
+Trials are given as a frame, from a journal or from the tracking store: one row per trial with an outcome, with `arm`,
+`stage`, `number`, `seed`, `fingerprint`, `state`, `diverged`, `failed`, `value` (the study's metric), the metrics of
+its last point, and the searched keys that apply.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from gfe_study.config import Range, Study
 
 
 def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verdict | None:
-    """The comparison of a study's arms at its last stage that has results; None if it compares nothing.
+    """Compare a study's arms at the last stage with results; return None if the study compares nothing.
 
     Args:
+        study: the study.
+        trials: one row per trial, as described above.
         curves: one row per (fingerprint, images seen), with metrics.
     """
     if study.scientific is None:
@@ -62,7 +64,7 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
 
 
 def judged_trials(study: Study, trials: pd.DataFrame) -> tuple[int, pd.DataFrame]:
-    """The last stage that has complete configurations, and their trials; of the first stage if none has any."""
+    """Return the last stage with complete configurations (the first if none has any) and their trials."""
     for stage in reversed(study.stages()):
         found = complete(of_stage(trials, stage), len(study.seeds_of(stage)))
         if len(found) or stage == 0:
@@ -75,7 +77,7 @@ def of_stage(trials: pd.DataFrame, stage: int) -> pd.DataFrame:
 
 
 def complete(trials: pd.DataFrame, seeds: int) -> pd.DataFrame:
-    """The rows of configurations all of whose seeds have ended, in failure or not, and none of them early."""
+    """Return the rows of the configurations whose seeds have all ended, failed or not, without early stopping."""
     if not len(trials):
         return trials
     over = trials[trials["state"] != STOPPED]
@@ -84,7 +86,7 @@ def complete(trials: pd.DataFrame, seeds: int) -> pd.DataFrame:
 
 
 def tuned(study: Study, trials: pd.DataFrame) -> dict[str, int]:
-    """Configurations of every arm that ran to their end in the first stage."""
+    """Return how many configurations of each arm completed the first stage."""
     found = complete(of_stage(trials, 0), len(study.seeds_of(0)))
     if len(found):
         counts = found[found["state"] == FINISHED].groupby([names.ARM, names.NUMBER])[names.SEED].nunique()
@@ -95,7 +97,7 @@ def tuned(study: Study, trials: pd.DataFrame) -> dict[str, int]:
 
 
 def signs_of(study: Study, trials: pd.DataFrame) -> list[Diagnostic]:
-    """Signs that a study was a bad one: in its search, and in the stage whose arms are compared."""
+    """Return signs of a bad sweep, found in the study's first stage."""
     first = of_stage(trials, 0)
     if not len(first):
         return []
@@ -104,7 +106,7 @@ def signs_of(study: Study, trials: pd.DataFrame) -> list[Diagnostic]:
 
 
 def searched_ranges(study: Study, trials: pd.DataFrame) -> Mapping[str, dict[str, Range]]:
-    """Arm -> the searched keys that apply to the best trial of it, and what they are drawn from."""
+    """Return arm -> the searched keys that apply to its best trial, and their ranges."""
     sign = 1 if study.metric.mode == "min" else -1
     found: dict[str, dict[str, Range]] = {}
     for arm in study.arms:

@@ -113,7 +113,7 @@ def trials_table(evidence: Evidence) -> pd.DataFrame:
     runs = evidence.runs
     params = [column for column in runs if str(column).startswith(PARAMS) and runs[column].nunique(dropna=False) > 1]
     params = [column for column in params if column != f"{PARAMS}{names.SEED}"]
-    counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.ENCODE_EVALUATIONS, names.TRAIN_SECONDS]
+    counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.TRAIN_SECONDS]
     about = [names.ARM, names.STAGE, names.NUMBER, names.SEED, "state"]
     measures = [name for name in measured(runs) if not re.match(f"{names.NORMAL_ENTROPY}|.*_floor$", name)]
     table = runs[[*about, *LOSSES, *measures, *counts, *params, names.FINGERPRINT, names.FAILURE]]

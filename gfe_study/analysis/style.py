@@ -77,7 +77,6 @@ LABELS = {
     "nfe": "decoder evaluations in training",
     names.NFE_FORWARD: "decoder evaluations per training image, solver and update",
     names.ENCODE_NFE: "decoder evaluations and pullbacks per encoded image",
-    names.ENCODE_EVALUATIONS: "decoder evaluations per encoded image",
     names.TRAIN_LOSS: "training loss (nats per pixel)",
     names.VAL_LOSS: "validation loss (nats per pixel)",
     names.TEST_LOSS: "test loss (nats per pixel)",

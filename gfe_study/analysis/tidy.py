@@ -68,7 +68,6 @@ METRICS = (
     names.NFE_FORWARD,
     names.NFE_BACKWARD,
     names.ENCODE_NFE,
-    names.ENCODE_EVALUATIONS,
     names.TRAIN_SECONDS,
     names.ENCODE_SECONDS,
     names.EVAL_SECONDS,

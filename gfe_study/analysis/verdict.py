@@ -1,4 +1,4 @@
-"""What a study's arms come to: each against its reference, paired by seed, at equal budgets and equal tuning."""
+"""The verdict of a study: each arm against its reference, paired by seed, at equal budgets and equal tuning."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ class Row:
     """One arm of the verdict.
 
     Attributes:
-        configuration: number of the configuration that stands for the arm, the best of those tried.
-        seeds: seeds that count.
-        images: images seen at which it is compared; None where seeds ended at different numbers.
+        configuration: number of the best configuration tried, which represents the arm.
+        seeds: seeds with a usable result.
+        images: images seen at the point of comparison; None if the seeds ended at different numbers.
         value: mean of the metric over the seeds.
-        reference: the arm it is compared with, and `paired` how; None for a reference itself.
-        p_holm: Holm's p over the study's comparisons.
-        seconds_ratio, nfe_ratio: training seconds and decoder evaluations per seed, over the reference's.
-        lost: seeds that failed or diverged.
-        cut: whether the comparison is made short of this arm's or its reference's end.
-        alone: why the arm is compared with none, where it is no reference.
+        seconds, nfe: mean training seconds, and mean decoder evaluations and pullbacks, per seed.
+        reference: the arm that this one is compared with; None for a reference itself.
+        paired: result of the comparison, paired by seed; None if there is none.
+        p_holm: p-value, adjusted by Holm's method over the study's comparisons.
+        seconds_ratio, nfe_ratio: `seconds` and `nfe` over the shared seeds, divided by the reference's.
+        lost: number of seeds that failed or diverged.
+        cut: whether the arms are compared before the end of one of them, because their budgets differ.
+        alone: why the arm has no comparison although it is not a reference.
         text: the verdict in words.
     """
 
@@ -62,7 +64,7 @@ class Verdict:
     """The comparison of a study's arms.
 
     Attributes:
-        warnings: what was cut or left out to make the arms comparable, and what makes them hard to compare.
+        warnings: what was cut or skipped to make the arms comparable, and what limits the comparison.
     """
 
     metric: str
@@ -92,21 +94,23 @@ def judge(
 ) -> Verdict:
     """Compare every arm with its reference.
 
-    An arm is stood for by its best configuration: the one with the fewest seeds lost, then by the mean of `select`
-    over the others. Arms of which unequal numbers of configurations are finished are cut to the first so many of
-    each; arms of unequal budgets are compared where the smaller one ends. Both is said.
+    Each arm is represented by its best configuration: the one with the fewest lost seeds; ties are broken by the mean
+    of `select` over the remaining seeds. If the arms finished unequal numbers of configurations, only the first n of
+    each are considered, n being the smallest number. If the arms have unequal budgets, they are compared where the
+    smaller budget ends. Both cases are reported as warnings.
 
     Args:
-        trials: one row per trial that is over or failed: `arm`, `number`, `seed`, `fingerprint`, `diverged`,
-            `failed`, and metrics.
+        trials: one row per finished or failed trial: `arm`, `number`, `seed`, `fingerprint`, `diverged`, `failed`,
+            and metrics.
         curves: one row per (fingerprint, images seen), with metrics.
-        references: arm -> the arm that it is compared with, or None; in the order of the result.
-        metric: what is compared; the smaller the better.
-        select: the metric by which a configuration was chosen, of which `mode` is the better end.
-        equal: what budgets are told in: `images_seen`, `train_seconds`, or `nfe_forward` for decoder evaluations.
-        budgets: what each arm was given of it; from the trials themselves if not given.
-        as_declared: compare arms of unequal budgets each at its own end, and say so.
-        alone: arm -> why it is compared with none.
+        references: arm -> the arm that it is compared with, or None; the result keeps this order.
+        metric: the metric to compare; lower is better.
+        select: the metric that chooses the configuration of each arm.
+        mode: whether lower or higher values of `select` are better.
+        equal: unit of the budgets: `images_seen`, `train_seconds`, or `nfe_forward` for decoder evaluations.
+        budgets: arm -> budget in that unit; taken from the trials if not given.
+        as_declared: compare arms of unequal budgets each at its own end, and add a warning.
+        alone: arm -> why it has no comparison.
     """
     verdict = Verdict(metric, margin, confidence)
     there = trials[trials[ARM].isin(references)] if len(trials) else trials
@@ -148,15 +152,15 @@ def _equally_tuned(trials: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
         return trials
     told = ", ".join(f"{arm!s} {len(numbers)}" for arm, numbers in tried.items())
     warnings.append(
-        f"unequal numbers of tuning trials ({told}): compared by the first {fewest} of each, since more trials "
-        "alone make a better best"
+        f"unequal numbers of tuning trials ({told}): only the first {fewest} of each are compared, because more "
+        "trials alone give a better best result"
     )
     kept = {(arm, number) for arm, numbers in tried.items() for number in numbers[:fewest]}
     return trials[[pair in kept for pair in zip(trials[ARM], trials[NUMBER], strict=True)]]
 
 
 def best_configuration(group: pd.DataFrame, select: str, mode: str) -> pd.DataFrame:
-    """Rows of the best configuration of an arm: fewest seeds lost, then the mean of `select` over the others."""
+    """Return the rows of an arm's best configuration: fewest lost seeds, then best mean of `select` over the rest."""
     usable = _usable(group, select)
     lost = (~usable).groupby(group[NUMBER]).sum()
     sign = 1 if mode == "min" else -1
@@ -174,7 +178,7 @@ def _limit(
     *,
     as_declared: bool,
 ) -> float | None:
-    """The smaller of two unequal budgets; None where they are equal, or meant to be unequal."""
+    """Return the smaller of two unequal budgets; None if they are equal or declared to differ."""
     if reference is None:
         return None
     mine, other = budgets[arm], budgets[reference]
@@ -195,7 +199,7 @@ UNITS = {
     names.NFE_FORWARD: "decoder evaluations",
 }
 OVERSHOOT = 1.05
-"""A budget told in seconds or evaluations ends with the batch that reaches it."""
+"""A trial with a budget in seconds or evaluations stops after the batch that reaches it, so it exceeds the budget."""
 
 
 def _row(
@@ -232,7 +236,7 @@ def _row(
         missing = sorted(set(rows.index) ^ set(chosen[reference].index))
         if missing:
             seeds = ", ".join(map(str, missing))
-            cause = f"{{arms}} and {reference!r}: seeds {seeds} are there on one side only; not counted"
+            cause = f"{{arms}} and {reference!r}: seeds {seeds} exist for one of them only; not counted"
             causes.setdefault(cause, []).append(arm)
     images = {int(seen) for seen in own[names.IMAGES_SEEN]} if len(own) else set()
     return Row(
@@ -258,7 +262,7 @@ def _row(
 def _cut(
     own: pd.DataFrame, other: pd.DataFrame, curves: pd.DataFrame, equal: str, limit: float, metric: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The points at which two arms are compared within a limit: for images, the last that all seeds of both have."""
+    """Return the points of two arms to compare within a limit; for images, the last point that all seeds share."""
     reached = curves[curves[metric].notna()].copy()
     spent = _nfe(reached) if equal == names.NFE_FORWARD else reached[equal]
     within = limit if equal == names.IMAGES_SEEN else limit * OVERSHOOT
@@ -305,8 +309,12 @@ def _found(row: Row, p_holm: float | None, family: int, verdict: Verdict) -> str
         if row.alone:
             return row.alone
         if row.reference is not None:
-            return f"not comparable with {row.reference}: no seed that ended, or no point within the budget, of both"
-        return "no interval: one seed" if row.value.count == 1 else "reference" if row.value.count else "no seed ended"
+            return (
+                f"not comparable with {row.reference}: no seed of both has finished, or has a point within the budget"
+            )
+        return (
+            "no interval: one seed" if row.value.count == 1 else "reference" if row.value.count else "no seed finished"
+        )
     match compared.verdict:
         case "one seed":
             return "no interval: one seed"
@@ -328,12 +336,12 @@ def diagnostics(
     ranges: Mapping[str, Mapping[str, Range]],
     mode: Literal["min", "max"],
 ) -> list[Diagnostic]:
-    """Signs that a sweep was bad; see `analysis.diagnostics`.
+    """Return signs of a bad sweep; see `analysis.diagnostics`.
 
     Args:
         trials: one row per trial of the search with an outcome, as for `diagnose`.
-        compared: the same of the stage whose arms are compared, which may be a later one with seeds of its own.
-        ranges: arm -> the searched keys that apply in it, and what they were drawn from.
+        compared: the same for the stage whose arms are compared, which may be a later one with seeds of its own.
+        ranges: arm -> the searched keys that apply to it, and their ranges.
     """
     found = []
     for arm, searched in ranges.items():

@@ -1,4 +1,4 @@
-"""Files a trial leaves: its best decoder and a picture of what it reconstructs."""
+"""Files that a trial writes: its best decoder and a picture of reconstructed test images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALLOWED = f"the {names.BEST_CHECKPOINT} of a trial"
 
 
 def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
-    """The networks as they are, with the trial that made them; no optimiser. `read_learner` reads it."""
+    """Write the current networks and their trial, without the optimiser; `read_learner` reads the file."""
     content = {
         "trial": to_yaml(state.learner.trial.dump()),
         "networks": state.learner.networks.state_dict(),
@@ -34,7 +34,7 @@ def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
 
 
 def read_trial(path: Path) -> dict[str, Any]:
-    """The configuration of a trial: of its `trial.yaml`, or of its `best.pt`. Raises `InputError`."""
+    """Read a trial's configuration from its `trial.yaml` or `best.pt`. Raises `InputError` if that is impossible."""
     if path.suffix != Path(names.BEST_CHECKPOINT).suffix:
         return read_yaml(path)
     try:
@@ -42,45 +42,49 @@ def read_trial(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; allowed: {ALLOWED}") from error
     except KeyError as error:
-        raise CheckpointError(f"{path}: holds no {error}; allowed: {ALLOWED}") from error
+        raise CheckpointError(f"{path}: lacks {error}; allowed: {ALLOWED}") from error
 
 
 def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> tuple[Learner, ImageShape]:
-    """A learner with the networks of a `best.pt`, and the shape of its images.
+    """Read a learner from a `best.pt`, and the shape of its images.
 
     Args:
-        changes: nested configuration laid over the trial's own, such as another solver to encode with.
+        path: the `best.pt`.
+        changes: nested configuration that overrides the trial's own, such as another solver to encode with.
+        device: device of the networks.
 
     Raises:
-        InputError: no such file, not such a checkpoint, or changes that do not fit its networks.
+        InputError: the file does not exist or is no such checkpoint, or its networks do not fit the changes.
     """
     try:
         content = read_checkpoint(path, device)
-        # Files from before colour do not say.
+        # Files written before colour images were supported lack the number of channels.
         shape = ImageShape(content.get("channels", 1), content["height"], content["width"])
         trial = Trial.build(yaml.safe_load(content["trial"]), changes, where=str(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; allowed: {ALLOWED}") from error
     except KeyError as error:
-        raise CheckpointError(f"{path}: holds no {error}; allowed: {ALLOWED}") from error
+        raise CheckpointError(f"{path}: lacks {error}; allowed: {ALLOWED}") from error
     learner = trial.method.create(trial, shape, device)
     own, saved = learner.networks.state_dict(), dict(content["networks"])
     for key in [key for key in saved if key.startswith("start.") and key not in own]:
-        del saved[key]  # of another start than the one asked for now
+        del saved[key]  # belongs to another start than the requested one
     for key in [key for key in own if key.startswith("start.") and key not in saved]:
         shared = saved.get(key.removeprefix("start."))  # an autoencoder's own encoder
         if shared is None:
-            raise InputError(f"{path}: holds no start.name={trial.start.name}; allowed: the trial's own, or zero")
+            raise InputError(
+                f"{path}: has no networks for start.name={trial.start.name}; allowed: the trial's own start, or zero"
+            )
         saved[key] = shared
     try:
         learner.networks.load_state_dict(saved)
     except RuntimeError as error:
-        raise InputError(f"{path}: its networks do not fit; leave model.* and method as they are") from error
+        raise InputError(f"{path}: its networks do not fit; do not change model.* or method") from error
     return learner, shape
 
 
 def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:
-    """Write a PNG of test images, and of their reconstructions in a second row."""
+    """Write a PNG of test images above their reconstructions."""
     count = min(GRID_COLUMNS, len(splits.test))
     target_BD = splits.test.images(slice(0, count), device)
     output_BD = learner.decode(learner.encode(target_BD).latent_BL)

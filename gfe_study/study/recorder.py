@@ -1,7 +1,7 @@
-"""Brings what happens to trials into the journal first, and from there into the tracking store.
+"""Records what happens to trials: first in the journal, then in the tracking store.
 
-The store may be slow, or away for a while: a thread of its own writes to it, so that no trial waits. What it has
-missed is in the journal, and is delivered when it is back.
+The store may be slow or temporarily unavailable, so a separate thread writes to it and no trial waits. The journal
+holds what the store has missed, and the thread delivers it once the store answers again.
 """
 
 from __future__ import annotations
@@ -27,26 +27,25 @@ from gfe_study.tracking import FINISHED as RUN_FINISHED
 from gfe_study.tracking import KILLED as RUN_KILLED
 from gfe_study.tracking import Delivery, End, RunSpec, Tracker
 
-SECONDS_BETWEEN_ATTEMPTS = 10.0
-TRIALS_AT_ONCE = 200
-"""In one delivery."""
-SECONDS_BETWEEN_DELIVERIES = 2.0
-"""Points wait so long for others to be delivered with; a trial that ends within it costs the fewest calls."""
+RETRY_INTERVAL_S = 10.0
+MAX_TRIALS_PER_DELIVERY = 200
+DELIVERY_INTERVAL_S = 2.0
+"""Points are collected for this long and delivered together; a trial that ends within it needs the fewest calls."""
 GREEK = {"alpha": "α", "beta": "β", "kappa": "κ", "sigma": "σ", "tau": "τ"}
-"""Settings as the papers write them."""
+"""Symbols that the papers use for settings."""
 
 
 class Recorder:
-    """The only writer of a study's journal and of its runs while it goes on.
+    """The only writer of a study's journal and runs while the study is running.
 
-    The journal is written by the caller's thread, at once; the store by another, every few seconds.
+    The caller's thread writes the journal immediately; a second thread writes the store every few seconds.
 
     Args:
         plan: the study's plan; its journal is open for writing.
-        tracker: the store, with the study's parent run open; used by this object alone from now on.
-        tags: tags common to all runs of this start.
-        floor_of: entropy floor of the test images of a trial, nats per pixel.
-        on_problem: told, in one line, what went wrong without ending the study.
+        tracker: the store, with the study's parent run open; only this object uses it from now on.
+        tags: tags that all runs of this start share.
+        floor_of: returns the entropy floor of a trial's test images, in nats per pixel.
+        on_problem: called with one line about a problem that does not end the study.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Recorder:
         self._on_problem = on_problem
         self._places: dict[str, dict[str, str]] = {}
         self._behind: dict[str, Job] = {}
-        self._away = False
+        self._store_failing = False
         self._changed = threading.Condition()
         self._storing = threading.Lock()
         self._closing = False
@@ -79,7 +78,7 @@ class Recorder:
         self._thread.start()
 
     def started(self, job: Job) -> None:
-        """A trial is handed to Ray."""
+        """Record that a trial is handed to Ray."""
         if self.plan.state(job) == FAILED:
             self.plan.journal.record_retry(job.fingerprint)
         elif job.fingerprint not in self.plan.journal.asked:
@@ -87,22 +86,22 @@ class Recorder:
         self._deliver(job)
 
     def placed(self, fingerprint: str, place: dict[str, str]) -> None:
-        """A trial runs at a place: host, device, GPUs."""
+        """Remember where a trial runs: host, device, GPUs."""
         self._places[fingerprint] = place
 
     def reached(self, job: Job, points: list[dict[str, float]]) -> None:
-        """A trial reported points, perhaps ones it has reported before."""
+        """Record the points of a trial; those recorded before are skipped."""
         if self.plan.journal.record_points(job.fingerprint, points):
             self._deliver(job)
 
     def finished(self, job: Job, state: State = FINISHED, reason: str = "") -> None:
-        """A trial ended: at its budget, by diverging, or because it was stopped early."""
+        """Record that a trial ended: its budget is spent, it diverged, or it was stopped early."""
         self.plan.journal.record_outcome(job.fingerprint, Outcome(state, reason, run=self._run(job)))
         self._tidy(job)
         self._deliver(job)
 
     def taken_over(self, job: Job, found: Finished) -> None:
-        """A trial need not be run: another study has."""
+        """Record that a trial is reused from another study instead of being run."""
         if job.fingerprint not in self.plan.journal.asked:
             self.plan.journal.record_asked(job.asked())
         try:
@@ -115,7 +114,7 @@ class Recorder:
         self._deliver(job)
 
     def failed(self, job: Job, reason: str) -> None:
-        """A trial ended without result; its checkpoints stay."""
+        """Record that a trial failed; its checkpoints are kept for a retry."""
         self.plan.journal.record_outcome(job.fingerprint, Outcome(FAILED, reason, run=self._run(job)))
         self._deliver(job)
 
@@ -124,13 +123,14 @@ class Recorder:
         return {key: place[key] for key in (names.HOST, names.DEVICE, names.GPUS) if place.get(key)}
 
     def _tidy(self, job: Job) -> None:
-        """Remove what a trial that is over needs no more, and decoders that are no longer among an arm's best."""
+        """Remove the checkpoints of a trial that is over, and decoders that are no longer among an arm's best."""
         self._remove(job, *CONTINUATION)
         value = self.plan.value(job)
         if value is None:
             return
         sign = 1 if self.plan.study.metric.mode == "min" else -1
         kept = self._kept.setdefault(job.arm, [])
+        # Later stages sort first: their trials are the replicated winners.
         kept.append((-job.stage, sign * value, job.fingerprint))
         kept.sort()
         for _, _, name in kept[self.plan.study.keep :]:
@@ -140,15 +140,15 @@ class Recorder:
     def _remove(self, job: Job, *unwanted: str) -> None:
         try:
             mirror_of(self.plan, job).remove(*unwanted)
-        except InputError as error:  # a file too many is no reason to end a study
+        except InputError as error:  # a leftover file must not abort the study
             self._on_problem(str(error))
 
     def flush(self) -> None:
-        """Bring the store level now, as far as it can be."""
+        """Update the store now, as far as it answers."""
         self._level()
 
     def close(self, interrupted: bool) -> bool:
-        """Last delivery and the end of the parent run; False if the store could not be brought level."""
+        """Deliver the rest and end the parent run; return False if the store is still incomplete."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -171,7 +171,7 @@ class Recorder:
         return not self._behind
 
     def _close_orphans(self) -> None:
-        """Runs of trials that no longer belong to the study, of which a kill left some open."""
+        """End the runs that a kill left open and whose trials no longer belong to the study."""
         journal = self.plan.journal
         for name in self.tracker.orphans():
             if name in self.plan.jobs:
@@ -181,14 +181,14 @@ class Recorder:
             self.tracker.bring_level([Delivery(RunSpec(name, name, {}, {}, {}), points, End(status, {}, []))])
 
     def _keep_best(self) -> None:
-        """The decoders that are kept are artifacts of their runs, and no others."""
+        """Store the kept decoders as artifacts of their runs, and remove all others from the store."""
         kept = {entry[-1] for entries in self._kept.values() for entry in entries}
         for job in self.plan.finished():
             files = self._files(job, *names.KEPT_FILES) if job.fingerprint in kept else []
             self.tracker.keep_decoder(job.fingerprint, files)
 
     def _say_shared(self) -> None:
-        """Trials that several arms came to are one run each, which says so."""
+        """Tag every run whose trial belongs to several configurations with all of them."""
         places: dict[str, list[tuple[int, str, int]]] = {}
         for (stage, arm), there in self.plan.configurations.items():
             for configuration in there.values():
@@ -207,7 +207,7 @@ class Recorder:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or bool(self._behind))
-                pause = SECONDS_BETWEEN_ATTEMPTS if self._away else SECONDS_BETWEEN_DELIVERIES
+                pause = RETRY_INTERVAL_S if self._store_failing else DELIVERY_INTERVAL_S
                 if self._changed.wait_for(self._is_closing, timeout=pause):
                     return
             self._level()
@@ -216,7 +216,7 @@ class Recorder:
         return self._closing
 
     def _level(self) -> None:
-        """Bring the runs of all trials that are behind level with the journal, as far as the store answers."""
+        """Update the runs of all trials that lag behind the journal, as far as the store answers."""
         with self._storing:
             self._level_alone()
 
@@ -224,26 +224,28 @@ class Recorder:
         started = time.perf_counter()
         try:
             self.plan.journal.push()
-            jobs = [self._behind.pop(name) for name in list(self._behind)]  # what comes from here on puts it back
+            jobs = [self._behind.pop(name) for name in list(self._behind)]  # later events add the trial again
             try:
-                for start in range(0, len(jobs), TRIALS_AT_ONCE):
-                    self.tracker.bring_level([self._delivery(job) for job in jobs[start : start + TRIALS_AT_ONCE]])
+                for start in range(0, len(jobs), MAX_TRIALS_PER_DELIVERY):
+                    self.tracker.bring_level(
+                        [self._delivery(job) for job in jobs[start : start + MAX_TRIALS_PER_DELIVERY]]
+                    )
             except BaseException:
                 for job in jobs:
                     self._behind.setdefault(job.fingerprint, job)
                 raise
         except (InputError, OSError) as error:
-            if not self._away:
-                self._on_problem(f"{error}; points are kept in the journal and delivered when it is back")
-            self._away = True
+            if not self._store_failing:
+                self._on_problem(f"{error}; points are kept in the journal and delivered once the store answers again")
+            self._store_failing = True
         else:
-            self._away = False
+            self._store_failing = False
         finally:
             self.tracking_seconds += time.perf_counter() - started
 
     def _delivery(self, job: Job) -> Delivery:
         journal = self.plan.journal
-        outcome = journal.outcomes.get(job.fingerprint)  # before the points: they are complete once it is there
+        outcome = journal.outcomes.get(job.fingerprint)  # read before the points: once it exists, they are complete
         points = list(journal.points.get(job.fingerprint, []))
         if outcome is None:
             return Delivery(self._spec(job), points)
@@ -287,7 +289,7 @@ class Recorder:
 
 
 def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:
-    """What every trial's run is tagged with, of a study or not."""
+    """Return the tags of every trial's run, within a study or not."""
     return {
         names.GROUP: trial.group(dataset_sha256),
         names.SEED: str(trial.seed),
@@ -299,13 +301,13 @@ def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:
 
 
 def mirror_of(plan: Plan, job: Job) -> Mirror:
-    """A trial's folder, and its counterpart where the study's storage is a URL."""
+    """Return a trial's folder, with its remote counterpart if the study's storage is a URL."""
     folder, remote = plan.trial_folder(job), plan.journal.remote
     return Mirror(folder, f"{remote}/{folder.parent.name}/{folder.name}" if remote is not None else None)
 
 
 def run_name(job: Job, *, with_seed: bool = True) -> str:
-    """What tells a trial from its neighbours: `gfe·amd β=0.75 s_max=10 seed 0`, or `adjoint, rk4 seed 0`."""
+    """Name a run by what distinguishes its trial: `gfe·amd β=0.75 s_max=10 seed 0`, or `adjoint, rk4 seed 0`."""
     trial = job.trial
     method = trial.method.name if trial.method.name != "gfe" else f"gfe·{trial.solver.name}"
     told = settings(job, written=GREEK)
@@ -313,7 +315,7 @@ def run_name(job: Job, *, with_seed: bool = True) -> str:
 
 
 def settings(job: Job, written: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The searched values of a trial: `beta=0.75 s_max=10`; `written` gives other names for some of the keys."""
+    """Format a trial's searched values: `beta=0.75 s_max=10`; `written` maps keys to the symbols to use instead."""
     shown = [(key.rpartition(".")[2], number(value, 3)) for key, value in job.params.items()]
     return " ".join(f"{written.get(name, name)}={value}" for name, value in shown)
 
