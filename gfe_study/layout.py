@@ -84,7 +84,7 @@ class Listing:
     @staticmethod
     def _items(items: Sequence[str], width: int) -> list[Text]:
         # Items that fit on a line are kept whole, so that a label stays with its number.
-        kept = [item.replace(" ", NO_BREAK) if cell_len(item) <= width - len(GAP) else item for item in items]
+        kept = [item.replace(" ", NO_BREAK) if cell_len(f"{GAP}{item};") <= width else item for item in items]
         return [Text(line.replace(NO_BREAK, " ")) for line in wrapped("; ".join(kept), width, GAP, GAP)]
 
 

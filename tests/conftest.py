@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from gfe_study.cli import main
 from gfe_study.data.base import Splits
 from gfe_study.data.digits import Digits
 
 torch.set_num_threads(1)
+# No deadline: how long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
 
 STARTED = time.monotonic()
 

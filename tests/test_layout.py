@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -61,6 +61,7 @@ words = st.text(st.characters(whitelist_categories=["L", "N"]), min_size=1, max_
 cells = st.lists(words, max_size=4).map(" ".join)
 
 
+@example([("0", "", "", "", ""), ("0", "0 0000 000000", "0", "", "")], 20)
 @given(
     st.lists(st.tuples(words, cells, cells, cells, cells), min_size=1, max_size=4),
     st.integers(20, 160),
