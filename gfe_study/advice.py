@@ -13,8 +13,6 @@ from gfe_study.tracking import DEFAULT_STORE, URI_VARIABLE
 
 PLAIN = re.compile(r"[\w.,:/@+-]+")
 """Text that `make` passes to the shell unchanged."""
-UNBROKEN = 10_000
-"""A width at which every command fits on one line."""
 
 
 def program() -> str:
@@ -53,18 +51,12 @@ def _mlflow() -> str:
     return "mlflow" if shutil.which("mlflow") or not beside.exists() else _near(beside)
 
 
-def download_command(run_id: str, artifact: str) -> list[str]:
-    """Return the command that downloads a file of a run from the tracking store into the working folder."""
-    words = [f"{_mlflow()} artifacts download", f"--run-id {run_id}", f"--artifact-path {artifact}", "--dst-path ."]
-    return _broken(words, UNBROKEN)
-
-
-def train_command(decoder: Path, width: int = UNBROKEN) -> list[str]:
+def train_command(decoder: Path, width: int) -> list[str]:
     """Return the command that retrains the trial of a decoder."""
     return _broken([f"{program()} train", f"--config {_quoted(decoder)}"], width)
 
 
-def encode_command(decoder: Path, width: int = UNBROKEN) -> list[str]:
+def encode_command(decoder: Path, width: int) -> list[str]:
     """Return the command that encodes images with a decoder."""
     return _broken(
         [f"{program()} encode", _quoted(decoder), "--images images.npy", "--out encoded.npz"],

@@ -7,6 +7,8 @@ import math
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from mlflow import MlflowClient
 from nbclient import NotebookClient
 from PIL import Image
 from scipy import stats
-from sweeps import children, gfe_study, history
+from sweeps import children, environment, gfe_study, history
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
@@ -114,13 +116,15 @@ def test_the_page_opens_with_question_and_verdict_and_is_whole_by_itself(folder:
 
 
 def test_the_best_trial_comes_with_commands_that_work(folder: Path) -> None:
-    """The commands on the page train the best trial again and encode images with it, typed where the page was made."""
+    """Typed beside the store, the commands on the page fetch the best decoder, train its trial again, and encode."""
     page = (folder / "results" / STUDY / "report" / PAGE_FILE).read_text()
     best = re.search(r"Best trial</b>: trial (\d+) seed (\d+) of (\w+), val_loss (0\.\d{4})", page)
     assert best is not None
     commands = re.search(r"encode images with it:<pre>(.*?)</pre>", page, re.DOTALL)
     assert commands is not None
-    train, encode = (shlex.split(line)[-n:] for line, n in zip(commands[1].splitlines(), (3, 6), strict=True))
+    download, train, encode = (shlex.split(line)[1:] for line in commands[1].splitlines())
+    mlflow = [Path(sys.executable).with_name("mlflow"), *download]
+    subprocess.run(mlflow, cwd=folder, env=environment(), check=True, capture_output=True)
     again = gfe_study(folder, *train, "--json", "--storage", "again")
     assert f"{json.loads(again.stdout)['val_loss']:.4f}" == best[4]
     np.save(folder / "images.npy", np.zeros((2, 8, 8)))

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.advice import download_command, encode_command, train_command
 from gfe_study.analysis.diagnostics import Note, notes
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits import MAKERS, Exhibit
@@ -159,7 +158,7 @@ def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
         f'<p class="question">{escape(evidence.question)}</p>' if evidence.question else "",
         _asked_and_ran(evidence),
         _verdict(evidence),
-        _best_trial(evidence, folder),
+        _best_trial(evidence),
         _cautions(evidence),
         *(exhibit_html(exhibit, folder) for exhibit in exhibits),
         "<h2>All trials</h2>",
@@ -260,7 +259,7 @@ def _best(evidence: Evidence) -> list[str]:
     return lines or ["no trial has a result"]
 
 
-def _best_trial(evidence: Evidence, folder: Path) -> str:
+def _best_trial(evidence: Evidence) -> str:
     """Describe the best trial of the last stage: its settings, and the commands to train it and encode with it."""
     trials = evidence.trials
     usable = trials[~trials["failed"] & ~trials[names.DIVERGED] & trials["value"].notna()]
@@ -272,12 +271,15 @@ def _best_trial(evidence: Evidence, folder: Path) -> str:
     settings = "; ".join(f"{key} {number(value, 3)}" for key, value in searched.items())
     arm = f" of {best[names.ARM]}" if len(evidence.arms) > 1 else ""
     about = f"trial {best[names.NUMBER]} seed {best[names.SEED]}{arm}, {evidence.chosen_by} {best['value']:.4f}"
-    decoder, commands = folder.parent / names.TRIALS_FOLDER / best[names.FINGERPRINT] / names.BEST_CHECKPOINT, []
-    if not decoder.exists() and evidence.store.artifact(best[RUN_ID], names.BEST_CHECKPOINT) is not None:
-        decoder, commands = Path(names.BEST_CHECKPOINT), download_command(best[RUN_ID], names.BEST_CHECKPOINT)
-    if decoder.exists() or commands:
-        commands += [*train_command(decoder), *encode_command(decoder)]
-    typed = f"<pre>{escape(chr(10).join(line.strip() for line in commands))}</pre>" if commands else ""
+    decoder = names.BEST_CHECKPOINT
+    # From the store, not from the study's folder: the page is the same wherever the store is read.
+    commands = (
+        f"mlflow artifacts download --run-id {best[RUN_ID]} --artifact-path {decoder} --dst-path .",
+        f"gfe-study train --config {decoder}",
+        f"gfe-study encode {decoder} --images images.npy --out encoded.npz",
+    )
+    kept = evidence.store.artifact(best[RUN_ID], decoder) is not None
+    typed = f"<pre>{escape(chr(10).join(commands))}</pre>" if kept else ""
     return (
         f'<div class="verdict"><b>Best trial</b>: {escape(about)}'
         f"{f'<br>Settings: {escape(settings)}' if settings else ''}"
