@@ -55,10 +55,10 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
     )
     tried = tuned(study, trials)
     if stage and len(set(tried.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in tried.items())
+        counts = ", ".join(f"{name} {count}" for name, count in tried.items())
         fewest = min((count for count in tried.values() if count), default=0)
         verdict.warnings.insert(
-            0, f"unequal numbers of tuning trials ({told}): winners were chosen among the first {fewest} of each"
+            0, f"unequal numbers of tuning trials ({counts}): winners were chosen among the first {fewest} of each"
         )
     return verdict
 

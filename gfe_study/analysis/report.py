@@ -59,8 +59,8 @@ def write_report(store: Store, study: str, folder: Path) -> list[Path]:
     """
     evidence = Evidence.load(store, study)
     if not len(evidence.curves):
-        told = "; ".join(each.text for each in evidence.irregularities[:3])
-        raise InputError(f"study {study!r} has no trial with a result yet; {told or f'run gfe-study resume {study}'}")
+        text = "; ".join(each.text for each in evidence.irregularities[:3])
+        raise InputError(f"study {study!r} has no trial with a result yet; {text or f'run gfe-study resume {study}'}")
     exhibits = [exhibit for maker in MAKERS for exhibit in maker(evidence)]
     page = folder / PAGE_FILE
     try:
@@ -190,11 +190,11 @@ def _asked_and_ran(evidence: Evidence) -> str:
         for hole in study.holes:
             about[f"skipped: {hole.name}"] = hole.reason
     floors = trials[trials[names.DATASET] != ""].groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
-    told = [
+    text = [
         name if pd.isna(floor) else f"{name}, entropy floor {floor:.4f} nats per pixel"
         for name, floor in floors.items()
     ]
-    about |= {"dataset": "; ".join(map(str, told))} if told else {}
+    about |= {"dataset": "; ".join(map(str, text))} if text else {}
     if evidence.parent is not None and evidence.parent.status == "RUNNING":
         about["state"] = "still running: everything below covers only the trials that have ended so far"
     return _list(about)
@@ -246,8 +246,8 @@ def _best(evidence: Evidence) -> list[str]:
         known = {what: float(own[loss].mean()) for what, loss in losses.items() if own[loss].notna().any()}
         if not known:
             continue
-        told = seeds_text({own[names.SEED].nunique()})
-        line = f"{', '.join(f'{what} {loss:.4f}' for what, loss in known.items())} nats per pixel ({told})"
+        text = seeds_text({own[names.SEED].nunique()})
+        line = f"{', '.join(f'{what} {loss:.4f}' for what, loss in known.items())} nats per pixel ({text})"
         floor = own[names.ENTROPY_FLOOR].iloc[0]
         if "test" in known and not math.isnan(floor):
             line += f", {known['test'] - floor:.4f} above the entropy floor {floor:.4f}"

@@ -150,9 +150,9 @@ def _equally_tuned(trials: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     fewest = min(len(numbers) for numbers in tried.values())
     if all(len(numbers) == fewest for numbers in tried.values()):
         return trials
-    told = ", ".join(f"{arm!s} {len(numbers)}" for arm, numbers in tried.items())
+    counts = ", ".join(f"{arm!s} {len(numbers)}" for arm, numbers in tried.items())
     warnings.append(
-        f"unequal numbers of tuning trials ({told}): only the first {fewest} of each are compared, because more "
+        f"unequal numbers of tuning trials ({counts}): only the first {fewest} of each are compared, because more "
         "trials alone give a better best result"
     )
     kept = {(arm, number) for arm, numbers in tried.items() for number in numbers[:fewest]}

@@ -185,8 +185,8 @@ class Scientific(Section):
     def _one_of_them(self) -> Self:
         given = [name for name in ("arms", "factorial", "ablate") if getattr(self, name)]
         if len(given) != 1:
-            told = " and ".join(given) or "none"
-            raise ValueError(f"{told} given; allowed: one of arms, factorial, ablate")
+            text = " and ".join(given) or "none"
+            raise ValueError(f"{text} given; allowed: one of arms, factorial, ablate")
         return self
 
     def cells(self, flat: Mapping[str, Any], factor: str | None, level: str | None) -> tuple[list[Arm], list[Hole]]:
@@ -256,8 +256,8 @@ class Scientific(Section):
                 and all(own[key] == name for key, name in other if key != along and key in own)
             ]
             counterpart = _cell_name(beside[0]) if len(beside) == 1 else None
-            told = "no counterpart" if not beside else f"no single counterpart: {len(beside)} cells have {reference}"
-            arms.append(Arm(_cell_name(levels), changes, counterpart, "" if counterpart else told, levels))
+            text = "no counterpart" if not beside else f"no single counterpart: {len(beside)} cells have {reference}"
+            arms.append(Arm(_cell_name(levels), changes, counterpart, "" if counterpart else text, levels))
         unused = [why for why in design.exclude if why not in holes.values()]
         if unused:
             raise InputError(

@@ -310,8 +310,8 @@ def run_name(job: Job, *, with_seed: bool = True) -> str:
     """Name a run by what distinguishes its trial: `gfe·amd β=0.75 s_max=10 seed 0`, or `adjoint, rk4 seed 0`."""
     trial = job.trial
     method = trial.method.name if trial.method.name != "gfe" else f"gfe·{trial.solver.name}"
-    told = settings(job, written=GREEK)
-    return " ".join(filter(None, [job.arm or method, told, f"seed {job.seed}" if with_seed else ""]))
+    searched = settings(job, written=GREEK)
+    return " ".join(filter(None, [job.arm or method, searched, f"seed {job.seed}" if with_seed else ""]))
 
 
 def settings(job: Job, written: Mapping[str, str] = MappingProxyType({})) -> str:
