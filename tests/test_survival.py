@@ -245,7 +245,7 @@ def test_a_study_on_a_url_goes_on_from_another_machine(tmp_path: Path) -> None:
     command = [*COMMAND, "resume", "longer", "--storage", url]
     again = subprocess.run(command, cwd=there, env=environment(**store), capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr
-    assert "done already" in again.stderr
+    assert "already finished" in again.stderr
     runs = children(tmp_path, "longer")
     assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == 6
     for run in runs:

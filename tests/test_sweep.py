@@ -97,7 +97,7 @@ def test_an_interrupted_sweep_says_so_and_loses_nothing(tmp_path: Path, number: 
         wait_until(reached, process, tmp_path / "output.log")
         process.send_signal(number)
         assert process.wait(timeout=60) == 130
-    assert "continue where it stopped" in (tmp_path / "output.log").read_text()
+    assert "interrupted; run the same command to continue" in (tmp_path / "output.log").read_text()
     assert not [run for run in children(tmp_path, "longer") if run.info.status == "RUNNING"]
     again = gfe_study(tmp_path, "resume", "longer")
     assert again.returncode == 0, again.stderr
@@ -153,4 +153,4 @@ def test_resume_finds_the_images_where_the_sweep_found_them(tmp_path: Path, fash
     assert first.returncode == 0, first.stderr
     again = gfe_study(tmp_path, "resume", "smoke")
     assert again.returncode == 0, again.stderr
-    assert "1 done already" in again.stderr
+    assert "; 1 already finished" in again.stderr
