@@ -11,7 +11,8 @@ from benchmarks.common import Bench, console, seconds
 from gfe_study import names
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.tidy import METRICS
-from gfe_study.tracking import FINISHED, Delivery, End, RunSpec, Tracker
+from gfe_study.tracking.client import Tracker
+from gfe_study.tracking.runs import FINISHED, Delivery, End, RunSpec
 
 STUDY = "large"
 RUNS, POINTS, METRIC_COUNT, PARAMS = 1000, 20, 14, 60

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from gfe_study.tracking import DEFAULT_STORE, URI_VARIABLE
+from gfe_study.tracking.uri import DEFAULT_STORE, URI_VARIABLE
 
 PLAIN = re.compile(r"[\w.,:/@+-]+")
 """Text that `make` passes to the shell unchanged."""

@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from gfe_study import density_cli, names
-from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_yaml, space_files
+from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_text, read_yaml, space_files
 from gfe_study.layout import say, wrapped
 from gfe_study.provenance import own_version
 from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, console, fail, output, print_json
@@ -148,8 +148,8 @@ def plan(
     """List the trials of a sweep and estimate its cost. Example: gfe-study plan amd --trials 20"""
     from gfe_study.console import plan_lines, plan_table
     from gfe_study.layout import show
-    from gfe_study.study.driver import Options
     from gfe_study.study.forecast import forecast
+    from gfe_study.study.options import Options
 
     declared = _load(space, sets, trials, seeds)
     options = Options(storage, cpus_per_trial, gpus_per_trial, reuse=not no_reuse, again=no_reuse)
@@ -179,11 +179,13 @@ def sweep(
     json_: Json = False,
 ) -> None:
     """Run, extend or continue a study. Example: gfe-study sweep amd --set data.name=mnist --trials 20"""
-    from gfe_study.study.driver import Options
+    from gfe_study.study.options import Options
 
-    declared = _load(space, sets, trials, seeds)
+    label = _label(study, space)
     options = Options(storage, cpus_per_trial, gpus_per_trial, address, quota_gb, reuse=not no_reuse, again=no_reuse)
-    _run(declared, _label(study, space), options, json_)
+    command = ["sweep", read_text(find_space(space)), sets, trials, seeds, dataclasses.asdict(options)]
+    if no_reuse or not _say_settled(label, storage, command, json_):
+        _run(_load(space, sets, trials, seeds), label, options, json_, command)
 
 
 @app.command()
@@ -197,16 +199,19 @@ def resume(
     json_: Json = False,
 ) -> None:
     """Continue an interrupted study with its recorded settings. Example: gfe-study resume amd"""
-    from gfe_study.study.driver import Options
+    from gfe_study.study.options import Options
 
+    given = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
+    changed = {key: value for key, value in {**given, "quota_gb": quota_gb}.items() if value is not None}
+    command = ["resume", changed]
+    if _say_settled(label, storage, command, json_):
+        return
     journal = _journal(label, storage)
     assert journal.study is not None
     recorded = journal.study
     declared = Study.build(recorded["study"], **recorded["source"])
-    given = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
-    changed = {key: value for key, value in {**given, "quota_gb": quota_gb}.items() if value is not None}
     options = Options(**{**recorded["options"], **changed, "storage": storage})
-    _run(declared, label, options, json_)
+    _run(declared, label, options, json_, command)
 
 
 def _journal(label: str, storage: str) -> Any:
@@ -221,18 +226,41 @@ def _journal(label: str, storage: str) -> Any:
     return journal
 
 
-def _run(study: Study, label: str, options: Any, json_: bool) -> None:
-    from gfe_study.console import StudyView, closing
+def _say_settled(label: str, storage: str, command: list[Any], json_: bool) -> bool:
+    """Print the result of a study that has nothing left to do; return whether that is so."""
+    from gfe_study.study.settled import settled, start_key
+
+    found = settled(storage, label, start_key([storage, *command]))
+    if found is None:
+        return False
+    if json_:
+        print_json({"study": label, **found.summary})
+    else:
+        from gfe_study.blocks import print_blocks
+
+        print_blocks(console(), found.lines)
+    sys.exit(SOME_FAILED if found.summary["problems"] else DONE)
+
+
+def _run(study: Study, label: str, options: Any, json_: bool, command: list[Any]) -> None:
+    from gfe_study.blocks import print_blocks
+    from gfe_study.console import StudyView, closing, opening
     from gfe_study.results import summary
-    from gfe_study.study.sweep import run_sweep
+    from gfe_study.study.settled import start_key
+    from gfe_study.study.sweep import Outcome, run_sweep
 
     shown = console()
+
+    def settle(outcome: Outcome) -> tuple[str, dict[str, Any], list[Any]]:
+        lines = [*opening(outcome.plan, view.splits), *closing(outcome, label, options.storage)]
+        return start_key([options.storage, *command]), summary(outcome), lines
+
     with StudyView(shown) as view:
-        outcome = run_sweep(study, label, options, view)
+        outcome = run_sweep(study, label, options, view, settle)
     if json_:
         print_json({"study": label, **summary(outcome)})
     else:
-        closing(outcome, label, options.storage, shown)
+        print_blocks(shown, closing(outcome, label, options.storage))
     if outcome.stopped:
         sys.exit(SOME_FAILED)
     if outcome.interrupted:

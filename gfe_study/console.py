@@ -10,27 +10,27 @@ from rich.live import Live
 from rich.text import Text
 
 from gfe_study import names
-from gfe_study.advice import command, encode_command, mlflow_ui, train_command
+from gfe_study.advice import command, mlflow_ui
 from gfe_study.analysis.diagnostics import notes
 from gfe_study.analysis.verdict import Verdict
+from gfe_study.blocks import Block, decoder, hanging, link, print_blocks, sentence, steps, table
 from gfe_study.config import Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits
-from gfe_study.layout import Column, Listing, number, say, show, wrapped
+from gfe_study.layout import Column, Listing, number, say, wrapped
 from gfe_study.results import front, ranked, signs, verdict
-from gfe_study.study.driver import Snapshot, describe
+from gfe_study.study.engine import Snapshot, describe
 from gfe_study.study.forecast import Forecast
 from gfe_study.study.journal import STOPPED
 from gfe_study.study.plan import Plan
 from gfe_study.study.recorder import settings
 from gfe_study.study.sweep import Outcome
-from gfe_study.tracking import UI
+from gfe_study.tracking.uri import UI
 
 LINE_INTERVAL_S = 10.0
 NUM_BEST_SHOWN = 5
 BAR_WIDTH = 12
 MIN_WIDTH_OF_BAR = 95
-ORPHANED = "{} earlier trials belong to another version of this study: they are kept but not used"
 
 
 def duration(seconds: float | None) -> str:
@@ -65,23 +65,8 @@ class StudyView:
         self._live.stop()
 
     def planned(self, plan: Plan, splits: Splits) -> None:
-        study, done = plan.study, len(plan.finished())
-        self._metric = study.metric.name
-        trial = study.example(study.arms[0])
-        say(self.console, study.question, "bold")
-        floor = splits.test_floor(trial.eval.test_images)
-        self._say(
-            f"{trial.data.name}: {len(splits.train):,} training, {len(splits.val):,} validation, "
-            f"{len(splits.test):,} test images; entropy floor {floor:.4f} nats per pixel"
-        )
-        state = f"; {done} already finished" if done else ""
-        unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
-        state += f", {len(unfinished)} to continue" if unfinished else ""
-        self._say(f"{shape(study)}{state}")
-        for hole in study.holes:
-            self._say(f"skipped: {hole.name}: {hole.reason}")
-        if plan.orphaned:
-            self._say(ORPHANED.format(len(plan.orphaned)))
+        self._metric, self.splits = plan.study.metric.name, splits
+        print_blocks(self.console, opening(plan, splits))
 
     def starting_ray(self) -> None:
         self._say("starting Ray …")
@@ -120,6 +105,30 @@ class StudyView:
 
     def _say(self, text: str, style: str = "") -> None:
         say(self.console, text, style)
+
+
+def opening(plan: Plan, splits: Splits) -> list[Block]:
+    """Say what a study asks, on which images, and how much of it is done."""
+    study, done = plan.study, len(plan.finished())
+    trial = study.example(study.arms[0])
+    floor = splits.test_floor(trial.eval.test_images)
+    state = f"; {done} already finished" if done else ""
+    unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
+    state += f", {len(unfinished)} to continue" if unfinished else ""
+    told = [
+        f"{trial.data.name}: {len(splits.train):,} training, {len(splits.val):,} validation, "
+        f"{len(splits.test):,} test images; entropy floor {floor:.4f} nats per pixel",
+        f"{shape(study)}{state}",
+        *(f"skipped: {hole.name}: {hole.reason}" for hole in study.holes),
+        *([former(len(plan.orphaned))] if plan.orphaned else []),
+    ]
+    return [sentence(study.question, "bold"), *map(sentence, told)]
+
+
+def former(count: int) -> str:
+    """Say that trials no longer belong to the study."""
+    trials, are = ("trial", "belongs") if count == 1 else ("trials", "belong")
+    return f"{count} earlier {trials} no longer {are} to this study as it is declared now: kept, and not used"
 
 
 def shape(study: Study) -> str:
@@ -169,7 +178,7 @@ def plan_lines(study: Study, expected: Forecast) -> list[str]:
         chooser = f"suggested by {study.sampler}" if study.then is None else "chosen by the search and by `then`"
         lines.append(f"and {expected.later} more trials, {chooser} from the results of these")
     if expected.orphaned:
-        lines.append(ORPHANED.format(expected.orphaned))
+        lines.append(former(expected.orphaned))
     reused = f", {expected.taken_over} reused from other studies" if expected.taken_over else ""
     to_go = f"; {expected.images:,} training images remain" if expected.images is not None else ""
     lines.append(f"{expected.total} trials, {expected.done} done{reused}{to_go}")
@@ -212,7 +221,7 @@ def _metric(name: str, value: float | None) -> str:
     return f"{value:.4f}"
 
 
-def best_lines(plan: Plan, width: int) -> list[str]:
+def best_blocks(plan: Plan) -> list[Block]:
     """Describe the best trial: its results, its settings, and the commands that train it and encode with it."""
     chosen = ranked(plan)
     stage = max((job.stage for job, _ in chosen), default=0)
@@ -222,13 +231,10 @@ def best_lines(plan: Plan, width: int) -> list[str]:
     point = plan.journal.points[best.fingerprint][-1]
     metrics = [plan.study.metric.name, names.TEST_LOSS]
     results = ", ".join(f"{name} {_metric(name, point.get(name))}" for name in metrics)
-    lines = wrapped(f"Best: {describe(best)}: {results}", width, rest="  ")
-    lines += wrapped(" ".join(f"{key}={number(value, 3)}" for key, value in best.params.items()), width, "  ", "  ")
-    decoder = plan.trial_folder(best) / names.BEST_CHECKPOINT
-    if decoder.exists():
-        lines += ["  train it again, and encode images with it:"]
-        lines += [*train_command(decoder, width), *encode_command(decoder, width)]
-    return lines
+    values = " ".join(f"{key}={number(value, 3)}" for key, value in best.params.items())
+    blocks = [hanging(f"Best: {describe(best)}: {results}"), hanging(values, "  ")]
+    file = plan.trial_folder(best) / names.BEST_CHECKPOINT
+    return [*blocks, decoder(file)] if file.exists() else blocks
 
 
 def verdict_table(verdict: Verdict) -> Listing:
@@ -288,31 +294,22 @@ def front_table(plan: Plan) -> Listing | None:
     return table
 
 
-def closing(outcome: Outcome, label: str, storage: str, console: Console) -> None:
-    """Print the end of a sweep: the verdict, the best trials, the problems, and the next commands."""
-    plan = outcome.plan
+def closing(outcome: Outcome, label: str, storage: str) -> list[Block]:
+    """Return the end of a sweep: the verdict, the best trials, the problems, and the next commands."""
+    plan, blocks = outcome.plan, []
     if plan.finished():
         judged, pareto_front = verdict(plan), front_table(plan)
-        show(console, verdict_table(judged) if judged is not None else best_table(plan))
-        for text in judged.warnings if judged is not None else ():
-            say(console, f"warning: {text}")
-        if pareto_front is not None:
-            show(console, pareto_front)
-        for line in best_lines(plan, console.width):
-            console.print(Text(line), soft_wrap=True)
+        blocks.append(table(verdict_table(judged) if judged is not None else best_table(plan)))
+        blocks += [sentence(f"warning: {text}") for text in (judged.warnings if judged is not None else ())]
+        blocks += [table(pareto_front)] if pareto_front is not None else []
+        blocks += best_blocks(plan)
     for note in notes(signs(plan)):
-        say(console, f"note: {note.text}")
-        for detail in note.details:
-            say(console, f"  {detail}")
-    for line in _last_lines(outcome):
-        say(console, line)
-    say(console, "next:")
-    for typed, what in _next_steps(outcome, label, storage):
-        explained = f"  {typed}  # {what}"
-        console.print(Text(explained if len(explained) <= console.width else f"  {typed}"), soft_wrap=True)
+        blocks += [sentence(f"note: {note.text}"), *(sentence(f"  {detail}") for detail in note.details)]
+    blocks += map(sentence, _last_lines(outcome))
+    blocks += [sentence("next:"), steps(_next_steps(outcome, label, storage))]
     if outcome.comparison:
-        say(console, "this study in MLflow's UI:")
-        console.print(Text(f"  {outcome.comparison}"), soft_wrap=True)
+        blocks += [sentence("this study in MLflow's UI:"), link(outcome.comparison)]
+    return blocks
 
 
 def _last_lines(outcome: Outcome) -> list[str]:
@@ -345,12 +342,11 @@ def _last_lines(outcome: Outcome) -> list[str]:
 
 
 def _next_steps(outcome: Outcome, label: str, storage: str) -> list[tuple[str, str]]:
-    steps = []
+    commands = []
     if outcome.interrupted or outcome.failed or outcome.stopped or not outcome.delivered:
-        steps.append((command("resume", label, storage), "continue"))
+        commands.append((command("resume", label, storage), "continue"))
     if outcome.plan.finished():
-        steps.append((command("report", label, storage), "verdict, figures, tables"))
+        commands.append((command("report", label, storage), "verdict, figures, tables"))
         if outcome.comparison.startswith(UI):
-            steps.append((mlflow_ui(), "compare runs"))
-    width = max((len(typed) for typed, _ in steps), default=0)
-    return [(f"{typed:<{width}}", what) for typed, what in steps]
+            commands.append((mlflow_ui(), "compare runs"))
+    return commands

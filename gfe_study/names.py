@@ -5,6 +5,9 @@ A loss is the cross-entropy per pixel, in nats, averaged over the test, validati
 
 from typing import Final
 
+DATA_DIR_VARIABLE: Final = "GFE_DATA_DIR"
+"""Environment variable: the folder that holds datasets."""
+
 # Metrics have the same names in MLflow, Ray and `--json`. The MLflow step of every metric is `images_seen`.
 IMAGES_SEEN: Final = "images_seen"
 IMAGES_USED: Final = "images_used"
@@ -66,6 +69,10 @@ DEVICE: Final = "device"
 GPUS: Final = "gpus"
 """Ids of the GPUs that Ray assigned, if any."""
 HOST: Final = "host"
+THREADS: Final = "threads"
+"""Number of threads that a trial computes with."""
+SIDE_BY_SIDE: Final = "side_by_side"
+"""How many trials may run at a time in the start of the study that ran the trial."""
 FAILURE: Final = "failure"
 STOPPED_EARLY: Final = "stopped_early"
 REUSED_FROM: Final = "reused_from"
@@ -84,6 +91,11 @@ ROLE: Final = "role"
 ROLE_STUDY: Final = "study"
 ROLE_TRIAL: Final = "trial"
 ROLE_SUPERSEDED: Final = "superseded trial"
+"""The trial was run again, and has another run."""
+ROLE_FORMER: Final = "former trial"
+"""The trial no longer belongs to the study, because the study's file changed; its data is kept."""
+LEVELLED: Final = "levelled"
+"""Tag of a study's own run: SHA-256 of the declaration that the names and tags of its trials agree with."""
 
 # Files of a trial, which are also its MLflow artifacts.
 TRIALS_FOLDER: Final = "trials"

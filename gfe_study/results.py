@@ -22,12 +22,12 @@ def ranked(plan: Plan) -> list[tuple[Job, float]]:
 
 def verdict(plan: Plan) -> Verdict | None:
     """Compare a study's arms at the last stage with results; return None if the study compares nothing."""
-    return verdict_of(plan.study, trials_frame(plan), curves_frame(plan))
+    return verdict_of(plan.study, trials_frame(plan.study, plan.journal), curves_frame(plan.journal))
 
 
 def signs(plan: Plan) -> list[Diagnostic]:
     """Return signs of a bad search, found in the first stage; empty until that stage is over."""
-    return signs_of(plan.study, trials_frame(plan)) if plan.stage_over(0) else []
+    return signs_of(plan.study, trials_frame(plan.study, plan.journal)) if plan.stage_over(0) else []
 
 
 def front(plan: Plan) -> list[tuple[Job, float, float]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gfe_study import names
-from gfe_study.tracking import Delivery, End, RunSpec, Tracker, connect
+from gfe_study.tracking.client import Tracker, connect
+from gfe_study.tracking.runs import Delivery, End, RunSpec
 
 STUDY = "amd"
 DECLARED = "question: Which?\nscientific:\n  arms: {a: {}, b: {method: ae}}\n"

@@ -12,7 +12,9 @@ from stores import fresh
 from gfe_study import names
 from gfe_study.config import space_files
 from gfe_study.study.journal import Journal
-from gfe_study.tracking import RunSpec, Tracker
+from gfe_study.tracking.client import Tracker
+from gfe_study.tracking.runs import Delivery, RunSpec
+from gfe_study.tracking.uri import URI_VARIABLE
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = ["model.hidden=[16]", "model.latent_dim=4", "solver.max_nfe=6", "eval.schedule=[16]", "eval.val_images=16"]
@@ -219,13 +221,15 @@ def test_doctor_finds_versions_and_the_store(run: Run) -> None:
     assert findings["store"]["ok"]
 
 
-def test_doctor_closes_runs_that_a_killed_driver_left(run: Run, tmp_path: Path) -> None:
-    fresh(tmp_path / "mlflow.db")
+def test_doctor_closes_runs_that_a_killed_driver_left(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(URI_VARIABLE, fresh(tmp_path / "mlflow.db"))
     with Journal.open(tmp_path / "results" / "amd") as journal:
         journal.record_study({}, {}, {})
     tracker = Tracker("amd")
     tracker.open_study({}, "?", {})
-    tracker.open_trial(RunSpec("f" * 16, "left behind", {}, {}, {}))
+    tracker.bring_level([Delivery(RunSpec("f" * 16, "left behind", {}, {}, {}), [])])
     code, out, _ = run("doctor")
     assert code == 1
     assert "BAD  study amd: 1 runs marked running that nobody writes to" in out

@@ -36,7 +36,7 @@ from gfe_study.analysis.report import write_exhibit, write_report
 from gfe_study.analysis.style import COLOURS, styles
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.config import Range, space_files
-from gfe_study.tracking import Delivery
+from gfe_study.tracking.runs import Delivery
 
 
 def evidence(folder: Path, deliveries: list[Delivery], declared: str | None = None) -> Evidence:

@@ -12,7 +12,7 @@ import pytest
 from stores import point
 from test_exhibits import evidence, run, shown
 
-from gfe_study import mlflow_view, names
+from gfe_study import names
 from gfe_study.analysis import paper
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits import curves, entropy, novelty, pareto, verdict
@@ -20,6 +20,7 @@ from gfe_study.analysis.report import trials_table
 from gfe_study.analysis.style import COLOURS, styles
 from gfe_study.analysis.tidy import RUN_ID, measured
 from gfe_study.config import Study, space_files
+from gfe_study.tracking import views
 
 COUNTS = (1000, 2000)
 NORMAL = {"": 11.4, "_1000": 11.7, "_2000": 11.6}
@@ -164,15 +165,15 @@ def test_a_verdict_by_entropy_speaks_of_no_loss(of: Evidence) -> None:
 def test_the_views_in_mlflow_show_the_entropy(of: Evidence) -> None:
     study = of.study
     assert study is not None
-    told = mlflow_view.description(study, "given", "7")
+    told = views.description(study, "given", "7")
     assert "ranked by `entropy_gap`" in told
     assert "`entropy_gap` is what latents lack of the normal's entropy, in nats" in told
-    for _, state in mlflow_view.views(study).values():
+    for _, state in views.views(study).values():
         sections = {chart["metricKey"]: chart["metricSectionId"] for chart in state["compareRunCharts"]}
         assert "nats per pixel" not in sections[names.ENTROPY_GAP]
         assert f"metrics.`{names.ENTROPY_GAP}`" in state["selectedColumns"]
     front = Study.build({**FRONT}, "front.yaml")
-    for _, state in mlflow_view.views(front).values():
+    for _, state in views.views(front).values():
         assert f"metrics.`{names.ENTROPY_GAP}`" in state["selectedColumns"]
 
 

@@ -13,7 +13,8 @@ from gfe_study import names
 from gfe_study.analysis.irregular import Irregularity, ended, irregularities, usable
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.verdict import judge
-from gfe_study.tracking import Delivery, Tracker
+from gfe_study.tracking.client import Tracker
+from gfe_study.tracking.runs import Delivery, Label
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_of_two_runs_of_one_configuration_one_counts(uri: str, runs: list[tuple[
 def test_an_arm_that_shares_a_run_does_not_double_it(uri: str) -> None:
     tracker = opened(uri)
     tracker.bring_level([trial("f1", [point(480)])])
-    tracker.tag_trial("f1", {names.SHARED_BY: '[[0, "a", 0], [0, "b", 3]]'})
+    tracker.label({"f1": Label("", {names.SHARED_BY: '[[0, "a", 0], [0, "b", 3]]'})})
     runs, curves = frames(uri)
     assert irregularities(runs, curves) == []
     trials, points = usable(runs, curves)

@@ -8,7 +8,7 @@ import pytest
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.study.journal import FINISHED, FORMAT, JOURNAL_FILE, Asked, Journal, Outcome
+from gfe_study.study.journal import FINISHED, FORMAT, JOURNAL_FILE, Configuration, Journal, Outcome
 
 
 def point(images: float) -> dict[str, float]:
@@ -18,7 +18,7 @@ def point(images: float) -> dict[str, float]:
 def filled(folder: Path) -> None:
     with Journal.open(folder) as journal:
         journal.record_study({"question": "?"}, {"source": "space.yaml"}, {"storage": "results"})
-        journal.record_asked(Asked(0, 0, {"optim.lr": 1e-3}, "aa", {"seed": 0}))
+        journal.record_membership([Configuration(0, "", 0, {"optim.lr": 1e-3}, [0], ["aa"])])
         journal.record_points("aa", [point(480), point(960)])
         journal.record_outcome("aa", Outcome(FINISHED))
 
@@ -28,7 +28,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     journal = Journal.read(tmp_path)
     assert journal.study is not None
     assert journal.study["options"] == {"storage": "results"}
-    assert journal.asked["aa"].params == {"optim.lr": 1e-3}
+    assert journal.membership == [Configuration(0, "", 0, {"optim.lr": 1e-3}, [0], ["aa"])]
     assert [p[names.IMAGES_SEEN] for p in journal.points["aa"]] == [480, 960]
     assert journal.outcomes["aa"].state == FINISHED
 
@@ -55,8 +55,8 @@ def test_a_line_cut_short_by_a_kill_is_dropped_and_writing_goes_on(tmp_path: Pat
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     filled(tmp_path)
     path = tmp_path / JOURNAL_FILE
-    path.write_text(path.read_text().replace('{"event": "asked"', '{"event" "asked"'))
-    with pytest.raises(InputError, match=r"damaged line.*asked"):
+    path.write_text(path.read_text().replace('{"event": "membership"', '{"event" "membership"'))
+    with pytest.raises(InputError, match=r"damaged line.*membership"):
         Journal.read(tmp_path)
 
 

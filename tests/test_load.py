@@ -18,11 +18,13 @@ from gfe_study import names
 from gfe_study.analysis.irregular import ended
 from gfe_study.analysis.load import Store
 from gfe_study.config import InputError, Study
+from gfe_study.study.engine import declare
 from gfe_study.study.frames import curves_frame, trials_frame
-from gfe_study.study.journal import Journal
+from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.plan import Plan
 from gfe_study.study.recorder import Recorder
-from gfe_study.tracking import TrackingError
+from gfe_study.tracking.runs import Label
+from gfe_study.tracking.uri import TrackingError
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def test_a_trial_that_arms_share_is_a_row_of_each(uri: str) -> None:
     tracker = opened(uri)
     shared = json.dumps([[0, "a", 2], [0, "b", 0], [1, "b", 0]])
     tracker.bring_level([trial("own", [point(480)], number=1), trial("both", [point(480)], number=2)])
-    tracker.tag_trial("both", {names.SHARED_BY: shared})
+    tracker.label({"both": Label("", {names.SHARED_BY: shared})})
     store = Store(uri)
     runs = store.runs(STUDY)
     rows = runs[["fingerprint", "stage", "arm", "number"]].to_numpy().tolist()
@@ -172,19 +174,19 @@ def test_frames_of_the_store_are_those_of_the_journal(uri: str, tmp_path: Path) 
         "seeds": 3,
     }
     with Journal.open(tmp_path / "study") as journal:
-        plan = Plan.make(Study.build(declared, "my.yaml"), "0" * 64, journal)
+        study = Study.build(declared, "my.yaml")
+        plan = Plan.make(study, "0" * 64, journal)
+        declare(plan)
         recorder = Recorder(plan, opened(uri), {}, lambda _: 0.05, print)
         for place, job in enumerate(plan.jobs.values()):
-            recorder.started(job)
-            recorder.reached(job, [point(32, 0.5), point(64, 0.4 + place / 100)])
+            journal.record_points(job.fingerprint, [point(32, 0.5), point(64, 0.4 + place / 100)])
             if place == 1:
-                recorder.reached(job, [point(96, 0.4, diverged=1.0)])
-            if place == 4:
-                recorder.failed(job, "MemoryError: no more")
-            else:
-                recorder.finished(job)
+                journal.record_points(job.fingerprint, [point(96, 0.4, diverged=1.0)])
+            ending = Outcome(FAILED, "MemoryError: no more") if place == 4 else Outcome(FINISHED)
+            journal.record_outcome(job.fingerprint, ending)
+            recorder.changed(job)
         assert recorder.close(interrupted=False)
-        wanted, points = trials_frame(plan), curves_frame(plan)
+        wanted, points = trials_frame(study, journal), curves_frame(journal)
     store = Store(uri)
     trials, curves = ended(store.runs(STUDY), store.curves(STUDY))
     keys = ["arm", "stage", "number", "seed", "fingerprint", "diverged", "failed", "state"]
@@ -293,7 +295,7 @@ def test_a_thousand_runs_are_read_within_ten_seconds(uri: str) -> None:
     assert len(points[0]) == 14
     opened(uri).bring_level([trial(f"{i:04d}", points, group=f"{i // 5}", seed=i % 5) for i in range(1000)])
     started = time.perf_counter()
-    runs, curves = Store(uri).frames(STUDY)
+    runs, curves, _ = Store(uri).frames(STUDY)
     assert time.perf_counter() - started <= 10
     assert (len(runs), len(curves)) == (1000, 20_000)
     assert curves["metric_6"].notna().all()

@@ -20,7 +20,7 @@ from stores import STUDY, fresh, opened, point, server, trial
 from gfe_study import names
 from gfe_study.analysis import load
 from gfe_study.analysis.load import Store
-from gfe_study.tracking import TrackingError
+from gfe_study.tracking.uri import TrackingError
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def test_a_study_read_through_a_server_is_the_one_in_its_database(
     with server(tmp_path) as address, without_bulk(address) as (old_address, asked):
         remote, old = Store(address), Store(old_address)
         assert remote.studies() == direct.studies()
-        runs, curves = remote.frames(STUDY)
+        runs, curves, _ = remote.frames(STUDY)
         assert (len(runs), curves["run_id"].nunique()) == (1103, 1102)
         assert_frame_equal(runs, direct.runs(STUDY))
         assert_frame_equal(curves, direct.curves(STUDY))
@@ -95,7 +95,7 @@ def test_a_study_read_through_a_server_is_the_one_in_its_database(
             assert_frame_equal(remote.curves("small"), direct.curves("small"))
 
         served = opened(address, "served")  # its artifacts are the server's
-        served.open_trial(trial("f1", []).spec)
+        served.bring_level([trial("f1", [], None)])
         (run_id,) = remote.runs("served")["run_id"]
         file = remote.artifact(run_id, names.TRIAL_FILE)
         assert file is not None

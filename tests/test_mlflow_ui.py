@@ -23,12 +23,13 @@ from mlflow import MlflowClient
 from stores import free_port
 from sweeps import environment, gfe_study
 
-from gfe_study import mlflow_view, names
+from gfe_study import names
 from gfe_study.config import Study, Trial, space_files
-from gfe_study.mlflow_view import COMPARISON, KEEP, LISTED, NOTE, SHARED_VIEW, TRIALS
 from gfe_study.study.plan import Job
 from gfe_study.study.recorder import run_name
-from gfe_study.tracking import Tracker
+from gfe_study.tracking import views
+from gfe_study.tracking.client import Tracker
+from gfe_study.tracking.views import COMPARISON, KEEP, LISTED, NOTE, SHARED_VIEW, TRIALS
 
 SHORTEST_LIMIT = 5000
 """Characters that MLflow 3.10 lets an experiment's tag have; newer versions allow 20,000."""
@@ -58,7 +59,7 @@ TWO_ARMS: dict[str, Any] = {
 
 
 def tags_of(study: Study, note: str = "") -> dict[str, str]:
-    return mlflow_view.experiment_tags(study, "label", "7", 1_700_000_000_000, note)
+    return views.experiment_tags(study, "label", "7", 1_700_000_000_000, note)
 
 
 def unpacked(value: str) -> dict[str, Any]:
@@ -111,13 +112,13 @@ def test_only_runs_that_differ_in_their_seed_are_grouped(
 
 def test_a_search_with_seeds_is_grouped_by_configuration() -> None:
     study = Study.load(space_files()["amd"], seeds=3)
-    assert mlflow_view.grouping(study) == [("tag", names.ARM)]
+    assert views.grouping(study) == [("tag", names.ARM)]
 
 
 def test_many_arms_are_counted_where_they_are_not_named() -> None:
     arms = {f"rate {k}": {"optim.lr": 1e-3 * k} for k in range(1, 41)}
     study = Study.build({**TWO_ARMS, "scientific": {"arms": arms}}, "many.yaml")
-    told = mlflow_view.description(study, "many", "7")
+    told = views.description(study, "many", "7")
     assert "`rate 8` and 32 more, 2 seeds each" in told
     assert "rate 9" not in told
     assert max(map(len, tags_of(study).values())) <= SHORTEST_LIMIT
@@ -149,14 +150,14 @@ def test_the_tracker_writes_what_has_changed_alone(tmp_path: Path) -> None:
     declared = yaml.safe_dump(TWO_ARMS)
     for _ in range(2):
         tracker = Tracker("two", uri)
-        tracker.open_study({}, TWO_ARMS["question"], {mlflow_view.STUDY_FILE: declared})
+        tracker.open_study({}, TWO_ARMS["question"], {views.STUDY_FILE: declared})
         experiment = tracker.client.get_experiment(tracker.experiment_id)
-        study = mlflow_view.read_study(declared)
-        wanted = mlflow_view.experiment_tags(study, "two", tracker.experiment_id, experiment.creation_time)
+        study = views.read_study(declared)
+        wanted = views.experiment_tags(study, "two", tracker.experiment_id, experiment.creation_time)
         assert {key: experiment.tags.get(key) for key in wanted} == wanted
     tracker.client.set_experiment_tag(tracker.experiment_id, NOTE, wanted[NOTE] + "\n\nMine.")
     tracker.client.set_experiment_tag(tracker.experiment_id, SHARED_VIEW + "mine", "{}")
-    Tracker("two", uri).open_study({}, "?", {mlflow_view.STUDY_FILE: yaml.safe_dump({**TWO_ARMS, "seeds": 5})})
+    Tracker("two", uri).open_study({}, "?", {views.STUDY_FILE: yaml.safe_dump({**TWO_ARMS, "seeds": 5})})
     after = tracker.client.get_experiment(tracker.experiment_id).tags
     assert "5 seeds each" in after[NOTE]
     assert after[NOTE].endswith("\n\nMine.")
@@ -190,7 +191,7 @@ class Server:
         return f"{self.address}/{place}"
 
     def view(self, key: str, *, charts: bool = True) -> str:
-        return self.at(mlflow_view.link(self.experiment_id, key, charts=charts))
+        return self.at(views.link(self.experiment_id, key, charts=charts))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from gfe_study import names
 from gfe_study.config import Study, find_space
-from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
+from gfe_study.study.journal import FAILED, FINISHED, Configuration, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.searcher import Suggester, add_certain
 
@@ -20,8 +20,14 @@ def smoke(**options: Any) -> Study:
     return Study.load(find_space("smoke"), **options)
 
 
+def ask(journal: Journal, job: Job) -> None:
+    journal.record_configuration(
+        Configuration(job.stage, job.arm, job.number, job.params, [job.seed], [job.fingerprint])
+    )
+
+
 def finish(journal: Journal, job: Job, value: float, *, diverged: bool = False, **more: float) -> None:
-    journal.record_asked(job.asked())
+    ask(journal, job)
     last = {names.IMAGES_SEEN: 256.0, names.VAL_LOSS: value, names.DIVERGED: float(diverged), **more}
     journal.record_points(job.fingerprint, [last])
     journal.record_outcome(job.fingerprint, Outcome(FINISHED))
@@ -91,7 +97,7 @@ def test_a_changed_study_keeps_what_still_belongs_and_names_the_rest(tmp_path: P
         same = Plan.make(smoke(trials=6), SHA, journal)
         changed = Plan.make(Study.load(find_space("smoke"), {"model": {"latent_dim": 9}}, trials=4), SHA, journal)
         other_data = Plan.make(smoke(trials=4), "1" * 64, journal)
-    assert (len(same.finished()), same.unasked(), same.orphaned) == (4, 2, [])
+    assert (len(same.finished()), same.unasked(), same.orphaned) == (4, 2, set())
     assert (len(changed.jobs), len(changed.orphaned), changed.unasked()) == (0, 4, 4)
     assert len(other_data.orphaned) == 4
     assert changed.next_number() == 4  # numbers of orphans are not used again
@@ -105,7 +111,7 @@ def test_unfinished_trials_come_first(tmp_path: Path) -> None:
             params = suggester.ask(number)
             assert params is not None
             (job,) = plan.add(number, params)
-            journal.record_asked(job.asked())
+            ask(journal, job)
         journal.record_points(job.fingerprint, [{names.IMAGES_SEEN: 32.0}])
         assert [job.number for job in Plan.make(smoke(), SHA, journal).missing()] == [2, 0, 1]
 
@@ -196,8 +202,7 @@ def run_in_any_order(study: Study, folder: Path, draw: random.Random, slots: int
             if queue and len(running) < slots:
                 job = queue.pop(0)
                 running.append(job)
-                if job.fingerprint not in journal.asked:
-                    journal.record_asked(job.asked())
+                ask(journal, job)
             elif running:
                 job = running.pop(draw.randrange(len(running)))
                 finish(journal, job, conditional_loss(job))
@@ -293,7 +298,7 @@ def test_the_winners_of_the_first_stage_are_replicated_in_the_second(tmp_path: P
         finish(journal, replicated[0], 0.5)
         again = Plan.make(study, SHA, journal)
         assert [job.fingerprint for job in again.missing()] == [job.fingerprint for job in replicated[1:]]
-        assert again.orphaned == []
+        assert again.orphaned == set()
 
 
 def test_winners_are_chosen_among_equally_many_of_each_arm(tmp_path: Path) -> None:
@@ -304,7 +309,7 @@ def test_winners_are_chosen_among_equally_many_of_each_arm(tmp_path: Path) -> No
         add_certain(plan)
         for job in plan.missing():
             if job.arm == "b" and job.number in (1, 2):
-                journal.record_asked(job.asked())
+                ask(journal, job)
                 journal.record_outcome(job.fingerprint, Outcome(FAILED, "no more"))
             else:
                 finish(journal, job, 1.0 - 0.1 * job.number)

@@ -8,10 +8,10 @@ from stores import free_port, fresh, server
 
 from gfe_study import names
 from gfe_study.config import Study, find_space
-from gfe_study.study.journal import Journal
+from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.recorder import Recorder
-from gfe_study.tracking import Tracker
+from gfe_study.tracking.client import Tracker
 
 
 def point(images: int) -> dict[str, float]:
@@ -30,9 +30,9 @@ def opened(uri: str) -> Tracker:
     return tracker
 
 
-def stored(uri: str, tracker: Tracker) -> dict[str, tuple[str, list[int]]]:
+def stored(uri: str, tracker: Tracker, role: str = names.ROLE_TRIAL) -> dict[str, tuple[str, list[int]]]:
     client = MlflowClient(tracking_uri=uri)
-    runs = client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
+    runs = client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{role}'")
     return {
         run.data.tags[names.FINGERPRINT]: (
             run.info.status,
@@ -42,15 +42,25 @@ def stored(uri: str, tracker: Tracker) -> dict[str, tuple[str, list[int]]]:
     }
 
 
+def reach(recorder: Recorder, job: Job, *images: int) -> None:
+    recorder.plan.journal.record_points(job.fingerprint, [point(each) for each in images])
+    recorder.changed(job)
+
+
+def end(recorder: Recorder, job: Job, outcome: Outcome) -> None:
+    recorder.plan.journal.record_outcome(job.fingerprint, outcome)
+    recorder.changed(job)
+
+
 def test_a_store_that_lost_everything_is_filled_again_from_the_journal(tmp_path: Path) -> None:
     first, second = (fresh(tmp_path / f"{name}.db") for name in ("first", "second"))
     with Journal.open(tmp_path / "study") as journal:
         plan, job = planned(journal)
         recorder = Recorder(plan, opened(first), {}, lambda _: 0.0, print)
-        recorder.started(job)
-        recorder.reached(job, [point(32)])
-        recorder.reached(job, [point(32), point(64)])
-        recorder.finished(job)
+        recorder.changed(job)
+        reach(recorder, job, 32)
+        reach(recorder, job, 32, 64)
+        end(recorder, job, Outcome(FINISHED))
         assert recorder.close(interrupted=False)
         tracker = opened(second)
         assert Recorder(plan, tracker, {}, lambda _: 0.0, print).close(interrupted=False)
@@ -63,15 +73,15 @@ def test_a_failure_is_a_tag_and_a_second_try_the_same_run(tmp_path: Path) -> Non
         plan, job = planned(journal)
         tracker = opened(uri)
         recorder = Recorder(plan, tracker, {}, lambda _: 0.0, print)
-        recorder.started(job)
-        recorder.reached(job, [point(32)])
-        recorder.failed(job, "MemoryError: no more")
+        recorder.changed(job)
+        reach(recorder, job, 32)
+        end(recorder, job, Outcome(FAILED, "MemoryError: no more"))
         recorder.flush()
         (run,) = tracker.client.search_runs([tracker.experiment_id], f"tags.{names.FAILURE} = 'MemoryError: no more'")
         assert run.info.status == "FAILED"
-        recorder.started(job)
-        recorder.reached(job, [point(32), point(64)])
-        recorder.finished(job)
+        recorder.changed(job)
+        reach(recorder, job, 32, 64)
+        end(recorder, job, Outcome(FINISHED))
         assert recorder.close(interrupted=False)
     assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64])}
 
@@ -90,19 +100,19 @@ def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
         with server(tmp_path, port):
             tracker = opened(uri)
             recorder = Recorder(plan, tracker, {}, lambda _: 0.0, problems.append)
-            recorder.started(job)
-            recorder.reached(job, [point(32)])
+            recorder.changed(job)
+            reach(recorder, job, 32)
             recorder.flush()
-        recorder.reached(job, [point(64)])
+        reach(recorder, job, 64)
         recorder.flush()
-        recorder.reached(job, [point(128)])
+        reach(recorder, job, 128)
         recorder.flush()
         assert len(problems) == 1
         assert "kept in the journal" in problems[0]
         with server(tmp_path, port):
-            recorder.reached(job, [point(256)])
+            reach(recorder, job, 256)
             recorder.flush()
-            recorder.finished(job)
+            end(recorder, job, Outcome(FINISHED))
             assert recorder.close(interrupted=False)
             assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64, 128, 256])}
 
@@ -113,10 +123,11 @@ def test_runs_of_trials_that_no_longer_belong_are_closed(tmp_path: Path) -> None
         _, job = planned(journal)
         plan = Plan.make(Study.load(find_space("smoke")), "0" * 64, journal)
         recorder = Recorder(plan, opened(uri), {}, lambda _: 0.0, print)
-        recorder.started(job)
+        recorder.changed(job)
         recorder.flush()
         journal.record_points(job.fingerprint, [point(32)])  # killed before it was delivered
         other = Plan.make(Study.load(find_space("smoke"), {"model": {"latent_dim": 9}}), "0" * 64, journal)
         tracker = opened(uri)
         assert Recorder(other, tracker, {}, lambda _: 0.0, print).close(interrupted=False)
-    assert stored(uri, tracker) == {job.fingerprint: ("KILLED", [32])}
+    assert stored(uri, tracker) == {}
+    assert stored(uri, tracker, names.ROLE_FORMER) == {job.fingerprint: ("KILLED", [32])}

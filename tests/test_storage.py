@@ -8,7 +8,7 @@ import pytest
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.study.journal import JOURNAL_FILE, Asked, Journal
+from gfe_study.study.journal import JOURNAL_FILE, Journal
 from gfe_study.study.storage import Mirror, remote_folder, studies_of, study_folder
 
 
@@ -57,8 +57,8 @@ def test_a_journal_goes_on_where_another_machine_left_it(tmp_path: Path, monkeyp
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
         with Journal.open(study_folder(url, "amd"), remote_folder(url, "amd")) as journal:
-            journal.record_asked(Asked(0, 0, {}, fingerprint, {}))
-    assert list(Journal.read(study_folder(url, "amd"), remote_folder(url, "amd")).asked) == ["aa", "bb", "cc"]
+            journal.record_retry(fingerprint)
+    assert Journal.read(study_folder(url, "amd"), remote_folder(url, "amd")).changed == ["aa", "bb", "cc"]
     assert studies_of(url) == ["amd"]
     assert len((tmp_path / "shared" / "amd" / JOURNAL_FILE).read_text().splitlines()) == 3
 
@@ -70,11 +70,11 @@ def test_a_driver_killed_before_its_journal_was_brought_there_loses_nothing_here
     url = f"file://{tmp_path}/shared"
     here = study_folder(url, "amd"), remote_folder(url, "amd")
     with Journal.open(*here) as journal:
-        journal.record_asked(Asked(0, 0, {}, "aa", {}))
+        journal.record_retry("aa")
         journal.push()
-        journal.record_asked(Asked(1, 0, {}, "bb", {}))
+        journal.record_retry("bb")
         monkeypatch.setattr(journal, "push", lambda: None)
-    assert list(Journal.read(*here).asked) == ["aa", "bb"]
+    assert Journal.read(*here).changed == ["aa", "bb"]
 
 
 def test_looking_at_a_running_study_on_a_url_disturbs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +82,8 @@ def test_looking_at_a_running_study_on_a_url_disturbs_nothing(tmp_path: Path, mo
     url = f"file://{tmp_path}/shared"
     here = study_folder(url, "amd"), remote_folder(url, "amd")
     with Journal.open(*here) as journal:
-        for number, name in enumerate(("aa", "bb", "cc")):
-            journal.record_asked(Asked(number, 0, {}, name, {}))
+        for name in ("aa", "bb", "cc"):
+            journal.record_retry(name)
             journal.push()
-            assert "aa" in Journal.read(*here).asked
-    assert list(Journal.read(*here).asked) == ["aa", "bb", "cc"]
+            assert "aa" in Journal.read(*here).changed
+    assert Journal.read(*here).changed == ["aa", "bb", "cc"]

@@ -109,11 +109,11 @@ def test_an_interrupted_sweep_says_so_and_loses_nothing(tmp_path: Path, number: 
 def test_a_trial_that_raises_is_named_and_the_study_goes_on(tmp_path: Path) -> None:
     longer_space(tmp_path)
     with started(tmp_path, "sweep", "longer.yaml", "--trials", "2") as process:
-        asked = lambda: len(Journal.read(tmp_path / "results" / "longer").asked) == 2  # noqa: E731
+        asked = lambda: len(Journal.read(tmp_path / "results" / "longer").places) == 2  # noqa: E731
         wait_until(asked, process, tmp_path / "output.log")
         os.killpg(process.pid, signal.SIGKILL)
     time.sleep(2)
-    first, second = Journal.read(tmp_path / "results" / "longer").asked
+    first, second = Journal.read(tmp_path / "results" / "longer").places
     folder = tmp_path / "results" / "longer" / "trials" / first
     if folder.exists():
         folder.rename(tmp_path / "aside")

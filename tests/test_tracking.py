@@ -12,19 +12,10 @@ from stores import fresh
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.tracking import (
-    DEFAULT_STORE,
-    FINISHED,
-    KILLED,
-    Delivery,
-    End,
-    RunSpec,
-    Tracker,
-    TrackingError,
-    check_sqlite,
-    connect,
-    writable,
-)
+from gfe_study.tracking.client import ClientWriter, Tracker, connect
+from gfe_study.tracking.runs import FINISHED, KILLED, Delivery, End, Label, RunSpec
+from gfe_study.tracking.sqlite import SqliteWriter
+from gfe_study.tracking.uri import DEFAULT_STORE, TrackingError, check_sqlite, writable
 
 SPEC = RunSpec("f" * 16, "gfe·amd seed 0", {names.SEED: "0"}, {"solver.beta": 0.75}, {names.TRIAL_FILE: "seed: 0\n"})
 
@@ -51,9 +42,9 @@ def steps(uri: str, run_id: str, metric: str = names.VAL_LOSS) -> list[int]:
 def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
     for reached in (1, 2, 3):  # each turn a driver that is killed without a word
         tracker = start(uri)
-        tracker.open_trial(SPEC)
-        tracker.deliver(SPEC.fingerprint, [point(480 * k) for k in range(1, reached + 1)])
-    tracker.close_trial(SPEC.fingerprint, FINISHED, {names.DIVERGED: "false"}, [])
+        points = [point(480 * k) for k in range(1, reached + 1)]
+        tracker.bring_level([Delivery(SPEC, points)])
+    tracker.bring_level([Delivery(SPEC, points, End(FINISHED, {names.DIVERGED: "false"}, []))])
     client = MlflowClient(tracking_uri=uri)
     runs = client.search_runs([tracker.experiment_id])
     assert sorted(run.data.tags[names.ROLE] for run in runs) == [names.ROLE_STUDY, names.ROLE_TRIAL]
@@ -67,23 +58,21 @@ def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
 
 
 def test_runs_that_a_killed_driver_left_are_orphans(uri: str) -> None:
-    start(uri).open_trial(SPEC)
+    start(uri).bring_level([Delivery(SPEC, [])])
     tracker = start(uri)
     assert tracker.orphans() == [SPEC.fingerprint]
     assert tracker.is_running(SPEC.fingerprint)
-    tracker.close_orphan(SPEC.fingerprint)
+    tracker.kill(SPEC.fingerprint)
     assert start(uri).orphans() == []
 
 
 def test_a_closed_trial_can_be_opened_again(uri: str) -> None:
     tracker = start(uri)
-    tracker.open_trial(SPEC)
-    tracker.deliver(SPEC.fingerprint, [point(480)])
-    tracker.close_trial(SPEC.fingerprint, KILLED, {}, [])
+    tracker.bring_level([Delivery(SPEC, [point(480)])])
+    tracker.kill(SPEC.fingerprint)
     assert not tracker.is_closed(SPEC.fingerprint)
-    tracker.open_trial(SPEC)
-    tracker.deliver(SPEC.fingerprint, [point(480), point(960)])
-    tracker.close_trial(SPEC.fingerprint, FINISHED, {}, [])
+    tracker.bring_level([Delivery(SPEC, [point(480), point(960)])])
+    tracker.bring_level([Delivery(SPEC, [point(480), point(960)], End(FINISHED, {}, []))])
     assert tracker.is_closed(SPEC.fingerprint)
     run = next(r for r in tracker.client.search_runs([tracker.experiment_id]) if names.FINGERPRINT in r.data.tags)
     assert steps(uri, run.info.run_id) == [480, 960]
@@ -159,9 +148,9 @@ def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
     end = End("FINISHED", {names.DIVERGED: "false", names.FAILURE: ""}, [folder / names.RECONSTRUCTION])
     for start in range(2):
         tracker = Tracker("both", uri)
-        assert (tracker._sqlite is not None) == uri.startswith("sqlite")
+        assert isinstance(tracker._writer, SqliteWriter)
         if not bulk:
-            tracker._sqlite = None
+            tracker._writer = ClientWriter(tracker.client, tracker.experiment_id)
         tracker.open_study({}, "?", {})
         if start == 0:
             tracker.bring_level([Delivery(spec["aa"], []), Delivery(spec["bb"], [point(32)])])
@@ -173,6 +162,10 @@ def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
             failed = End("FAILED", {names.FAILURE: "no more"}, [])
             tracker.bring_level([Delivery(spec["bb"], [point(32), point(64)], failed), Delivery(spec["cc"], [])])
             assert tracker.orphans() == ["cc"]
+            tracker.label({"aa": Label("another name", {names.ARM: "b", names.SHARED_BY: ""})})
+            tracker.label({"cc": Label("", {names.SHARED_BY: "[]"}), "never seen": Label("x", {names.ARM: "x"})})
+            tracker.label({"cc": Label("", {names.SHARED_BY: ""})})
+            tracker.kill("cc")
     found = {}
     for run in tracker.client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"):
         tags = {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"}
@@ -197,7 +190,10 @@ def test_many_runs_at_once_leave_what_mlflows_own_client_would(tmp_path: Path) -
     bulk = delivered(fresh(tmp_path / "bulk" / "store.db"), tmp_path / "bulk", bulk=True)
     client = delivered(fresh(tmp_path / "client" / "store.db"), tmp_path / "client", bulk=False)
     assert bulk == client
-    assert {name: run[0][1] for name, run in bulk.items()} == {"aa": "FINISHED", "bb": "FAILED", "cc": "RUNNING"}
+    assert {name: run[0][1] for name, run in bulk.items()} == {"aa": "FINISHED", "bb": "FAILED", "cc": "KILLED"}
+    assert (bulk["aa"][0][0], bulk["aa"][1][names.ARM]) == ("another name", "b")
+    assert (bulk["cc"][0][0], bulk["cc"][1][names.SHARED_BY]) == ("run of cc", "")
+    assert names.SHARED_BY not in bulk["aa"][1]
     assert bulk["bb"][4][names.VAL_LOSS] == [(32, 1 / 32), (64, 1 / 64)]
 
 
@@ -206,13 +202,13 @@ def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -
     Tracker("x", uri)
     with sqlite3.connect(tmp_path / "store.db") as connection:
         connection.execute("ALTER TABLE metrics ADD COLUMN unit TEXT")
-    assert Tracker("x", uri)._sqlite is None
+    assert isinstance(Tracker("x", uri)._writer, ClientWriter)
 
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch"])
 def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = start(uri)
-    tracker._sqlite = None  # as with a server
+    tracker._writer = ClientWriter(tracker.client, tracker.experiment_id)  # as with a server
     real, lost = getattr(tracker.client, call), []
 
     def answer_lost(*given: Any, **named: Any) -> Any:

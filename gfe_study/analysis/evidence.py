@@ -37,6 +37,7 @@ class Evidence:
         parent: the study's own run.
         runs: all runs of the study, as in `Store.runs`.
         points: all points of those runs, as in `Store.curves`.
+        num_former: number of further runs, of trials that no longer belong to the study.
     """
 
     name: str
@@ -46,14 +47,15 @@ class Evidence:
     parent: Parent | None
     runs: pd.DataFrame
     points: pd.DataFrame
+    num_former: int = 0
 
     @classmethod
     def load(cls, store: Store, name: str) -> Evidence:
         """Read a study. Raises `InputError` if the store has no such study or an invalid declaration of it."""
-        runs, points = store.frames(name)
+        runs, points, num_former = store.frames(name)
         declared = store.declaration(name)
         study = Study.build(declared, f"{name}: study.yaml") if declared is not None else None
-        return cls(name, store, study, store.question(name), store.parent(name), runs, points)
+        return cls(name, store, study, store.question(name), store.parent(name), runs, points, num_former)
 
     @cached_property
     def irregularities(self) -> list[Irregularity]:

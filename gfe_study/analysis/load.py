@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 import weakref
@@ -21,11 +22,13 @@ from mlflow.utils.file_utils import get_local_path_or_none
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
+from gfe_study import names
 from gfe_study.analysis.database import SYSTEM_METRICS, Database, is_database
 from gfe_study.analysis.tidy import RUN_ID, Rows, curves_frame, finite, last_finite, runs_frame
 from gfe_study.config import InputError, read_yaml
-from gfe_study.mlflow_view import STUDY_FILE
-from gfe_study.tracking import ARTIFACTS, PARENT, TrackingError, connect, store_uri, without_password
+from gfe_study.tracking.client import PARENT, connect
+from gfe_study.tracking.uri import ARTIFACTS, TrackingError, store_uri, without_password
+from gfe_study.tracking.views import STUDY_FILE
 
 REPORT = "report"
 """Folder of the report among the artifacts of a study's own run."""
@@ -80,7 +83,7 @@ class Store:
             return sorted(found.name for found in self._experiments() if found.name != DEFAULT_EXPERIMENT)
 
     def runs(self, study: str) -> pd.DataFrame:
-        """One row per trial, by start time; trials that were set aside or deleted are left out.
+        """Return one row per trial of the study, by start time; deleted, superseded and former ones are excluded.
 
         A run without the tags of a trial (a stranger's, or one that crashed early) is a row with empty fields; a
         trial that several configurations share is a row for each. Columns, of which all but the last two kinds are
@@ -111,10 +114,25 @@ class Store:
         """
         return self._curves(self._rows(study))
 
-    def frames(self, study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """`runs` and `curves` of the same moment, for less than both."""
+    def frames(self, study: str) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+        """Return `runs` and `curves` of the same moment, and how many runs no longer belong to the study.
+
+        Raises:
+            InputError: the last start of the study ended before it had brought the runs level with the declaration.
+        """
+        self._check_level(study)
         rows = self._rows(study)
-        return self._runs(study, rows), self._curves(rows)
+        return self._runs(study, rows), self._curves(rows), rows.num_former
+
+    def _check_level(self, study: str) -> None:
+        run = self._parent_run(study)
+        levelled = run.data.tags.get(names.LEVELLED) if run is not None else None
+        file = self.artifact(run.info.run_id, STUDY_FILE) if run is not None else None
+        if levelled and file is not None and hashlib.sha256(file.read_bytes()).hexdigest() != levelled:
+            raise InputError(
+                f"study {study!r}: its last start ended before its runs were brought level with its declaration; "
+                f"continue it with gfe-study resume {study}"
+            )
 
     def parent(self, study: str) -> Parent | None:
         """The study's own run; None of an experiment that has none."""

@@ -195,6 +195,8 @@ def _asked_and_ran(evidence: Evidence) -> str:
         for name, floor in floors.items()
     ]
     about |= {"dataset": "; ".join(map(str, text))} if text else {}
+    if evidence.num_former:
+        about["not counted"] = f"{evidence.num_former} earlier trials that no longer belong to this study"
     if evidence.parent is not None and evidence.parent.status == "RUNNING":
         about["state"] = "still running: everything below covers only the trials that have ended so far"
     return _list(about)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.tracking import FAILED, FINISHED
+from gfe_study.tracking.runs import FAILED, FINISHED
 
 RUN_ID, NAME, STATUS, STATE = "run_id", "name", "status", "state"
 START_TIME, END_TIME = "start_time", "end_time"
@@ -90,6 +90,8 @@ MEASURES = tuple(
     )
 )
 """Measures other than losses; they have a column only if something was logged."""
+OTHER_ROLES = (names.ROLE_STUDY, names.ROLE_SUPERSEDED, names.ROLE_FORMER)
+"""Roles of runs that take part in no statement about a study."""
 LARGEST = sys.float_info.max
 """The number that MLflow stores for infinity."""
 
@@ -108,19 +110,23 @@ class Rows:
         runs: `run_id`, `name`, `status`, and `start_time` and `end_time` in milliseconds since the epoch.
         tags, params: `run_id`, `key`, `value`, as text.
         latest: `run_id`, `key`, `value` of every metric at its largest step.
+        num_former: number of runs that were left out because their trials no longer belong to the study.
     """
 
     runs: pd.DataFrame
     tags: pd.DataFrame
     params: pd.DataFrame
     latest: pd.DataFrame
+    num_former: int = 0
 
     def trials(self) -> Rows:
-        """Return the rows without the study's own run and without superseded trials."""
+        """Return the rows of the trials that belong to the study and were not superseded."""
         roles = self.tags[self.tags["key"] == names.ROLE]
-        others = roles[roles["value"].isin([names.ROLE_STUDY, names.ROLE_SUPERSEDED])][RUN_ID]
+        others = roles[roles["value"].isin(OTHER_ROLES)][RUN_ID]
         frames = (self.runs, self.tags, self.params, self.latest)
-        return Rows(*(frame[~frame[RUN_ID].isin(others)] for frame in frames))
+        former = int((roles["value"] == names.ROLE_FORMER).sum())
+        runs, tags, params, latest = (frame[~frame[RUN_ID].isin(others)] for frame in frames)
+        return Rows(runs, tags, params, latest, former)
 
 
 def finite(values: pd.Series) -> pd.Series:

@@ -9,7 +9,7 @@ allowed. Nothing else of this project is imported here.
 
 from gfe_study.config.base import ImpossiblePair, InputError, Section, suggestion
 from gfe_study.config.design import Arm, Hole
-from gfe_study.config.files import find_space, parse_assignments, read_yaml, space_files, to_yaml
+from gfe_study.config.files import find_space, parse_assignments, read_text, read_yaml, space_files, to_yaml
 from gfe_study.config.ranges import Range
 from gfe_study.config.study import Study
 from gfe_study.config.trial import (
@@ -40,6 +40,7 @@ __all__ = [
     "find_space",
     "flatten",
     "parse_assignments",
+    "read_text",
     "read_yaml",
     "space_files",
     "suggestion",

@@ -100,13 +100,17 @@ def to_yaml(content: Any) -> str:
     return str(yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping. Raises `InputError` if it cannot be read or holds anything else."""
+def read_text(path: Path) -> str:
+    """Read a text file. Raises `InputError` if that is impossible."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    content = parse_yaml(text, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping. Raises `InputError` if it cannot be read or holds anything else."""
+    content = parse_yaml(read_text(path), str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {type(content).__name__}; allowed: a mapping of keys to values")
     return content

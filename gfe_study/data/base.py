@@ -21,8 +21,8 @@ from pydantic import Field
 from torch import Tensor
 
 from gfe_study.config import InputError, Section
+from gfe_study.names import DATA_DIR_VARIABLE
 
-DATA_DIR_VARIABLE = "GFE_DATA_DIR"
 SPLIT_SEED = 20241201
 """Seeds every split: the splits of a dataset are the same for all trials of all studies."""
 
@@ -184,6 +184,10 @@ class Dataset(Section, ABC):
     @abstractmethod
     def read(self, folders: list[Path], *, download: bool) -> Splits:
         """The whole splits, from the first of `folders` that holds the files; see `load`."""
+
+    def sources(self, folders: list[Path]) -> list[Path]:
+        """Return the files that `read` may read, whether they exist or not; none if the data comes with a package."""
+        return []
 
     def load(self, folders: list[Path] | None = None, *, download: bool = False) -> Splits:
         """The splits, `held_out` left out, and then the training part cut to `train_images`.

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from filelock import FileLock
 
-from gfe_study.data.base import DATA_DIR_VARIABLE, DataError, Dataset, Splits
+from gfe_study.data.base import DataError, Dataset, Splits
+from gfe_study.names import DATA_DIR_VARIABLE
 
 
 class FileDataset(Dataset):
@@ -47,6 +48,9 @@ class FileDataset(Dataset):
         except Exception as error:  # torchvision raises whatever its mirrors made of it
             raise DataError(f"{missing}; download failed ({_reason(error)}); {remedy}") from error
         return self._read_from(self._home_in(into) or into / self.homes[0])
+
+    def sources(self, folders: list[Path]) -> list[Path]:
+        return [folder / home / file for folder in folders for home in self.homes for file in self.files]
 
     def _home_in(self, folder: Path) -> Path | None:
         homes = (folder / home for home in self.homes)

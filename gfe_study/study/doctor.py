@@ -12,9 +12,10 @@ from filelock import FileLock, Timeout
 from gfe_study import names
 from gfe_study.config import CHOICES, InputError, Trial
 from gfe_study.provenance import package_versions
-from gfe_study.study.driver import folder_bytes
+from gfe_study.study.disk import folder_bytes
 from gfe_study.study.storage import JOURNAL_FILE, is_url, studies_of, study_folder
-from gfe_study.tracking import ARTIFACTS, Tracker, connect, store_uri, without_password
+from gfe_study.tracking.client import Tracker, connect
+from gfe_study.tracking.uri import ARTIFACTS, store_uri, without_password
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _orphans(label: str, fix: bool) -> Finding:
     orphans = tracker.orphans()
     if fix:
         for fingerprint in orphans:
-            tracker.close_orphan(fingerprint)
+            tracker.kill(fingerprint)
     if not orphans:
         return Finding(f"study {label}", True, "no orphaned run")
     remedy = "closed as killed" if fix else f"`gfe-study resume {label}` continues them, `doctor --fix` closes them"

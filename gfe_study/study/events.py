@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from gfe_study import names
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a record changes in a way that an earlier version of this package would misread."""
 FINISHED: Final = "finished"
 STOPPED: Final = "stopped"
@@ -25,11 +25,38 @@ checked = with_config(ConfigDict(extra="forbid"))
 
 @checked
 @dataclass(frozen=True)
-class Asked:
-    """A trial that was planned.
+class Configuration:
+    """One point of an arm's space in a stage, and its trials.
 
-    `number` counts the configurations of its arm, `stage` is 1 for a winner that is replicated.
+    Attributes:
+        stage: 0 for the first stage; 1 for winners that are replicated.
+        arm: name of the arm; empty in a study that compares nothing.
+        number: identifies the configuration within its arm.
+        params: values of the searched keys.
+        seeds: seeds of its trials.
+        fingerprints: the trials, in the order of `seeds`.
     """
+
+    stage: int
+    arm: str
+    number: int
+    params: dict[str, Any]
+    seeds: list[int]
+    fingerprints: list[str]
+
+
+@checked
+@dataclass(frozen=True)
+class Membership:
+    """Which trials belong to the study as it is declared now; replaces all that was said before."""
+
+    configurations: list[Configuration]
+
+
+@checked
+@dataclass(frozen=True)
+class Asked:
+    """One trial of a configuration; journals of format 1 have this record in place of `Configuration`."""
 
     number: int
     seed: int
@@ -63,6 +90,15 @@ class Started:
     source: dict[str, str]
     options: dict[str, Any]
     format: int = 0
+
+
+@checked
+@dataclass(frozen=True)
+class Placed:
+    """A trial starts or continues on a worker: host, device, threads, and how many trials run side by side there."""
+
+    fingerprint: str
+    place: dict[str, str]
 
 
 @checked
@@ -124,10 +160,45 @@ class Retried:
     fingerprint: str
 
 
-Record = Started | Asked | Reached | Ended | Reused | Again | Parallel | FirstPlaced | Retried
+@checked
+@dataclass(frozen=True)
+class Settled:
+    """Nothing is left to do, and what a start that has nothing to do shows.
+
+    Attributes:
+        key: of everything that decides whether anything is left to do.
+        files: the images' files, each with its size and the time of its last change.
+        summary: the results as plain data.
+        lines: the results as text.
+    """
+
+    key: str
+    files: dict[str, list[int]]
+    summary: dict[str, Any]
+    lines: list[Any]
+
+
+Record = (
+    Started
+    | Membership
+    | Configuration
+    | Asked
+    | Placed
+    | Reached
+    | Ended
+    | Reused
+    | Again
+    | Parallel
+    | FirstPlaced
+    | Retried
+    | Settled
+)
 EVENTS: dict[str, type[Record]] = {
     "study": Started,
+    "membership": Membership,
+    "configuration": Configuration,
     "asked": Asked,
+    "placed": Placed,
     "points": Reached,
     "outcome": Ended,
     "taken over": Reused,
@@ -135,6 +206,7 @@ EVENTS: dict[str, type[Record]] = {
     "parallel": Parallel,
     "start-up": FirstPlaced,
     "retry": Retried,
+    "settled": Settled,
 }
 NAMES = {record: event for event, record in EVENTS.items()}
 _READERS = {event: TypeAdapter(record) for event, record in EVENTS.items()}

@@ -14,12 +14,12 @@ from gfe_study import names
 from gfe_study.config import Hole, Study, Trial
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT, Asha
 from gfe_study.data.base import Splits, data_folders
-from gfe_study.study.driver import Options
 from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
+from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.probe import Estimate, probe_all, spent
-from gfe_study.study.reuse import finished_elsewhere, usable
+from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
 from gfe_study.study.searcher import add_certain
 from gfe_study.study.snapshots import LATENTS, MOMENTS
 from gfe_study.study.storage import remote_folder, study_folder
@@ -79,7 +79,7 @@ class Forecast:
     memory_megabytes: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        trials = [{**vars(job.asked()), "state": state} for job, state in self.trials]
+        trials = [{**job.as_dict(), "state": state} for job, state in self.trials]
         return {**vars(self), "trials": trials, "holes": [vars(hole) for hole in self.holes]}
 
 
@@ -98,8 +98,8 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     add_certain(plan)
     place = {arm.name: number for number, arm in enumerate(study.arms)}
     jobs = sorted(plan.jobs.values(), key=lambda job: (job.stage, place[job.arm], job.number, job.seed))
-    finished = finished_elsewhere(folder, options)
-    found = {job.fingerprint: trial for job in jobs if (trial := usable(finished, job, journal))}
+    finished, machine = finished_elsewhere(folder, options), this_machine(options)
+    found = {job.fingerprint: trial for job in jobs if (trial := usable(finished, job, journal, machine))}
     done = {job.fingerprint for job in plan.finished()} if not options.again else set()
     over = done | set(found)
     elsewhere = {name: f"in {trial.study}" for name, trial in found.items()}

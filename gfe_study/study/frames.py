@@ -1,4 +1,4 @@
-"""A plan as tidy pandas frames, for statistics."""
+"""A study's trials as tidy pandas frames, from its journal's record of which trials belong to it."""
 
 from __future__ import annotations
 
@@ -7,54 +7,55 @@ import math
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.study.journal import FAILED
+from gfe_study.config import Study
+from gfe_study.study.journal import FAILED, Journal
 from gfe_study.study.plan import Job, Plan
 
 
-def trials_frame(plan: Plan) -> pd.DataFrame:
-    """One row per trial that has an outcome; columns as for `analysis.judgement`."""
+def trials_frame(study: Study, journal: Journal) -> pd.DataFrame:
+    """Return one row per member of the study that has an outcome; the columns are those of `analysis.judgement`."""
     rows = []
-    for (stage, arm), there in plan.configurations.items():
-        for configuration in there.values():
-            for seed, name in zip(plan.study.seeds_of(stage), configuration.fingerprints, strict=True):
-                outcome = plan.journal.outcomes.get(name)
-                if outcome is None:
-                    continue
-                points = plan.journal.points.get(name)
-                last = points[-1] if points and outcome.state != FAILED else {}
-                value = last.get(plan.study.metric.name, math.nan)
-                rows.append(
-                    {
-                        **last,
-                        **configuration.params,
-                        "arm": arm,
-                        "stage": stage,
-                        "number": configuration.number,
-                        "seed": seed,
-                        "fingerprint": name,
-                        "value": value,
-                        "diverged": bool(last.get(names.DIVERGED, 0.0)),
-                        "failed": outcome.state == FAILED,
-                        "state": outcome.state,
-                    }
-                )
+    for member in journal.membership:
+        for seed, name in zip(member.seeds, member.fingerprints, strict=True):
+            outcome = journal.outcomes.get(name)
+            if outcome is None:
+                continue
+            points = journal.points.get(name)
+            last = points[-1] if points and outcome.state != FAILED else {}
+            rows.append(
+                {
+                    **last,
+                    **member.params,
+                    **{key: outcome.run.get(key, "") for key in (names.DEVICE, names.THREADS, names.SIDE_BY_SIDE)},
+                    "arm": member.arm,
+                    "stage": member.stage,
+                    "number": member.number,
+                    "seed": seed,
+                    "fingerprint": name,
+                    "value": last.get(study.metric.name, math.nan),
+                    "diverged": bool(last.get(names.DIVERGED, 0.0)),
+                    "failed": outcome.state == FAILED,
+                    "state": outcome.state,
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def curves_frame(plan: Plan) -> pd.DataFrame:
-    """One row per (fingerprint, images seen) of every trial, with its metrics."""
+def curves_frame(journal: Journal) -> pd.DataFrame:
+    """Return one row per (fingerprint, images seen) of every trial of the study, with its metrics."""
+    members = dict.fromkeys(name for member in journal.membership for name in member.fingerprints)
     return pd.DataFrame(
         [
             {"fingerprint": name, **point}
-            for name in plan.jobs
-            for point in plan.journal.points.get(name, [])
+            for name in members
+            for point in journal.points.get(name, [])
             if not point.get(names.DIVERGED)
         ]
     )
 
 
 def objectives(plan: Plan, arm: str) -> list[tuple[Job, float, float]]:
-    """Of a search with two objectives: one trial, and both means, of every complete configuration of an arm."""
+    """Return one trial and both means of every complete configuration of an arm, in a search with two objectives."""
     against = plan.study.metric.against
     found = []
     for configuration in plan.ranked(0, arm) if against else ():

@@ -1,4 +1,4 @@
-"""The images of a study: loaded once by the driver, which hands them to the workers."""
+"""The images of a study: the driver loads them once and hands them to the workers."""
 
 from __future__ import annotations
 
@@ -7,42 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from gfe_study.config import InputError, Study, Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.base import Dataset, Splits
 
 
 def data_key(trial: Trial | dict[str, Any]) -> str:
-    """What tells a trial's images from another's."""
+    """Return what distinguishes a trial's images from another's."""
     data = trial["data"] if isinstance(trial, dict) else trial.data.model_dump(mode="json")
     return json.dumps(data, sort_keys=True)
 
 
 class Images:
-    """The datasets that trials ask for, each loaded once.
+    """The datasets of trials, each loaded once.
 
     Args:
-        folders: where image files are looked for.
-        download: fetch what is in none of them.
+        folders: where image files are searched for.
+        download: whether to download what is in none of them.
     """
 
     def __init__(self, folders: list[Path], *, download: bool) -> None:
         self._folders = folders
         self._download = download
         self.loaded: dict[str, Splits] = {}
+        self._datasets: list[Dataset] = []
         self._floors: dict[tuple[str, int], float] = {}
 
     def of(self, trial: Trial) -> Splits:
-        """The splits of a trial. Raises `InputError` if they cannot be had."""
+        """Return the splits of a trial. Raises `InputError` if they are not available."""
         key = data_key(trial)
         if key not in self.loaded:
+            self._datasets.append(trial.data)
             self.loaded[key] = trial.data.load(self._folders, download=self._download)
         return self.loaded[key]
 
+    def sources(self) -> list[Path]:
+        """Return the files that the loaded images depend on."""
+        return [file for data in self._datasets for file in data.sources(self._folders)]
+
     def sha256(self, trial: Trial) -> str:
-        """Fingerprint of a trial's images."""
+        """Return the hash of a trial's images."""
         return self.of(trial).sha256
 
     def entropy_floor(self, trial: Trial) -> float:
-        """Of the test images that a trial is evaluated on, nats per pixel."""
+        """Return the entropy floor of the test images that a trial is evaluated on, in nats per pixel."""
         key = data_key(trial), trial.eval.test_images
         if key not in self._floors:
             self._floors[key] = self.of(trial).test_floor(trial.eval.test_images)
@@ -50,10 +56,10 @@ class Images:
 
     @classmethod
     def of_study(cls, study: Study, folders: list[Path], *, download: bool) -> Images:
-        """The images of all arms.
+        """Load the images of all arms.
 
         Raises:
-            InputError: they cannot be had, or arms that are compared are not tested on the same ones.
+            InputError: they are not available, or arms that are compared are not evaluated on the same images.
         """
         images = cls(folders, download=download)
         for stage in study.stages():
@@ -68,6 +74,6 @@ class Images:
         return images
 
     def _evaluated(self, trial: Trial) -> tuple[bytes, bytes, int, int]:
-        """What tells the images that two trials are evaluated on apart."""
+        """Return what distinguishes the images that a trial is evaluated on."""
         splits = self.of(trial)
         return splits.val.digest(), splits.test.digest(), trial.eval.val_images, trial.eval.test_images

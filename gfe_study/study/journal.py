@@ -1,4 +1,4 @@
-"""The journal of a study: an append-only record of what was asked, reached and finished.
+"""The journal of a study: an append-only record of what belongs to it, and what its trials reached.
 
 It is the truth that every start of a study reads. The states of Ray and Optuna are rebuilt from it, and MLflow is
 updated to match it. Each line is one JSON object, a record of one event, and is flushed to the disk before anything
@@ -30,22 +30,37 @@ from gfe_study.study.events import (
     STOPPED,
     Again,
     Asked,
+    Configuration,
     Ended,
     FirstPlaced,
+    Membership,
     NewerRecord,
     Outcome,
     Parallel,
+    Placed,
     Reached,
     Record,
     Retried,
     Reused,
+    Settled,
     Started,
     State,
     read_record,
 )
 from gfe_study.study.storage import JOURNAL_FILE, Mirror
 
-__all__ = ["FAILED", "FINISHED", "FORMAT", "JOURNAL_FILE", "STOPPED", "Asked", "Journal", "Outcome", "State"]
+__all__ = [
+    "FAILED",
+    "FINISHED",
+    "FORMAT",
+    "JOURNAL_FILE",
+    "STOPPED",
+    "Configuration",
+    "Journal",
+    "Outcome",
+    "Settled",
+    "State",
+]
 
 
 def _content(folder: Path, mirror: Mirror) -> bytes:
@@ -82,20 +97,30 @@ class Journal:
     Attributes:
         folder: the study's folder.
         study: the study as it was last run, and how (`options`); None before the first run.
-        asked: planned trials by fingerprint, in the order they were asked.
+        membership: the configurations that belong to the study as it was last declared.
+        known: all configurations that ever belonged to it, each once, in the order in which they were added.
+        highest: the highest number of a configuration of the first stage that was ever used, by arm.
+        places: where each trial has run, by fingerprint, without repetitions.
         points: metrics of each trial, by fingerprint, in order of images seen.
         outcomes: how trials ended, by fingerprint; a failed trial that is tried again loses its entry.
+        changed: fingerprints of trials whose outcome changed, in the order of the changes.
         again: trials that are to be run once more, and have no outcome since.
         parallel: configurations that the searches may have under way, as of the first start.
         start_up_seconds: from the last start to its first trial under way; 0 if there was none.
+        settled: what the last start found when nothing was left to do; None if anything was recorded since.
     """
 
     folder: Path
     study: dict[str, Any] | None = None
-    asked: dict[str, Asked] = field(default_factory=dict)
+    membership: list[Configuration] = field(default_factory=list)
+    known: dict[tuple[Any, ...], Configuration] = field(default_factory=dict)
+    highest: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
     points: dict[str, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
     start_up_seconds: float = 0.0
+    settled: Settled | None = None
     again: set[str] = field(default_factory=set)
     parallel: int | None = None
     _descriptor: int | None = None
@@ -202,9 +227,22 @@ class Journal:
         """Record a start of the study; `source` is the space's file and its hash."""
         self._append(Started(study, source, options, FORMAT))
 
-    def record_asked(self, asked: Asked) -> None:
-        """Record that a trial belongs to the study."""
-        self._append(asked)
+    def record_membership(self, configurations: list[Configuration]) -> None:
+        """Record which configurations belong to the study, unless the journal says the same already."""
+        if configurations != self.membership:
+            self._append(Membership(configurations))
+
+    def record_configuration(self, configuration: Configuration) -> None:
+        """Record that one more configuration belongs to the study."""
+        self._append(configuration)
+
+    def record_placed(self, fingerprint: str, place: dict[str, str]) -> None:
+        """Record where a trial runs."""
+        self._append(Placed(fingerprint, place))
+
+    def record_settled(self, settled: Settled) -> None:
+        """Record that nothing is left to do."""
+        self._append(settled)
 
     def record_points(self, fingerprint: str, points: list[dict[str, float]]) -> list[dict[str, float]]:
         """Record those of the points that are new; returns them."""
@@ -219,7 +257,7 @@ class Journal:
         """Record how a trial ended."""
         self._append(Ended(**vars(outcome), fingerprint=fingerprint))
 
-    def record_taken_over(self, fingerprint: str, points: list[dict[str, float]], outcome: Outcome) -> None:
+    def record_reused(self, fingerprint: str, points: list[dict[str, float]], outcome: Outcome) -> None:
         """Record a trial that another study has finished."""
         self._append(Reused(fingerprint, points, outcome))
 
@@ -256,27 +294,53 @@ class Journal:
         self._apply(read_record(line))  # as a later start will read it
 
     def _apply(self, record: Record) -> None:
+        self.settled = None
         match record:
             case Started():
                 self.study = vars(record)
+            case Membership():
+                self.membership = []
+                for configuration in record.configurations:
+                    self._include(configuration)
+            case Configuration():
+                self._include(record)
             case Asked():
-                self.asked[record.fingerprint] = record
+                fingerprints = [record.fingerprint]
+                self._include(
+                    Configuration(record.stage, record.arm, record.number, record.params, [record.seed], fingerprints)
+                )
+            case Placed():
+                if record.place not in self.places[record.fingerprint]:
+                    self.places[record.fingerprint].append(record.place)
             case Reached():
                 self.points[record.fingerprint].extend(record.points)
             case Ended():
                 self.outcomes[record.fingerprint] = Outcome(record.state, record.reason, record.origin, record.run)
                 self.again.discard(record.fingerprint)
+                self.changed.append(record.fingerprint)
             case Reused():
                 self.points[record.fingerprint] = record.points
                 self.outcomes[record.fingerprint] = record.outcome
+                self.changed.append(record.fingerprint)
             case Again():
                 self.again |= set(record.fingerprints)
+                self.changed += record.fingerprints
                 for name in record.fingerprints:
-                    self.points.pop(name, None)
-                    self.outcomes.pop(name, None)
+                    for known in (self.points, self.outcomes, self.places):
+                        known.pop(name, None)
             case Parallel():
                 self.parallel = record.configurations
             case FirstPlaced():
                 self.start_up_seconds = record.seconds
             case Retried():
                 self.outcomes.pop(record.fingerprint, None)
+                self.changed.append(record.fingerprint)
+            case Settled():
+                self.settled = record
+
+    def _include(self, configuration: Configuration) -> None:
+        self.membership.append(configuration)
+        stage, arm, number = configuration.stage, configuration.arm, configuration.number
+        self.known.setdefault((stage, arm, number, *configuration.fingerprints), configuration)
+        if stage == 0:
+            self.highest[arm] = max(number, self.highest.get(arm, -1))

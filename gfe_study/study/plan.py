@@ -1,8 +1,9 @@
-"""The plan of a study: which trials exist, which are missing, and which no longer belong to the study."""
+"""The plan of a study: which trials belong to it, and which of them are missing."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
-from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Asked, Journal
+from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Configuration, Journal
 
 OVER = (FINISHED, STOPPED)
 """Outcomes after which a trial is not run again."""
+OPEN = "open"
+"""Stands for the outcome of a trial that has none."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +32,23 @@ class Job:
     arm: str = ""
     stage: int = 0
 
-    def asked(self) -> Asked:
-        """Return the journal's record of this job."""
-        return Asked(self.number, self.seed, self.params, self.fingerprint, self.trial.dump(), self.arm, self.stage)
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One point of an arm's space in a stage, and the fingerprints of its trials, one per seed."""
-
-    stage: int
-    arm: str
-    number: int
-    params: dict[str, Any]
-    fingerprints: list[str]
+    def as_dict(self) -> dict[str, Any]:
+        """Return the job as plain data."""
+        return {**vars(self), "trial": self.trial.dump()}
 
 
 @dataclass
 class Plan:
     """The known trials of a study; searches add configurations as they proceed.
 
+    The plan alone decides which trials belong to the study, and under which (stage, arm, number, seed). Its journal
+    records that, and everything that makes a statement about the study reads the record.
+
     Attributes:
         jobs: known trials that belong to the study as it is declared now, by fingerprint.
         configurations: configurations by (stage, arm), then by number, in the order in which they were added.
-        orphaned: journal records that no longer belong to the study because its file changed; their data is kept.
+        members: the configurations that each trial belongs to, by fingerprint; arms may share a trial.
+        orphaned: trials with results that no longer belong to the study because its file changed; their data is kept.
         exhausted: arms whose space holds no further configuration.
     """
 
@@ -61,12 +57,18 @@ class Plan:
     journal: Journal
     jobs: dict[str, Job] = field(default_factory=dict)
     configurations: dict[tuple[int, str], dict[int, Configuration]] = field(default_factory=dict)
-    orphaned: list[Asked] = field(default_factory=list)
+    members: dict[str, list[Configuration]] = field(default_factory=dict)
+    orphaned: set[str] = field(default_factory=set)
     exhausted: set[str] = field(default_factory=set)
+    # Counted as outcomes change, so that no event of a sweep costs more the more trials there are.
+    _counted: dict[str, str] = field(default_factory=dict)
+    _counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    _num_changes: int = 0
+    _best: tuple[Job, float] | None = None
 
     @classmethod
     def make(cls, study: Study, dataset_sha256: str | Callable[[Trial], str], journal: Journal) -> Plan:
-        """Sort the journal's records into jobs and orphans, and add the trials that need no search.
+        """Choose the configurations of the journal that still belong, and add those that need no search.
 
         Those are new seeds, the arms of a design, and the winners that go on to the second stage.
 
@@ -78,33 +80,34 @@ class Plan:
         known = dataset_sha256
         plan = cls(study, known if callable(known) else lambda _: known, journal)
         plan.configurations = {(stage, arm.name): {} for stage in study.stages() for arm in study.arms}
-        for record in journal.asked.values():
-            if record.stage == 0 and plan._belongs(record):
-                plan.add(record.number, record.params, record.arm)
+        for configuration in journal.known.values():
+            if configuration.stage == 0 and plan._belongs(configuration):
+                plan.add(configuration.number, configuration.params, configuration.arm)
         if not study.nuisance:
             for arm in study.arms:
                 plan.add(0, {}, arm.name)
         if not plan.failed():  # failed trials are retried first, because one of them may be a winner
             plan.advance()
-        # Until the first stage is over, it is unknown which records of the second stage belong.
-        waiting = len(study.stages()) > 1 and not plan.stage_over(0)
-        plan.orphaned = [
-            record
-            for record in journal.asked.values()
-            if record.fingerprint not in plan.jobs and not (waiting and record.stage)
-        ]
+        with_results = {*journal.points, *journal.outcomes}
+        if len(study.stages()) > 1 and not plan.stage_over(0):
+            # Until the first stage is over, it is unknown which trials of the second stage belong.
+            later = (configuration for configuration in journal.known.values() if configuration.stage)
+            with_results -= {name for configuration in later for name in configuration.fingerprints}
+        plan.orphaned = with_results - set(plan.jobs)
         return plan
 
-    def _belongs(self, record: Asked) -> bool:
-        there = self.configurations.get((0, record.arm))
-        if there is None or (record.number not in there and len(there) >= self.study.configurations(record.arm)):
+    def _belongs(self, configuration: Configuration) -> bool:
+        arm, number = configuration.arm, configuration.number
+        there = self.configurations.get((0, arm))
+        if there is None or (number not in there and len(there) >= self.study.configurations(arm)):
             return False
         try:
-            if not self.study.fits(record.params, record.arm):
+            if not self.study.fits(configuration.params, arm):
                 return False
-            return self.job(record.number, record.params, record.seed, record.arm).fingerprint == record.fingerprint
+            job = self.job(number, configuration.params, configuration.seeds[0], arm)
         except InputError:
             return False
+        return job.fingerprint == configuration.fingerprints[0]
 
     def job(self, number: int, params: dict[str, Any], seed: int, arm: str = "", stage: int = 0) -> Job:
         """Return the trial at a point of an arm's space. Raises `InputError` if the trial is invalid."""
@@ -117,11 +120,43 @@ class Plan:
         there = self.configurations[stage, arm]
         if number in there:
             return []
-        jobs = [self.job(number, params, seed, arm, stage) for seed in self.study.seeds_of(stage)]
+        seeds = list(self.study.seeds_of(stage))
+        jobs = [self.job(number, params, seed, arm, stage) for seed in seeds]
+        there[number] = Configuration(stage, arm, number, params, seeds, [job.fingerprint for job in jobs])
         new = [job for job in jobs if job.fingerprint not in self.jobs]
-        self.jobs.update((job.fingerprint, job) for job in new)
-        there[number] = Configuration(stage, arm, number, params, [job.fingerprint for job in jobs])
+        for job in jobs:
+            self.members.setdefault(job.fingerprint, []).append(there[number])
+        for job in new:
+            self.jobs[job.fingerprint] = job
+            self._count(job)
         return new
+
+    def membership(self) -> list[Configuration]:
+        """Return all configurations that belong to the study."""
+        return [configuration for there in self.configurations.values() for configuration in there.values()]
+
+    def _catch_up(self) -> None:
+        for name in self.journal.changed[self._num_changes :]:
+            if name in self.jobs:
+                self._count(self.jobs[name])
+        self._num_changes = len(self.journal.changed)
+
+    def _count(self, job: Job) -> None:
+        outcome = self.journal.outcomes.get(job.fingerprint)
+        state = OPEN if outcome is None else outcome.state
+        if job.fingerprint in self._counted:
+            self._counts[job.stage, self._counted[job.fingerprint]] -= 1
+        self._counts[job.stage, state] += 1
+        self._counted[job.fingerprint] = state
+        value = self.value(job)
+        if value is not None and (self._best is None or self._rank((job, value)) < self._rank(self._best)):
+            self._best = job, value
+        elif self._best is not None and self._best[0] is job:  # it runs again
+            valued = [(other, value) for other in self.finished() if (value := self.value(other)) is not None]
+            self._best = min(valued, key=self._rank, default=None)
+
+    def _rank(self, valued: tuple[Job, float]) -> float:
+        return valued[1] if self.study.metric.mode == "min" else -valued[1]
 
     def advance(self) -> list[Job]:
         """Add the second stage once the first is over; return the new jobs."""
@@ -156,12 +191,8 @@ class Plan:
     def stage_over(self, stage: int) -> bool:
         """Return whether every configuration of a stage is known and has ended."""
         asked_all = stage > 0 or not any(self.unasked(arm.name) for arm in self.study.arms)
-        return asked_all and all(
-            self.ended(configuration)
-            for (number, _), there in self.configurations.items()
-            if number == stage
-            for configuration in there.values()
-        )
+        self._catch_up()
+        return asked_all and not self._counts[stage, OPEN]
 
     def ended(self, configuration: Configuration) -> bool:
         """Return whether all trials of a configuration have an outcome."""
@@ -170,24 +201,15 @@ class Plan:
     @property
     def total(self) -> int:
         """Number of trials in the whole study, known or not."""
-        return (
-            sum(
-                self.size(arm.name, stage) * len(self.study.seeds_of(stage))
-                for stage in self.study.stages()
-                for arm in self.study.arms
-            )
-            - self._shared()
+        return len(self.jobs) + sum(
+            (self.size(arm.name, stage) - len(self.configurations[stage, arm.name])) * len(self.study.seeds_of(stage))
+            for stage in self.study.stages()
+            for arm in self.study.arms
         )
-
-    def _shared(self) -> int:
-        # Arms whose searches reach the same configuration share its trials.
-        listed = [name for there in self.configurations.values() for c in there.values() for name in c.fingerprints]
-        return len(listed) - len(self.jobs)
 
     def next_number(self, arm: str = "") -> int:
         """Return the number of an arm's next configuration; no number is used twice, not even an orphan's."""
-        taken = [record.number for record in self.journal.asked.values() if record.arm == arm and record.stage == 0]
-        return max([*taken, *self.configurations[0, arm]], default=-1) + 1
+        return max([self.journal.highest.get(arm, -1), *self.configurations[0, arm]]) + 1
 
     def unasked(self, arm: str | None = None) -> int:
         """Return how many configurations the search has yet to suggest, for one arm or for all."""
@@ -197,6 +219,11 @@ class Plan:
             for each in arms
             if each not in self.exhausted
         )
+
+    def count(self, *states: str) -> int:
+        """Return the number of jobs with one of these outcomes."""
+        self._catch_up()
+        return sum(self._counts[stage, state] for stage in self.study.stages() for state in states)
 
     def finished(self) -> list[Job]:
         """Return the jobs that are over: their budget is spent, they diverged, or they were stopped early."""
@@ -272,6 +299,5 @@ class Plan:
 
     def best(self) -> tuple[Job, float] | None:
         """Return the finished trial with the best value of the study's metric; None if there is none."""
-        valued = [(job, value) for job in self.finished() if (value := self.value(job)) is not None]
-        sign = 1 if self.study.metric.mode == "min" else -1
-        return min(valued, key=lambda pair: sign * pair[1], default=None)
+        self._catch_up()
+        return self._best

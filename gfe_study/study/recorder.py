@@ -1,4 +1,4 @@
-"""Records what happens to trials: first in the journal, then in the tracking store.
+"""Delivers what the journal holds to the tracking store.
 
 The store may be slow or temporarily unavailable, so a separate thread writes to it and no trial waits. The journal
 holds what the store has missed, and the thread delivers it once the store answers again.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,18 +17,18 @@ from gfe_study import names
 from gfe_study.config import InputError, Trial, flatten, to_yaml
 from gfe_study.layout import number
 from gfe_study.provenance import package_versions
-from gfe_study.study.journal import FAILED, FINISHED, Outcome, State
+from gfe_study.study.journal import FAILED, FINISHED
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import Finished
 from gfe_study.study.runner import CONTINUATION, FAILURE_FILE
 from gfe_study.study.storage import Mirror
-from gfe_study.tracking import FAILED as RUN_FAILED
-from gfe_study.tracking import FINISHED as RUN_FINISHED
-from gfe_study.tracking import KILLED as RUN_KILLED
-from gfe_study.tracking import Delivery, End, RunSpec, Tracker
+from gfe_study.tracking.client import Tracker
+from gfe_study.tracking.runs import FAILED as RUN_FAILED
+from gfe_study.tracking.runs import FINISHED as RUN_FINISHED
+from gfe_study.tracking.runs import KILLED as RUN_KILLED
+from gfe_study.tracking.runs import Delivery, End, Label, RunSpec
 
 RETRY_INTERVAL_S = 10.0
-MAX_TRIALS_PER_DELIVERY = 200
 DELIVERY_INTERVAL_S = 2.0
 """Points are collected for this long and delivered together; a trial that ends within it needs the fewest calls."""
 GREEK = {"alpha": "α", "beta": "β", "kappa": "κ", "sigma": "σ", "tau": "τ"}
@@ -36,9 +36,9 @@ GREEK = {"alpha": "α", "beta": "β", "kappa": "κ", "sigma": "σ", "tau": "τ"}
 
 
 class Recorder:
-    """The only writer of a study's journal and runs while the study is running.
+    """The only writer of a study's runs while the study is running; the engine's `Sink`.
 
-    The caller's thread writes the journal immediately; a second thread writes the store every few seconds.
+    A thread writes the store every few seconds.
 
     Args:
         plan: the study's plan; its journal is open for writing.
@@ -62,8 +62,8 @@ class Recorder:
         self.tracking_seconds = 0.0
         self._tags = tags
         self._on_problem = on_problem
-        self._places: dict[str, dict[str, str]] = {}
         self._behind: dict[str, Job] = {}
+        self._unlabelled = set(tracker.fingerprints())
         self._store_failing = False
         self._changed = threading.Condition()
         self._storing = threading.Lock()
@@ -77,50 +77,25 @@ class Recorder:
         self._thread = threading.Thread(target=self._deliver_for_ever, name="tracking", daemon=True)
         self._thread.start()
 
-    def started(self, job: Job) -> None:
-        """Record that a trial is handed to Ray."""
-        if self.plan.state(job) == FAILED:
-            self.plan.journal.record_retry(job.fingerprint)
-        elif job.fingerprint not in self.plan.journal.asked:
-            self.plan.journal.record_asked(job.asked())
+    def changed(self, job: Job) -> None:
+        """Deliver what the journal has of a trial; if the trial is over, remove the files that nothing needs."""
+        if self.plan.over(job.fingerprint):
+            self._tidy(job)
         self._deliver(job)
 
-    def placed(self, fingerprint: str, place: dict[str, str]) -> None:
-        """Remember where a trial runs: host, device, GPUs."""
-        self._places[fingerprint] = place
+    def added(self, fingerprints: Sequence[str]) -> None:
+        """Bring the runs of trials level that belong to one more configuration."""
+        with self._changed:
+            self._unlabelled.update(fingerprints)
+            self._changed.notify()
 
-    def reached(self, job: Job, points: list[dict[str, float]]) -> None:
-        """Record the points of a trial; those recorded before are skipped."""
-        if self.plan.journal.record_points(job.fingerprint, points):
-            self._deliver(job)
-
-    def finished(self, job: Job, state: State = FINISHED, reason: str = "") -> None:
-        """Record that a trial ended: its budget is spent, it diverged, or it was stopped early."""
-        self.plan.journal.record_outcome(job.fingerprint, Outcome(state, reason, run=self._run(job)))
-        self._tidy(job)
-        self._deliver(job)
-
-    def taken_over(self, job: Job, found: Finished) -> None:
-        """Record that a trial is reused from another study instead of being run."""
-        if job.fingerprint not in self.plan.journal.asked:
-            self.plan.journal.record_asked(job.asked())
+    def reused(self, job: Job, found: Finished) -> None:
+        """Copy the files of a trial that another study has finished, and deliver the trial."""
         try:
             found.copy_files(self.plan.trial_folder(job))
         except OSError as error:
             self._on_problem(f"the decoder of {job.fingerprint} cannot be copied from {found.study} ({error.strerror})")
-        outcome = Outcome(FINISHED, origin=found.study, run=found.outcome.run)
-        self.plan.journal.record_taken_over(job.fingerprint, found.points, outcome)
-        self._tidy(job)
-        self._deliver(job)
-
-    def failed(self, job: Job, reason: str) -> None:
-        """Record that a trial failed; its checkpoints are kept for a retry."""
-        self.plan.journal.record_outcome(job.fingerprint, Outcome(FAILED, reason, run=self._run(job)))
-        self._deliver(job)
-
-    def _run(self, job: Job) -> dict[str, str]:
-        place = self._places.get(job.fingerprint, {})
-        return {key: place[key] for key in (names.HOST, names.DEVICE, names.GPUS) if place.get(key)}
+        self.changed(job)
 
     def _tidy(self, job: Job) -> None:
         """Remove the checkpoints of a trial that is over, and decoders that are no longer among an arm's best."""
@@ -143,9 +118,10 @@ class Recorder:
         except InputError as error:  # a leftover file must not abort the study
             self._on_problem(str(error))
 
-    def flush(self) -> None:
-        """Update the store now, as far as it answers."""
+    def flush(self) -> bool:
+        """Update the store now; return whether it holds all that the journal holds."""
         self._level()
+        return not self._behind and not self._unlabelled
 
     def close(self, interrupted: bool) -> bool:
         """Deliver the rest and end the parent run; return False if the store is still incomplete."""
@@ -157,10 +133,9 @@ class Recorder:
         try:
             for job in self.plan.missing():
                 if self.tracker.is_running(job.fingerprint):
-                    self.tracker.close_trial(job.fingerprint, RUN_KILLED, {}, [])
+                    self.tracker.kill(job.fingerprint)
             self._close_orphans()
             self._keep_best()
-            self._say_shared()
             best = self.plan.best()
             tags = {names.BEST_FINGERPRINT: best[0].fingerprint, names.BEST_VALUE: f"{best[1]:.6f}"} if best else {}
             files = self._files(best[0], names.BEST_CHECKPOINT, names.RECONSTRUCTION) if best else []
@@ -168,7 +143,7 @@ class Recorder:
         except (InputError, OSError) as error:
             self._on_problem(str(error))
             return False
-        return not self._behind
+        return not self._behind and not self._unlabelled
 
     def _close_orphans(self) -> None:
         """End the runs that a kill left open and whose trials no longer belong to the study."""
@@ -187,16 +162,21 @@ class Recorder:
             files = self._files(job, *names.KEPT_FILES) if job.fingerprint in kept else []
             self.tracker.keep_decoder(job.fingerprint, files)
 
-    def _say_shared(self) -> None:
-        """Tag every run whose trial belongs to several configurations with all of them."""
-        places: dict[str, list[tuple[int, str, int]]] = {}
-        for (stage, arm), there in self.plan.configurations.items():
-            for configuration in there.values():
-                for name in configuration.fingerprints:
-                    places.setdefault(name, []).append((stage, arm, configuration.number))
-        for name, shared in places.items():
-            if len(shared) > 1:
-                self.tracker.tag_trial(name, {names.SHARED_BY: json.dumps(shared, ensure_ascii=False)})
+    def _label(self, fingerprint: str) -> Label:
+        """Say by a run's name and tags under which configurations the study has its trial now, or that it has not."""
+        members, job = self.plan.members.get(fingerprint), self.plan.jobs.get(fingerprint)
+        if not members or job is None:
+            return Label("", {names.ROLE: names.ROLE_FORMER})
+        first = members[0]
+        places = [[each.stage, each.arm, each.number] for each in members]
+        tags = {
+            names.ROLE: names.ROLE_TRIAL,
+            names.ARM: first.arm or run_name(job, with_seed=False),
+            names.STAGE: str(first.stage),
+            names.NUMBER: str(first.number),
+            names.SHARED_BY: json.dumps(places, ensure_ascii=False) if len(places) > 1 else "",
+        }
+        return Label(run_name(job), tags)
 
     def _deliver(self, job: Job) -> None:
         with self._changed:
@@ -206,7 +186,7 @@ class Recorder:
     def _deliver_for_ever(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or bool(self._behind))
+                self._changed.wait_for(lambda: self._closing or bool(self._behind or self._unlabelled))
                 pause = RETRY_INTERVAL_S if self._store_failing else DELIVERY_INTERVAL_S
                 if self._changed.wait_for(self._is_closing, timeout=pause):
                     return
@@ -224,12 +204,10 @@ class Recorder:
         started = time.perf_counter()
         try:
             self.plan.journal.push()
+            self._label_all()
             jobs = [self._behind.pop(name) for name in list(self._behind)]  # later events add the trial again
             try:
-                for start in range(0, len(jobs), MAX_TRIALS_PER_DELIVERY):
-                    self.tracker.bring_level(
-                        [self._delivery(job) for job in jobs[start : start + MAX_TRIALS_PER_DELIVERY]]
-                    )
+                self.tracker.bring_level([self._delivery(job) for job in jobs])
             except BaseException:
                 for job in jobs:
                     self._behind.setdefault(job.fingerprint, job)
@@ -242,6 +220,16 @@ class Recorder:
             self._store_failing = False
         finally:
             self.tracking_seconds += time.perf_counter() - started
+
+    def _label_all(self) -> None:
+        with self._changed:
+            waiting, self._unlabelled = self._unlabelled, set()
+        try:
+            self.tracker.label({fingerprint: self._label(fingerprint) for fingerprint in waiting})
+        except BaseException:
+            with self._changed:
+                self._unlabelled |= waiting
+            raise
 
     def _delivery(self, job: Job) -> Delivery:
         journal = self.plan.journal
@@ -275,12 +263,11 @@ class Recorder:
         if self.tracker.is_open(job.fingerprint):
             return RunSpec(job.fingerprint, run_name(job), {}, {}, {})
         dumped = trial.dump()
+        label = self._label(job.fingerprint)
         tags = {
             **self._tags,
             **trial_tags(trial, job.dataset_sha256),
-            names.ARM: job.arm or run_name(job, with_seed=False),
-            names.STAGE: str(job.stage),
-            names.NUMBER: str(job.number),
+            **{key: value for key, value in label.tags.items() if value},
             names.ENTROPY_FLOOR: f"{self._floor_of(trial):.6f}",
             names.VERSIONS: self._versions,
         }

@@ -7,16 +7,16 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Journal, Outcome
+from gfe_study.study.options import Options
 from gfe_study.study.plan import Job
+from gfe_study.study.runner import device_name, num_threads
 from gfe_study.study.storage import is_url
-
-if TYPE_CHECKING:
-    from gfe_study.study.driver import Options
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,40 @@ class Finished:
                 shutil.copyfile(self.folder / name, folder / name)
 
 
-def usable(found: Mapping[str, Finished], job: Job, journal: Journal) -> Finished | None:
+def usable(
+    found: Mapping[str, Finished], job: Job, journal: Journal, machine: Mapping[str, str] | None
+) -> Finished | None:
     """Return the finished trial that replaces a job; None if the job must run.
 
     A job must run if it has already begun here or was requested again. A trial with a budget in seconds is reused only
-    on the machine that ran it, because another machine gets further in the same time.
+    if it ran on the same host and device model with the same number of threads, because another machine gets further
+    in the same time.
+
+    Args:
+        found: finished trials of other studies, by fingerprint.
+        job: the job.
+        journal: the study's journal.
+        machine: where the job would run, see `this_machine`; None if that is unknown.
     """
     there = found.get(job.fingerprint)
     if there is None or journal.points.get(job.fingerprint) or job.fingerprint in journal.again:
         return None
-    elsewhere = there.outcome.run.get(names.HOST) != socket.gethostname()
-    return None if elsewhere and job.trial.budget.seconds is not None else there
+    if job.trial.budget.seconds is None:
+        return there
+    same = machine is not None and all(there.outcome.run.get(key) == value for key, value in machine.items())
+    return there if same else None
+
+
+def this_machine(options: Options) -> dict[str, str] | None:
+    """Return the host, device model and number of threads of trials that run here; None if they run on a cluster."""
+    if options.address is not None:
+        return None
+    device = "cuda" if options.gpus and torch.cuda.is_available() else "cpu"
+    return {
+        names.HOST: socket.gethostname(),
+        names.DEVICE: device_name(device),
+        names.THREADS: str(num_threads(options.cpus)),
+    }
 
 
 def finished_elsewhere(study_folder: Path, options: Options) -> dict[str, Finished]:

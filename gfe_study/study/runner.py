@@ -142,6 +142,11 @@ def device_name(device: str) -> str:
     return f"cpu ({models[0]})" if models else f"cpu ({platform.machine()})"
 
 
+def num_threads(cpus: float) -> int:
+    """Return the number of threads of a trial that is granted so many CPUs."""
+    return max(1, int(cpus))
+
+
 def pin_threads(cpus: float) -> None:
-    """Give torch the threads a trial was granted, so that trials do not fight over cores."""
-    torch.set_num_threads(max(1, int(cpus)))
+    """Limit torch to the threads that a trial is granted, so that trials do not compete for cores."""
+    torch.set_num_threads(num_threads(cpus))

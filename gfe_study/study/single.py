@@ -13,7 +13,9 @@ from gfe_study.data.base import Splits
 from gfe_study.provenance import package_versions, provenance
 from gfe_study.study.recorder import artifact_files, trial_tags
 from gfe_study.study.runner import device_name, pin_threads, remove_checkpoints, run_trial
-from gfe_study.tracking import FINISHED, RunSpec, Tracker, writable
+from gfe_study.tracking.client import Tracker
+from gfe_study.tracking.runs import FINISHED, Delivery, End, RunSpec
+from gfe_study.tracking.uri import writable
 
 EXPERIMENT = "train"
 
@@ -47,7 +49,8 @@ def run_single(
     folder = Path(storage).absolute() / EXPERIMENT / fingerprint
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tracker = Tracker(EXPERIMENT)
-    tracker.open_trial(_spec(trial, splits, fingerprint, device))
+    spec = _spec(trial, splits, fingerprint, device)
+    tracker.bring_level([Delivery(spec, [])])
     problems: list[str] = []
     points: list[dict[str, float]] = []
     for update in run_trial(trial, splits, folder, device):
@@ -57,10 +60,10 @@ def run_single(
         for point in update.points:
             report(point)
         points.extend(update.points)
-        tracker.deliver(fingerprint, update.points)
+        tracker.bring_level([Delivery(spec, points)])
     remove_checkpoints(folder)
     tags = {names.DIVERGED: str(bool(points[-1][names.DIVERGED])).lower()}
-    tracker.close_trial(fingerprint, FINISHED, tags, artifact_files(folder))
+    tracker.bring_level([Delivery(spec, points, End(FINISHED, tags, artifact_files(folder)))])
     return points[-1], fingerprint, problems
 
 

@@ -10,27 +10,31 @@ from gfe_study.study.journal import FAILED, FINISHED, Journal
 
 
 def state_of(journal: Journal) -> dict[str, Any]:
-    """Trials by state, the best value so far, and failures with their reasons, as plain data."""
+    """Return trials by state, the best value so far, and failures with their reasons, as plain data.
+
+    Only trials that belong to the study as it was last declared count; `former` is the number of those that do not.
+    """
     metric = (journal.study or {}).get("study", {}).get("metric", {"name": names.VAL_LOSS, "mode": "min"})
-    states = Counter(
-        journal.outcomes[name].state if name in journal.outcomes else "unfinished" for name in journal.asked
-    )
+    members = dict.fromkeys(name for member in journal.membership for name in member.fingerprints)
+    outcomes = {name: journal.outcomes[name] for name in members if name in journal.outcomes}
+    states = Counter(outcomes[name].state if name in outcomes else "unfinished" for name in members)
     values = {
         name: points[-1][metric["name"]]
-        for name, points in journal.points.items()
-        if name in journal.outcomes
-        and journal.outcomes[name].state == FINISHED
+        for name, outcome in outcomes.items()
+        if outcome.state == FINISHED
+        and (points := journal.points.get(name))
         and metric["name"] in points[-1]
-        and not points[-1][names.DIVERGED]
+        and not points[-1].get(names.DIVERGED)
     }
     choose = min if metric["mode"] == "min" else max
     best = choose(values, key=lambda name: values[name], default=None)
     return {
         "trials": dict(states),
+        "former": len({*journal.points, *journal.outcomes} - set(members)),
         "best": {"fingerprint": best, "metric": metric["name"], "value": values[best]} if best else None,
         "failures": [
             {"fingerprint": name, "reason": outcome.reason}
-            for name, outcome in journal.outcomes.items()
+            for name, outcome in outcomes.items()
             if outcome.state == FAILED
         ],
     }

@@ -7,25 +7,31 @@ unfinished ones first. Continuing a study needs none of Ray's own state.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, to_yaml
-from gfe_study.data.base import data_folders
-from gfe_study.mlflow_view import COMPARISON, STUDY_FILE, link
+from gfe_study.data.base import Splits, data_folders
 from gfe_study.provenance import provenance
-from gfe_study.study.driver import Driver, Observer, Options
+from gfe_study.study.disk import DiskWatch
+from gfe_study.study.engine import Engine, Observer, declare
 from gfe_study.study.images import Images
-from gfe_study.study.journal import Journal
+from gfe_study.study.journal import Journal, Settled
+from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.recorder import Recorder, mirror_of
-from gfe_study.study.reuse import finished_elsewhere
+from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
 from gfe_study.study.runner import CONTINUATION
-from gfe_study.study.session import ray_session
+from gfe_study.study.settled import file_states
 from gfe_study.study.storage import remote_folder, study_folder
-from gfe_study.tracking import Tracker, writable
+from gfe_study.tracking.client import Tracker
+from gfe_study.tracking.uri import writable
+from gfe_study.tracking.views import COMPARISON, STUDY_FILE, link
 
 RAY_FOLDER = "ray"
 
@@ -60,9 +66,41 @@ class Outcome:
     def failed(self) -> list[Job]:
         return self.plan.failed()
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do: every trial is over, and the tracking store has all of them."""
+        plan = self.plan
+        ended = not (self.interrupted or self.stopped or self.damaged)
+        return ended and self.delivered and not plan.missing() and not plan.unasked()
 
-def run_sweep(study: Study, label: str, options: Options, observer: Observer) -> Outcome:
+
+class Backend(Protocol):
+    """Runs an engine's trials until the engine is done or must stop."""
+
+    def __call__(
+        self, engine: Engine, options: Options, images: Mapping[str, Splits], observer: Observer, started: float
+    ) -> contextlib.AbstractContextManager[None]:
+        """Run the trials on entering the context, and release the resources on leaving it."""
+
+
+def run_sweep(
+    study: Study,
+    label: str,
+    options: Options,
+    observer: Observer,
+    settle: Callable[[Outcome], tuple[str, dict[str, Any], list[Any]]] | None = None,
+    backend: Backend | None = None,
+) -> Outcome:
     """Run, extend or continue a study.
+
+    Args:
+        study: the study.
+        label: its name.
+        options: how to run it.
+        observer: receives progress and problems.
+        settle: returns the key, summary and lines of the journal's last record once nothing is left to do; see
+            `Settled`. None to record nothing.
+        backend: runs the trials; Ray by default.
 
     Raises:
         InputError: the data, the folder or the store cannot be used (before any trial starts), or the journal can no
@@ -83,21 +121,40 @@ def run_sweep(study: Study, label: str, options: Options, observer: Observer) ->
         if options.again and not journal.again:
             _run_again(plan, tracker)
         observer.planned(plan, images.of(study.example(study.arms[0])))
-        shared = _tags(study, label)
-        declared = to_yaml(study.model_dump(mode="json"))
-        tracker.open_study(shared, study.question, {STUDY_FILE: declared})
-        recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
+        declare(plan)
         outcome = Outcome(plan, comparison=tracker.page(link(tracker.experiment_id, COMPARISON)))
-        with contextlib.ExitStack() as at_last:  # Ray is shut down only once everything is recorded
+        recorder = _open_store(plan, tracker, label, images, observer)
+        with contextlib.ExitStack() as at_last:  # the backend ends only once everything is recorded
             try:
                 if plan.missing() or plan.unasked() or len(study.stages()) > 1:
-                    _run_missing(recorder, options, images, observer, outcome, started, at_last)
+                    _run_missing(recorder, options, images, observer, outcome, started, at_last, backend)
             except BaseException:
                 recorder.close(interrupted=True)
                 raise
             outcome.delivered = recorder.close(outcome.interrupted)
+        if settle is not None and outcome.complete:
+            journal.record_settled(_settled(settle, outcome, images))
         outcome.seconds |= {"total": time.monotonic() - started, "tracking": recorder.tracking_seconds}
         return outcome
+
+
+def _open_store(plan: Plan, tracker: Tracker, label: str, images: Images, observer: Observer) -> Recorder:
+    """Open the study's own run, and bring the runs of its trials level with the study as it is declared now."""
+    study = plan.study
+    shared = _tags(study, label)
+    declared = to_yaml(study.model_dump(mode="json"))
+    tracker.open_study(shared, study.question, {STUDY_FILE: declared})
+    recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
+    if recorder.flush():
+        tracker.tag_study({names.LEVELLED: hashlib.sha256(declared.encode()).hexdigest()})
+    return recorder
+
+
+def _settled(
+    settle: Callable[[Outcome], tuple[str, dict[str, Any], list[Any]]], outcome: Outcome, images: Images
+) -> Settled:
+    key, summary, lines = settle(Outcome(outcome.plan, comparison=outcome.comparison))
+    return Settled(key, file_states(images.sources()), summary, lines)
 
 
 def _tags(study: Study, label: str) -> dict[str, str]:
@@ -126,28 +183,41 @@ def _run_missing(
     outcome: Outcome,
     started: float,
     at_last: contextlib.ExitStack,
+    backend: Backend | None,
 ) -> None:
     plan = recorder.plan
-    driver = Driver(recorder, observer, options, finished_elsewhere(plan.journal.folder, options))
-    if driver.take_over():
-        outcome.taken_over = driver.taken_over
+    found, machine = finished_elsewhere(plan.journal.folder, options), this_machine(options)
+    engine = Engine(plan, recorder, observer, time.monotonic, lambda job: usable(found, job, plan.journal, machine))
+    outcome.taken_over = engine.taken_over
+    if engine.take_over():
         return
+    at_last.enter_context((backend or ray_backend)(engine, options, images.loaded, observer, started))
+    outcome.interrupted = not engine.done
+    outcome.damaged = engine.damaged
+    outcome.stopped = engine.stopped
+    outcome.slots = engine.slots
+    outcome.seconds = {"start_up": engine.start_up_seconds, "trials": engine.trial_seconds}
+    if engine.broken is not None:
+        raise engine.broken
+
+
+@contextlib.contextmanager
+def ray_backend(
+    engine: Engine, options: Options, images: Mapping[str, Splits], observer: Observer, started: float
+) -> Iterator[None]:
+    """Run trials on a local Ray, or on the cluster at `options.address`. Raises `InputError` if it cannot be used."""
+    from gfe_study.study.ray_session import ray_session
+
     observer.starting_ray()
     ray_started = time.monotonic()
-    ray = at_last.enter_context(ray_session(options.address))
-    from gfe_study.study.tune_bridge import Bridge, fit
+    with ray_session(options.address) as ray:
+        from gfe_study.study.ray_tune import Bridge, fit
 
-    driver.begin(_slots(ray.cluster_resources(), options), started)
-    observer.ray_started(time.monotonic() - ray_started, driver.slots)
-    fit(Bridge(driver), plan.journal.folder / RAY_FOLDER, options, images.loaded)
-    outcome.interrupted = not driver.done
-    outcome.damaged = driver.damaged
-    outcome.taken_over = driver.taken_over
-    outcome.stopped = driver.stopped
-    outcome.slots = driver.slots
-    outcome.seconds = {"start_up": driver.start_up_seconds, "trials": driver.trial_seconds}
-    if driver.broken is not None:
-        raise driver.broken
+        engine.begin(_slots(ray.cluster_resources(), options), started)
+        observer.ray_started(time.monotonic() - ray_started, engine.slots)
+        folder = engine.plan.journal.folder
+        fit(Bridge(engine, options, DiskWatch(folder, options.quota_gb)), folder / RAY_FOLDER, images)
+        yield
 
 
 def _slots(resources: dict[str, float], options: Options) -> int:

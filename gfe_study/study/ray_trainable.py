@@ -23,16 +23,17 @@ from gfe_study.study.runner import FAILURE_FILE, Report, device_name, pin_thread
 from gfe_study.study.storage import Mirror
 
 POINTS, PROBLEMS, PLACE, FAILURE = "points", "problems", "place", "failure"
-SECONDS_BETWEEN_SIGNS = 0.2
-"""Of a worker that waits for its next job."""
+NODE, PID = "node", "pid"
+WAIT_INTERVAL_S = 0.2
+"""Interval between the results of a worker that waits for its next trial."""
 
 
 class StudyTrainable(tune.Trainable):
-    """Runs the job it is given. Checkpoints are the trial's own, found by its folder.
+    """Runs the trial it is given, from the checkpoints in the trial's folder.
 
-    The configuration is `{"job": {"trial", "folder", "remote", "fingerprint", "cpus"}}`, all plain data; `images`
-    come from Ray's object store, once a node, by `data_key`. The first result says where the trial runs; each
-    one after it holds the points reached since, and is empty where time has passed without any.
+    The configuration is `{"job": …}` with the plain data of `Bridge.description`; `images` come from Ray's object
+    store, once per node, by `data_key`. The first result says where the trial runs; each later one holds the points
+    reached since, and is empty if only time has passed.
 
     Without a job, `{"job": None}`, it waits until it is stopped: Ray ends workers that have nothing to do, and a new
     one takes longer to start than a short trial takes to run.
@@ -64,14 +65,14 @@ class StudyTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self._waits:
-            time.sleep(SECONDS_BETWEEN_SIGNS)
+            time.sleep(WAIT_INTERVAL_S)
             return {POINTS: [], "done": False}
         if not self._started:
             self._started = True
             return {PLACE: self._place(), POINTS: [], "done": False}
         try:
             report = next(self._reports)
-        except Exception as error:  # one trial's affair: it is named, and the study goes on
+        except Exception as error:  # this trial fails; the study continues
             self._close()
             self._keep_trace()
             return {POINTS: [], FAILURE: reason_of(error), "done": True}
@@ -82,12 +83,13 @@ class StudyTrainable(tune.Trainable):
             names.HOST: socket.gethostname(),
             names.DEVICE: device_name(self._device),
             names.GPUS: ",".join(map(str, ray.get_gpu_ids())),
-            "node": ray.get_runtime_context().get_node_id(),
-            "pid": str(os.getpid()),
+            names.THREADS: str(torch.get_num_threads()),
+            NODE: ray.get_runtime_context().get_node_id(),
+            PID: str(os.getpid()),
         }
 
     def _keep_trace(self) -> None:
-        with contextlib.suppress(OSError):  # the reason itself is reported all the same
+        with contextlib.suppress(OSError):  # the reason is reported in any case
             (self._folder / FAILURE_FILE).write_text(traceback.format_exc(), encoding="utf-8")
 
     def cleanup(self) -> None:

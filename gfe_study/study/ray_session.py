@@ -1,4 +1,4 @@
-"""A quiet Ray: started here for one sweep, or joined where an address is given."""
+"""Ray without its output: started on this machine for one sweep, or an existing cluster."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         where = f"--address: given {address!r}; that Ray cannot be joined" if address else "Ray cannot be started here"
         raise InputError(f"{where} ({lines[0][:250]})") from error
-    # A thread of Ray's own tells of errors that nobody has asked for, such as those of calls to a node that has died,
-    # and needs Ray's core for it: at the moment of the shutdown that ends this process, with exit code 1.
+    # A thread of Ray reports errors of calls whose results nobody asked for, such as calls to a node that has died. If
+    # it does so during the shutdown, Ray's core is gone, and this process ends with exit code 1.
     ray._private.worker.global_worker.raise_errors = lambda *_: None  # type: ignore[method-assign]
     try:
         with _terminate_like_interrupt():

@@ -1,0 +1,387 @@
+"""Writes the runs of a study to its tracking store; only the driver uses it.
+
+An experiment holds one study: the parent run describes the study, and each child run is one trial, identified by its
+`fingerprint` tag. The step of every metric is the number of images seen. Every call can be repeated: runs are reopened
+and stored steps are skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from gfe_study import names
+from gfe_study.tracking import views
+from gfe_study.tracking.runs import FINISHED, KILLED, RUNNING, Change, Delivery, Label, Run, RunSpec, Writer
+from gfe_study.tracking.sqlite import SqliteWriter
+from gfe_study.tracking.uri import (
+    ARTIFACTS,
+    UI,
+    TrackingError,
+    check_sqlite,
+    explained,
+    is_server,
+    local_folder,
+    sqlite_file,
+    store_uri,
+    without_password,
+)
+
+# These are defaults; the user's settings take precedence. A server that is down must not delay a study, and a call
+# that MLflow retries by itself may take effect twice, so this module looks up what failed before it delivers it again.
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import Run as MlflowRun  # noqa: E402
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: E402
+from mlflow.utils.mlflow_tags import (  # noqa: E402
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+)
+
+PARENT = f"tags.{names.ROLE} = '{names.ROLE_STUDY}'"
+METRICS_PER_CALL = 900
+
+
+def connect(uri: str) -> MlflowClient:
+    """Connect to a store and check that it answers; create a missing sqlite store. Raises `TrackingError`."""
+    check_sqlite(uri)
+    for logger in ("alembic", "mlflow"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    with explained(uri):
+        path = sqlite_file(uri)
+        if path is not None:
+            _make_sqlite(path)
+        return _answering(uri)
+
+
+def _answering(uri: str) -> MlflowClient:
+    client = MlflowClient(tracking_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def _make_sqlite(path: Path) -> None:
+    """Create an sqlite store under a temporary name, then rename it: a kill midway would leave it beyond repair."""
+    if path.exists() and path.stat().st_size:
+        return
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists() and path.stat().st_size:
+            return
+        for leftover in path.parent.glob(f".{path.name}.new*"):
+            leftover.unlink()
+        # The path is not made absolute, because a % or ? in a parent folder's name has a special meaning in a URI. The
+        # name is unique, because MLflow keeps one store per URI for the lifetime of the process.
+        beside = path.with_name(f".{path.name}.new-{uuid.uuid4().hex}")
+        _answering(f"sqlite:///{beside}")
+        os.replace(beside, path)
+
+
+class Tracker:
+    """The runs of one study in the store.
+
+    Raises:
+        TrackingError: the store is invalid, unreachable or not writable.
+    """
+
+    def __init__(self, study: str, uri: str | None = None) -> None:
+        self.uri = uri or store_uri()
+        self.study = study
+        self.client = connect(self.uri)
+        self.parent_id: str | None = None
+        self._unsure: set[str] = set()
+        self._open: dict[str, float] = {}
+        with explained(self.uri):
+            self.experiment_id = self._experiment()
+            self._runs = {run.data.tags[names.FINGERPRINT]: _known(run) for run in self._trials()}
+            self._writer = self._choose_writer()
+
+    def _choose_writer(self) -> Writer:
+        path = sqlite_file(self.uri)
+        if path is not None and local_folder(self.artifact_location) is not None:
+            direct = SqliteWriter.known(path, self.experiment_id, self.artifact_location)
+            if direct is not None:
+                return direct
+        return ClientWriter(self.client, self.experiment_id)
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.study)
+        if found is None:
+            made = self.client.create_experiment(self.study, artifact_location=self._artifact_location())
+            found = self.client.get_experiment(made)
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"the experiment {self.study!r} is deleted in the tracking store; restore it or choose another --study"
+            )
+        self.artifact_location = str(found.artifact_location)
+        return str(found.experiment_id)
+
+    def _artifact_location(self) -> str | None:
+        if is_server(self.uri):
+            return None  # the server decides
+        path = sqlite_file(self.uri)
+        folder = path.absolute().parent if path is not None else Path.cwd()
+        return (folder / ARTIFACTS / self.study).as_uri()
+
+    def _trials(self) -> Iterator[MlflowRun]:
+        """Return the runs of trials that belong to the study, or belonged to it; a trial that runs again has two."""
+        for role in (names.ROLE_FORMER, names.ROLE_TRIAL):
+            for run in _search(self.client, self.experiment_id, f"tags.{names.ROLE} = '{role}'"):
+                if names.FINGERPRINT in run.data.tags:
+                    yield run
+
+    def open_study(self, tags: dict[str, str], description: str, texts: dict[str, str]) -> None:
+        """Find or create the parent run, and mark it as running."""
+        with explained(self.uri):
+            parents = list(_search(self.client, self.experiment_id, PARENT))
+            if parents:
+                self.parent_id = parents[0].info.run_id
+                self.client.update_run(self.parent_id, status=RUNNING)
+            else:
+                given = {names.ROLE: names.ROLE_STUDY, MLFLOW_RUN_NAME: self.study}
+                self.parent_id = self.client.create_run(self.experiment_id, tags=given).info.run_id
+            self.client.log_batch(
+                self.parent_id, tags=[RunTag(*tag) for tag in {**tags, MLFLOW_RUN_NOTE: description}.items()]
+            )
+            for name, text in texts.items():
+                self.client.log_text(self.parent_id, text, name)
+            self._describe_experiment(description, texts.get(views.STUDY_FILE))
+
+    def _describe_experiment(self, description: str, declared: str | None) -> None:
+        there = self.client.get_experiment(self.experiment_id)
+        wanted = {MLFLOW_RUN_NOTE: description}
+        if declared is not None:
+            study, made, note = views.read_study(declared), there.creation_time, there.tags.get(MLFLOW_RUN_NOTE)
+            wanted = views.experiment_tags(study, self.study, self.experiment_id, made or 0, note or "")
+        for key, value in wanted.items():
+            if there.tags.get(key) != value:
+                self.client.set_experiment_tag(self.experiment_id, key, value)
+
+    def close_study(self, status: str, tags: dict[str, str], files: list[Path]) -> None:
+        """End the parent run, with tags that name the best trial and with that trial's files."""
+        assert self.parent_id is not None
+        with explained(self.uri):
+            self.client.log_batch(self.parent_id, tags=[RunTag(*tag) for tag in tags.items()])
+            for file in files:
+                self.client.log_artifact(self.parent_id, str(file))
+            self.client.set_terminated(self.parent_id, status)
+
+    def page(self, path: str) -> str:
+        """Return the address of a page of MLflow's UI, on the store's server or on the one of `make ui`."""
+        return f"{without_password(self.uri).rstrip('/') if is_server(self.uri) else UI}/{path}"
+
+    def tag_study(self, tags: dict[str, str]) -> None:
+        """Set tags of the parent run."""
+        assert self.parent_id is not None
+        with explained(self.uri):
+            self.client.log_batch(self.parent_id, tags=[RunTag(*tag) for tag in tags.items()])
+
+    def fingerprints(self) -> list[str]:
+        """Return the trials that have a run, those that no longer belong to the study included."""
+        return list(self._runs)
+
+    def is_open(self, fingerprint: str) -> bool:
+        """Return whether this process has opened a trial's run, so that only points and the end are missing."""
+        return fingerprint in self._open
+
+    def is_closed(self, fingerprint: str) -> bool:
+        """Return whether a trial's run exists and is finished, as far as this process knows."""
+        run = self._runs.get(fingerprint)
+        return run is not None and run.status == FINISHED and fingerprint not in self._open
+
+    def is_running(self, fingerprint: str) -> bool:
+        """Return whether a trial's run is marked as running, by this process or by one that was killed."""
+        run = self._runs.get(fingerprint)
+        return fingerprint in self._open or (run is not None and run.status == RUNNING)
+
+    def bring_level(self, deliveries: Sequence[Delivery]) -> None:
+        """Update the runs of trials with deliveries."""
+        for start in range(0, len(deliveries), self._writer.batch):
+            part = deliveries[start : start + self._writer.batch]
+            fingerprints = [delivery.spec.fingerprint for delivery in part]
+            try:
+                with explained(self.uri):
+                    changes = [self._change(delivery) for delivery in part]
+                    self._write(changes)
+            except TrackingError:
+                # The call may have taken effect although its answer was lost: look the run up before the next one.
+                for fingerprint in fingerprints:
+                    self._open.pop(fingerprint, None)
+                    self._unsure.add(fingerprint)
+                raise
+            for delivery, fingerprint, change in zip(part, fingerprints, changes, strict=True):
+                self._runs[fingerprint] = change.run
+                last = self._open.get(fingerprint, -1.0)
+                self._open[fingerprint] = max([last, *(point[names.IMAGES_SEEN] for point in change.points)])
+                if delivery.end is not None:
+                    del self._open[fingerprint]
+
+    def _change(self, delivery: Delivery) -> Change:
+        spec, end = delivery.spec, delivery.end
+        opened = spec.fingerprint in self._open
+        run = self._runs.get(spec.fingerprint)
+        if run is None and spec.fingerprint in self._unsure:
+            run = self._writer.find(spec.fingerprint)
+        tags = {}
+        if run is None:
+            # All tags are written with the run, so that every existing run can be found by its fingerprint.
+            run, tags = Run("", "", spec.name, RUNNING, {}), self._all_tags(spec)
+            last = -1.0
+        else:
+            last = self._open[spec.fingerprint] if opened else self._writer.last_step(run)
+            self._open.setdefault(spec.fingerprint, last)
+        if end is not None:
+            tags |= {key: value for key, value in end.tags.items() if value or key in run.tags}
+        return Change(
+            run,
+            run.name,
+            RUNNING if end is None else end.status,
+            tags,
+            spec.params if last < 0 else {},
+            [point for point in delivery.points if point[names.IMAGES_SEEN] > last],
+            spec.texts if not opened else {},
+            end.files if end is not None else [],
+        )
+
+    def _write(self, changes: Sequence[Change]) -> None:
+        self._writer.write(changes)
+        for change in changes:
+            change.run.tags.update(change.tags)
+            change.run.name = change.name
+            change.run.status = change.status or change.run.status
+
+    def _all_tags(self, spec: RunSpec) -> dict[str, str]:
+        return {
+            **spec.tags,
+            names.FINGERPRINT: spec.fingerprint,
+            names.ROLE: names.ROLE_TRIAL,
+            MLFLOW_RUN_NAME: spec.name,
+            MLFLOW_PARENT_RUN_ID: self.parent_id or "",
+        }
+
+    def label(self, labels: Mapping[str, Label]) -> None:
+        """Bring names and tags of runs level with the study; trials without a run are skipped."""
+        changes = []
+        for fingerprint, label in labels.items():
+            run = self._runs.get(fingerprint)
+            if run is None:
+                continue
+            tags = {key: value for key, value in label.tags.items() if run.tags.get(key, "") != value}
+            name = label.name or run.name
+            if name != run.name:
+                tags[MLFLOW_RUN_NAME] = name
+            if tags:
+                changes.append(Change(run, name, tags=tags))
+        for start in range(0, len(changes), self._writer.batch):
+            with explained(self.uri):
+                self._write(changes[start : start + self._writer.batch])
+
+    def kill(self, fingerprint: str) -> None:
+        """End a trial's run that nobody writes to; the trial may be continued later."""
+        with explained(self.uri):
+            run = self._runs[fingerprint]
+            self._write([Change(run, run.name, KILLED)])
+        self._open.pop(fingerprint, None)
+
+    def keep_decoder(self, fingerprint: str, files: list[Path]) -> None:
+        """Store a trial's `KEPT_FILES` unless the run has them; with no files, remove them if the store can."""
+        run = self._runs.get(fingerprint)
+        if run is None or (run.tags.get(names.DECODER) == "kept") == bool(files):
+            return
+        with explained(self.uri):
+            for file in files:
+                self.client.log_artifact(run.run_id, str(file))
+            for name in names.KEPT_FILES if not files else ():
+                with contextlib.suppress(NotImplementedError, OSError):
+                    get_artifact_repository(run.artifact_uri).delete_artifacts(name)
+        self.label({fingerprint: Label("", {names.DECODER: "kept" if files else "removed"})})
+
+    def supersede(self, fingerprint: str) -> None:
+        """Mark a trial's run as superseded: the trial runs again and is logged to a new run."""
+        self.label({fingerprint: Label("", {names.ROLE: names.ROLE_SUPERSEDED})})
+        self._runs.pop(fingerprint, None)
+
+    def orphans(self) -> list[str]:
+        """Return the fingerprints of the runs that are marked as running."""
+        return [fingerprint for fingerprint, run in self._runs.items() if run.status == RUNNING]
+
+
+class ClientWriter:
+    """Writes runs by MLflow's client, one at a time; for servers and for databases that are not an sqlite file."""
+
+    batch = 1
+
+    def __init__(self, client: MlflowClient, experiment_id: str) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+
+    def last_step(self, run: Run) -> float:
+        history = self._client.get_metric_history(run.run_id, names.IMAGES_SEEN)
+        return max((float(entry.step) for entry in history), default=-1.0)
+
+    def find(self, fingerprint: str) -> Run | None:
+        wanted = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}' AND tags.{names.FINGERPRINT} = '{fingerprint}'"
+        return next((_known(run) for run in _search(self._client, self._experiment_id, wanted)), None)
+
+    def write(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            run = change.run
+            if change.is_new:
+                made = _known(self._client.create_run(self._experiment_id, tags=change.tags))
+                run.run_id, run.artifact_uri = made.run_id, made.artifact_uri
+            elif change.tags:
+                self._client.log_batch(run.run_id, tags=[RunTag(*tag) for tag in change.tags.items()])
+            if change.name != run.name:
+                self._client.update_run(run.run_id, name=change.name)
+            if change.status == RUNNING and run.status != RUNNING:
+                self._client.update_run(run.run_id, status=RUNNING)
+            self._log(change)
+            for name, text in change.texts.items():
+                self._client.log_text(run.run_id, text, name)
+            for file in change.files:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile: another trial took its place
+                    self._client.log_artifact(run.run_id, str(file))
+            if change.status not in (None, RUNNING):
+                self._client.set_terminated(run.run_id, change.status)
+
+    def _log(self, change: Change) -> None:
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, int(point[names.IMAGES_SEEN]))
+            for point in change.points
+            for name, value in point.items()
+        ]
+        params = [Param(key, str(value)) for key, value in change.params.items()]
+        for start in range(0, max(len(metrics), bool(params)), METRICS_PER_CALL):
+            self._client.log_batch(change.run.run_id, metrics=metrics[start : start + METRICS_PER_CALL], params=params)
+            params = []
+
+
+def _search(client: MlflowClient, experiment_id: str, wanted: str) -> Iterator[MlflowRun]:
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _known(run: MlflowRun) -> Run:
+    about = run.info
+    return Run(about.run_id, str(about.artifact_uri), str(about.run_name), str(about.status), dict(run.data.tags))

@@ -1,0 +1,95 @@
+"""Which tracking store is used, and errors of a store in one line. Imports MLflow only to connect."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from gfe_study.config import InputError
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+DEFAULT_STORE = "sqlite:///mlflow.db"
+UI = "http://127.0.0.1:5000"
+"""Address at which `make ui` shows a store that is not a server."""
+ARTIFACTS = "mlartifacts"
+"""Folder of the artifacts, beside an sqlite store."""
+
+
+class TrackingError(InputError):
+    """The tracking store cannot be used; the message names the store and the reason."""
+
+
+def store_uri() -> str:
+    """Return the store's URI: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
+    return os.environ.get(URI_VARIABLE) or DEFAULT_STORE
+
+
+def is_server(uri: str) -> bool:
+    """Return whether a store is a server, which decides by itself where artifacts go."""
+    return urlparse(uri).scheme in ("http", "https", "databricks")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an sqlite store; None for other stores."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def local_folder(uri: str) -> Path | None:
+    """Return the folder of an artifact URI if it is local; None otherwise."""
+    parts = urlparse(uri)
+    return Path(url2pathname(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def without_password(uri: str) -> str:
+    """Return a store's URI with its password masked."""
+    return _mask(uri, uri)
+
+
+def _mask(text: str, uri: str) -> str:
+    password = urlparse(uri).password
+    return text.replace(f":{password}@", ":***@") if password else text
+
+
+def check_sqlite(uri: str) -> None:
+    """Raise `TrackingError` if the file of an sqlite store is not a database, `InputError` if it is not writable."""
+    path = sqlite_file(uri)
+    if path is None:
+        return
+    if path.is_file() and path.stat().st_size and not path.read_bytes()[:16].startswith(b"SQLite format 3\0"):
+        raise TrackingError(
+            f"{path}: not an sqlite database; allowed: {URI_VARIABLE}=sqlite:///FILE or http://HOST:PORT"
+        )
+    writable(path.absolute().parent, f"set {URI_VARIABLE} to a store elsewhere")
+
+
+def writable(folder: Path, remedy: str) -> None:
+    """Raise `InputError` unless files can be created in `folder`; a mode without write bits counts as read-only."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.stat().st_mode & 0o222:  # root could write there despite the mode
+        raise InputError(f"{there}: marked read-only; {remedy}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".gfe-study-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn whatever a store, its driver or the network raises into a `TrackingError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # MLflow passes on any exception of its store or the network
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = _mask(lines[0], uri)[:160] if lines else type(error).__name__
+        remedy = f"set {URI_VARIABLE} to sqlite:///FILE or http://HOST:PORT"
+        line = _mask(f"{uri}: the tracking store cannot be used ({reason}); {remedy}", uri)
+        raise TrackingError(line) from error
