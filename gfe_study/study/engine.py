@@ -208,7 +208,8 @@ class Engine:
             done: whether this is the trial's last report.
             failure: what the trial raised; None if nothing.
         """
-        run = self._heard(fingerprint, attempt, Event.REPORT)
+        event = Event.RAISE if failure is not None else Event.COMPLETE if done else Event.REPORT
+        run = self._heard(fingerprint, attempt, event)
         if run is None:
             return True
         self.damaged.extend(problems)
@@ -217,13 +218,13 @@ class Engine:
         with self._writing():
             if self.plan.journal.record_points(fingerprint, points):
                 self._sink.changed(run.job)
-            halved = self._halved(run, points) if not done and failure is None else None
-            if failure is not None:
-                self._end(run, Event.RAISE, failure)
-            elif done:
-                self._end(run, Event.COMPLETE)
-            elif halved is not None:
+            halved = self._halved(run, points) if event is Event.REPORT else None
+            if halved is not None:
                 self._end(run, Event.HALVE, halved)
+            elif event is Event.REPORT:
+                run.move(event)
+            else:
+                self._end(run, event, failure or "")
             self._show()
         return run.status in FINAL or self.broken is not None
 
@@ -288,9 +289,8 @@ class Engine:
         return run
 
     def _end(self, run: TrialRun, event: Event, reason: str = "") -> None:
-        after, fingerprint = run.after(event), run.job.fingerprint
-        if after is None:
-            return
+        fingerprint, after = run.job.fingerprint, run.after(event)
+        assert after in FINAL, f"{event} ends no trial that is {run.status}"
         state = OUTCOMES[after]
         self.plan.journal.record_outcome(fingerprint, Outcome(state, reason, run=self._where(fingerprint)))
         run.move(event)
