@@ -30,6 +30,7 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
     """
     if study.scientific is None:
         return None
+    trials = in_order(study, trials)
     stage, judged = judged_trials(study, trials)
     given = {arm.name: study.example(arm, stage).budget for arm in study.arms}
     first = given[study.arms[0].name]
@@ -61,6 +62,16 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
             0, f"unequal numbers of tuning trials ({counts}): winners were chosen among the first {fewest} of each"
         )
     return verdict
+
+
+def in_order(study: Study, trials: pd.DataFrame) -> pd.DataFrame:
+    """Sort trials as the study declares its arms, so that no statement depends on the order in which they ran."""
+    if not len(trials):
+        return trials
+    places = {arm.name: place for place, arm in enumerate(study.arms)}
+    arms = trials[names.ARM].map(places).fillna(len(places))
+    keys = pd.DataFrame({"arm": arms, **{key: trials[key] for key in (names.STAGE, names.NUMBER, names.SEED)}})
+    return trials.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
 
 
 def judged_trials(study: Study, trials: pd.DataFrame) -> tuple[int, pd.DataFrame]:
@@ -98,6 +109,7 @@ def tuned(study: Study, trials: pd.DataFrame) -> dict[str, int]:
 
 def signs_of(study: Study, trials: pd.DataFrame) -> list[Diagnostic]:
     """Return signs of a bad sweep, found in the study's first stage."""
+    trials = in_order(study, trials)
     first = of_stage(trials, 0)
     if not len(first):
         return []

@@ -56,6 +56,7 @@ class Suggester:
         self.refusal = ""
         self._known: set[str] = set()
         self._optuna_numbers: dict[int, int] = {}
+        self._num_optuna = 0  # counted here, because Optuna copies all trials to tell
         first = StudyDirection.MINIMIZE if plan.study.metric.mode == "min" else StudyDirection.MAXIMIZE
         directions = [first, StudyDirection.MINIMIZE] if plan.study.metric.against else [first]
         self._optuna = optuna.create_study(directions=directions)
@@ -88,6 +89,7 @@ class Suggester:
         for attempt in range(MAX_DRAWS):
             self._optuna.sampler = self._sampler(number, attempt)
             suggested = self._optuna.ask()
+            self._num_optuna += 1
             params = self._draw(suggested)
             if _text(params) not in self._known and self._possible(params):
                 self._known.add(_text(params))
@@ -123,7 +125,8 @@ class Suggester:
     def _enter(self, number: int, params: dict[str, Any]) -> None:
         self._known.add(_text(params))
         self._order.append(number)
-        self._optuna_numbers[number] = len(self._optuna.trials)
+        self._optuna_numbers[number] = self._num_optuna
+        self._num_optuna += 1
         encoded: dict[str, Any] = {}
         distributions: dict[str, BaseDistribution] = {}
         drawn: dict[str, Any] = {}

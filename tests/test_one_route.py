@@ -1,0 +1,245 @@
+"""However a study is edited, the terminal, `--json`, the report and MLflow's tags say the same, to the last digit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from stores import fresh
+
+from gfe_study import names
+from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.exhibits.verdict import verdict_table
+from gfe_study.analysis.load import Store
+from gfe_study.config import InputError, Study
+from gfe_study.data.base import Splits
+from gfe_study.results import signs, summary, verdict
+from gfe_study.study.engine import Engine, Observer
+from gfe_study.study.options import Options
+from gfe_study.study.sweep import Outcome, run_sweep
+from gfe_study.study.trial_run import TrialRun
+from gfe_study.tracking.uri import URI_VARIABLE
+
+BASE: dict[str, Any] = {
+    "question": "Which is better?",
+    "fixed": {
+        "preset": "paper",
+        "solver": {"name": "amd", "max_nfe": 4},
+        "model": {"hidden": [4], "latent_dim": 2},
+        "data": {"name": "digits"},
+    },
+    "budget": {"images": 64},
+    "seeds": 3,
+}
+ARMS = {"slow": {"optim.lr": 1e-5}, "fast": {"optim.lr": 1e-2}, "middle": {"optim.lr": 1e-3}}
+FACTORS = {"optim.lr": [1e-5, 1e-2], "optim.batch_size": [8, 16]}
+SEARCH = {"solver.beta": {"uniform": [0.3, 0.95]}}
+
+
+class Quiet:
+    """An observer that keeps what it is told."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+def made_up(run: TrialRun) -> tuple[list[dict[str, float]], str | None]:
+    """The points of a trial, which depend on its configuration alone; some trials diverge, and some fail."""
+    luck = random.Random(run.job.fingerprint)
+    if luck.random() < 0.04:
+        return [], "MemoryError: no more"
+    diverges, points = luck.random() < 0.06, []
+    for images in (32, 64):
+        loss = 0.5 + 0.1 * luck.random() + run.job.trial.optim.lr / images
+        costs = {names.TRAIN_SECONDS: images * luck.random(), names.NFE_FORWARD: 4.0, names.NFE_BACKWARD: 0.0}
+        losses = {names.VAL_LOSS: loss, names.TEST_LOSS: loss + 0.01 * luck.random()}
+        losses = {} if diverges and images == 64 else losses
+        points.append({names.IMAGES_SEEN: float(images), **costs, **losses, names.DIVERGED: float(not losses)})
+    return points, None
+
+
+@contextmanager
+def at_once(
+    engine: Engine, options: Options, images: Mapping[str, Splits], observer: Observer, started: float
+) -> Iterator[None]:
+    """A backend whose trials end as soon as they are asked for."""
+    engine.begin(2, started)
+    while not engine.done:
+        run = engine.next_run()
+        if run is None:  # the second stage held finished trials only
+            continue
+        place = {names.HOST: "here", names.DEVICE: "cpu", names.THREADS: "1"}
+        engine.placed(run.job.fingerprint, run.attempts, place)
+        points, failure = made_up(run)
+        engine.reported(run.job.fingerprint, run.attempts, points, done=True, failure=failure)
+    yield
+
+
+def sweep(declared: dict[str, Any], folder: Path, label: str = "edited") -> Outcome:
+    study = Study.build(declared, f"{label}.yaml")
+    return run_sweep(study, label, Options(str(folder / "results")), Quiet(), backend=at_once)  # type: ignore[arg-type]
+
+
+def check(outcome: Outcome, label: str = "edited") -> None:
+    plan, evidence = outcome.plan, Evidence.load(Store(), label)
+    here, there = verdict(plan), evidence.verdict
+    told, reported = (json.dumps(each.as_dict()) if each else "" for each in (here, there))
+    assert told == reported
+    assert json.dumps(summary(outcome)["verdict"]) == (told or "null")
+    if here is not None and there is not None:
+        assert verdict_table(here).equals(verdict_table(there))
+    if plan.stage_over(0):
+        assert [sign.as_dict() for sign in signs(plan)] == [sign.as_dict() for sign in evidence.signs]
+    members = {fingerprint for each in plan.journal.membership for fingerprint in each.fingerprints}
+    assert evidence.num_former == len({*plan.journal.points, *plan.journal.outcomes} - members)
+    check_tags(outcome, label)
+
+
+def check_tags(outcome: Outcome, label: str) -> None:
+    """Every member is a run under its own name, arm, stage, number and seed; no other run is a trial of the study."""
+    client, plan = MlflowClient(), outcome.plan
+    experiment = client.get_experiment_by_name(label)
+    runs = client.search_runs([experiment.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
+    by_name = {run.data.tags[names.FINGERPRINT]: run for run in runs}
+    assert len(runs) == len(by_name)
+    members: dict[str, list[list[Any]]] = {}
+    for each in plan.journal.membership:
+        for seed, fingerprint in zip(each.seeds, each.fingerprints, strict=True):
+            members.setdefault(fingerprint, []).append([each.stage, each.arm, each.number])
+            assert by_name[fingerprint].data.tags[names.SEED] == str(seed)
+    assert set(by_name) == set(members)
+    for fingerprint, places in members.items():
+        tags, name = by_name[fingerprint].data.tags, by_name[fingerprint].info.run_name
+        stage, arm, number = places[0]
+        assert (tags[names.STAGE], tags[names.NUMBER]) == (str(stage), str(number))
+        assert not arm or (tags[names.ARM] == arm and name.startswith(arm))
+        assert json.loads(tags.get(names.SHARED_BY) or "null") == (places if len(places) > 1 else None)
+
+
+class Editor:
+    """Edits a study as a person would, at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.luck = random.Random(seed)
+        self.declared = copy.deepcopy(BASE)
+        self.declared["scientific"] = {"arms": dict(list(ARMS.items())[:2])}
+
+    def edit(self) -> str:
+        kinds = ["swap", "rename", "add", "remove", "reference", "design", "setting", "more seeds", "fewer seeds"]
+        kind = self.luck.choice([*kinds, "search", "more trials", "fewer trials", "data", "second stage"])
+        getattr(self, kind.replace(" ", "_"))()
+        return kind
+
+    @property
+    def arms(self) -> dict[str, Any]:
+        if "arms" not in self.declared["scientific"]:
+            self.declared["scientific"] = {"arms": dict(ARMS)}
+            self.declared.pop("compare", None)
+        return self.declared["scientific"]["arms"]
+
+    def swap(self) -> None:
+        one, *_, other = self.arms
+        self.arms[one], self.arms[other] = self.arms[other], self.arms[one]
+
+    def rename(self) -> None:
+        chosen = self.luck.choice(list(self.arms))
+        renamed = {(f"{name}’" if name == chosen else name): changes for name, changes in self.arms.items()}
+        self.declared["scientific"] = {"arms": renamed}
+        self.declared.pop("compare", None)
+
+    def add(self) -> None:
+        self.arms[f"arm {self.luck.randrange(100)}"] = {"optim.lr": self.luck.choice([2e-3, 3e-3, 4e-3, 5e-3])}
+
+    def remove(self) -> None:
+        if len(self.arms) > 2:
+            del self.arms[self.luck.choice(list(self.arms))]
+            self.declared.pop("compare", None)
+
+    def reference(self) -> None:
+        self.declared["compare"] = {"reference": self.luck.choice(list(self.arms))}
+
+    def design(self) -> None:
+        """Arms give way to a factorial, or a factorial gets another factor."""
+        before = self.declared["scientific"].get("factorial", {})
+        count = 1 if len(before) == 2 else len(before) + 1
+        self.declared["scientific"] = {"factorial": dict(list(FACTORS.items())[:count])}
+        self.declared.pop("compare", None)
+
+    def setting(self) -> None:
+        self.declared["fixed"]["model"]["latent_dim"] = self.luck.choice([2, 3])
+
+    def data(self) -> None:
+        self.declared["fixed"]["data"] = self.luck.choice([{"name": "digits"}, {"name": "digits", "train_images": 64}])
+
+    def more_seeds(self) -> None:
+        self.declared["seeds"] = min(6, self.declared["seeds"] + self.luck.choice([1, 2]))
+
+    def fewer_seeds(self) -> None:
+        self.declared["seeds"] = max(1, self.declared["seeds"] - 1)
+
+    def search(self) -> None:
+        if self.declared.pop("nuisance", None) is None:
+            self.declared |= {"nuisance": SEARCH, "trials": 2, "sampler": "random"}
+        else:
+            for key in ("trials", "sampler", "then"):
+                self.declared.pop(key, None)
+
+    def more_trials(self) -> None:
+        if "nuisance" in self.declared:
+            self.declared["trials"] += 1
+
+    def fewer_trials(self) -> None:
+        if "nuisance" in self.declared:
+            self.declared["trials"] = max(1, self.declared["trials"] - 1)
+
+    def second_stage(self) -> None:
+        if "nuisance" in self.declared and self.declared.pop("then", None) is None:
+            self.declared["then"] = {"best": 1, "seeds": 3}
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@given(seed=st.integers(0, 10**6))
+def test_edited_studies_have_one_route(seed: int) -> None:
+    edit_at_random(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@given(seed=st.integers(0, 10**6))
+def test_many_edited_studies_have_one_route(seed: int) -> None:
+    edit_at_random(seed)
+
+
+def edit_at_random(seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch, folder() as where:
+        patch.setenv(URI_VARIABLE, fresh(where / "store.db"))
+        editor = Editor(seed)
+        check(sweep(editor.declared, where))
+        for _ in range(6):
+            before = copy.deepcopy(editor.declared)
+            editor.edit()
+            try:
+                Study.build(editor.declared, "edited.yaml")
+            except InputError:  # an edit that is refused changes nothing
+                editor.declared = before
+                continue
+            if editor.luck.random() < 0.2:
+                check(sweep(editor.declared, where, "another"), "another")  # whose trials are reused
+            check(sweep(editor.declared, where))
