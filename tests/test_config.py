@@ -291,7 +291,8 @@ def test_the_order_of_assignments_to_a_section_does_not_matter(given: list[str])
         (["=3"], ["--set =3", "KEY=VALUE"]),
         (["a=[1"], ["--set a", "line 1", "not YAML"]),
         (["a={b: 1, b: 2}"], ["--set a", "'b' is given twice"]),
-        (["a=2", "a.b=1"], ["a.b", "already given the value 2"]),
+        (["a=2", "a.b=1"], ["a is given twice: 2 and {'b': 1}"]),
+        (["a.b=1", "a=2"], ["a is given twice: {'b': 1} and 2"]),
     ],
     ids=str,
 )

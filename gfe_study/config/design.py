@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gfe_study.config.base import InputError, Section
-from gfe_study.config.ranges import Condition, holds, refused
-from gfe_study.config.trial import flatten, merge, unflatten
+from gfe_study.config.ranges import Condition, holds, in_one_spelling, refused
+from gfe_study.config.trial import CHOICES, dotted, flatten, merge, once, unflatten
 
 Design = Literal["leave_one_out", "add_one_in", "path"]
 REFERENCE, BASE = "reference", "base"
@@ -47,7 +47,10 @@ class Hole:
 def _nested(changes: Any, where: str) -> dict[str, Any]:
     if not isinstance(changes, Mapping):
         raise refused(changes, f"{where}: a mapping of keys to values, like {{solver.name: amd}}")
-    return unflatten({str(key): value for key, value in changes.items()})
+    try:
+        return unflatten({str(key): value for key, value in changes.items()})
+    except InputError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 class Factor(Section):
@@ -56,12 +59,17 @@ class Factor(Section):
     levels: dict[str, dict[str, Any]] = Field(min_length=1)
     when: Condition = {}
 
+    def key(self, name: str) -> str:
+        """Return the factor's name in one spelling: `solver.name` if it is `solver` and its levels are solvers."""
+        by_name = all(changes == {name: {"name": level}} for level, changes in self.levels.items())
+        return f"{name}.name" if name in CHOICES and by_name else name
+
 
 class Factorial(Section):
     """Every combination of the levels of its factors.
 
-    In YAML, a factor is a dotted key with its values, `solver.name: [amd, rk4]`, or with a condition,
-    `solver.beta: {choice: [0.5, 0.75], when: {solver.name: amd}}`, or a free name with named levels,
+    In YAML, a factor is a key with its values, `solver: [amd, rk4]`, or with a condition,
+    `solver.beta: {choice: [0.5, 0.75], when: {solver: amd}}`, or a free name with named levels,
     `depth: {levels: {shallow: {model.hidden: [64]}, deep: {model.hidden: [64, 64, 64]}}}`.
     """
 
@@ -82,7 +90,29 @@ class Factorial(Section):
         factors = given["factors"]
         if not isinstance(factors, Mapping):
             raise refused(factors, "factorial: {key: [value, …], …}")
-        return {**given, "factors": {key: cls._factor(str(key), value) for key, value in factors.items()}}
+        spread = dotted(factors, ("choice", "levels", "when"))
+        return {**given, "factors": {key: cls._factor(str(key), value) for key, value in spread.items()}}
+
+    @field_validator("factors")
+    @classmethod
+    def _conditions_of_factors(cls, factors: dict[str, Factor]) -> dict[str, Factor]:
+        keys = once((factor.key(name), name) for name, factor in factors.items())  # refuses one factor in two spellings
+        return {
+            name: factor.model_copy(update={"when": in_one_spelling(factor.when, keys)})
+            for name, factor in factors.items()
+        }
+
+    @field_validator("exclude")
+    @classmethod
+    def _conditions_of_exclusions(
+        cls, exclude: dict[str, dict[str, tuple[Any, ...]]], info: ValidationInfo
+    ) -> dict[str, dict[str, tuple[Any, ...]]]:
+        keys = {factor.key(name) for name, factor in info.data.get("factors", {}).items()}
+        return {reason: in_one_spelling(condition, keys) for reason, condition in exclude.items()}
+
+    def by_key(self) -> dict[str, Factor]:
+        """Return the factors under their names in one spelling."""
+        return {factor.key(name): factor for name, factor in self.factors.items()}
 
     @staticmethod
     def _factor(key: str, value: Any) -> Any:
@@ -220,19 +250,19 @@ class Scientific(Section):
     def _combinations(
         design: Factorial, flat: Mapping[str, Any], factor: str | None, level: str | None
     ) -> tuple[list[Arm], list[Hole]]:
-        along = factor or next(iter(design.factors))
-        if along not in design.factors:
-            raise InputError(f"compare.factor: given {along!r}; allowed: {', '.join(design.factors)}")
-        reference = level or next(iter(design.factors[along].levels))
-        if reference not in design.factors[along].levels:
-            allowed = ", ".join(design.factors[along].levels)
-            raise InputError(f"compare.reference: given {reference!r}; allowed: {allowed}")
+        factors = design.by_key()
+        along = factor if factor in factors else f"{factor}.name" if factor else next(iter(factors))
+        if along not in factors:
+            raise InputError(f"compare.factor: given {factor!r}; allowed: {', '.join(design.factors)}")
+        reference = level or next(iter(factors[along].levels))
+        if reference not in factors[along].levels:
+            raise InputError(f"compare.reference: given {reference!r}; allowed: {', '.join(factors[along].levels)}")
         cells: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
         holes = {}
-        for combination in itertools.product(*(item.levels for item in design.factors.values())):
+        for combination in itertools.product(*(item.levels for item in factors.values())):
             chosen: dict[str, str] = {}
             changes: dict[str, Any] = {}
-            for (key, item), name in zip(design.factors.items(), combination, strict=True):
+            for (key, item), name in zip(factors.items(), combination, strict=True):
                 if holds(item.when, {**flat, **chosen, **flatten(changes)}):
                     chosen[key] = name
                     changes = merge(changes, item.levels[name])

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from gfe_study.config.base import InputError, suggestion
-from gfe_study.config.trial import unflatten
+from gfe_study.config.trial import flatten, unflatten
 
 SPACES = "search_spaces"
 
@@ -117,13 +117,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """Parse `["solver.beta=0.5", …]` into nested mappings; values are YAML."""
+    """Parse `["solver.beta=0.5", …]` into nested mappings; values are YAML, and the last value of a key wins."""
     flat: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key.strip():
             raise InputError(f"--set {assignment}: allowed: KEY=VALUE with a dotted key, like solver.beta=0.5")
-        flat[key.strip()] = parse_yaml(value, f"--set {key.strip()}")
+        flat |= flatten(unflatten({key.strip(): parse_yaml(value, f"--set {key.strip()}")}))
     return unflatten(flat)
 
 

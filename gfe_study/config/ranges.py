@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, PlainSerializer, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from gfe_study.config.base import Section
+from gfe_study.config.trial import CHOICES, by_name, flatten, once
 
 RangeKind = Literal["uniform", "loguniform", "int", "logint", "choice"]
+RANGE_KEYS = (*get_args(RangeKind), "when", "points")
 _FORMS = "{uniform: [low, high]}, {loguniform: [low, high]}, {int: …}, {logint: …} or {choice: [a, b, …]}"
 GRID_POINTS = 3
 """Default number of values that a grid takes from a continuous range."""
@@ -26,7 +29,12 @@ def refused(given: Any, allowed: str) -> PydanticCustomError:
 def _condition(given: Any) -> dict[str, tuple[Any, ...]]:
     if not isinstance(given, Mapping):
         raise refused(given, "when: {key: value} or {key: [value, …]}, like {solver.name: amd}")
-    return {str(key): tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in given.items()}
+    spread = once(
+        (dotted_key, value)
+        for key, below in given.items()
+        for dotted_key, value in (flatten({key: below}) if isinstance(below, Mapping) else {str(key): below}).items()
+    )
+    return {key: tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in spread.items()}
 
 
 def _plain(condition: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -35,6 +43,19 @@ def _plain(condition: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
 
 Condition = Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_condition), PlainSerializer(_plain)]
 """Dotted keys and the values under which something applies; all keys must match."""
+
+
+def in_one_spelling(condition: Mapping[str, tuple[Any, ...]], factors: Collection[str]) -> dict[str, tuple[Any, ...]]:
+    """Return a condition in dotted keys: under the key of a section, a value is a name of the section.
+
+    Args:
+        factors: factors with named levels; under the key of one of these, a value is a level.
+    """
+    spelled = once((key, values) if key in factors else by_name(key, values) for key, values in condition.items())
+    for key, values in spelled.items():
+        if key in CHOICES and key not in factors and any(isinstance(value, Mapping) for value in values):
+            raise refused(list(condition[key]), f"when: {key}: names, or one mapping of its settings")
+    return spelled
 
 
 def holds(condition: Mapping[str, tuple[Any, ...]], flat: Mapping[str, Any]) -> bool:
@@ -144,6 +165,21 @@ def _several(given: Any) -> Any:
 def _as_written(ranges: tuple[Range, ...]) -> Any:
     written = [drawn.model_dump() for drawn in ranges]
     return written[0] if len(written) == 1 else written
+
+
+def searched(key: str, ranges: tuple[Range, ...], factors: Collection[str]) -> tuple[str, tuple[Range, ...]]:
+    """Return a searched key and its ranges in one spelling, and their conditions in dotted keys; see `by_name`."""
+    spelled, values = by_name(key, [value for drawn in ranges for value in drawn.values])
+    rest = iter(values)
+    return spelled, tuple(
+        drawn.model_copy(
+            update={
+                "values": tuple(islice(rest, len(drawn.values))),
+                "when": in_one_spelling(drawn.when, factors),
+            }
+        )
+        for drawn in ranges
+    )
 
 
 Ranges = Annotated[tuple[Range, ...], BeforeValidator(_several), PlainSerializer(_as_written)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from gfe_study.config.base import ImpossiblePair, InputError, Section, explained, suggestion
 from gfe_study.config.design import Arm, Hole, Scientific
@@ -24,13 +24,25 @@ from gfe_study.config.options import (
     StudyBudget,
     Then,
 )
-from gfe_study.config.ranges import Range, Ranges, holds
-from gfe_study.config.trial import PRESETS, Trial, flatten, merge, named, unflatten
+from gfe_study.config.ranges import RANGE_KEYS, Range, Ranges, holds, searched
+from gfe_study.config.trial import PRESETS, Trial, dotted, flatten, merge, once, unflatten
 
 ARM = "arm"
 """Key under which a condition can refer to the arm: `when: {arm: ae}`."""
 WHOLE_GRID = MOST_TRIALS
 """Default number of trials of a grid: all of its points."""
+
+
+def _point(given: Mapping[str, Any], nuisance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a point under the keys that are searched, of which some may be whole sections."""
+    point: dict[str, Any] = {}
+    for key, value in flatten(unflatten(given)).items():
+        section, _, setting = key.partition(".")
+        if section in nuisance and key not in nuisance:
+            point.setdefault(section, {})[setting] = value
+        else:
+            point[key] = value
+    return point
 
 
 class Study(Section):
@@ -47,9 +59,9 @@ class Study(Section):
     scientific: Scientific | None = None
     """The arms to compare; without it the study is a single search."""
     nuisance: dict[str, Ranges] = {}
-    """Dotted keys and the ranges to search; every arm is searched separately."""
+    """Keys and the ranges to search; every arm is searched separately."""
     start_from: tuple[str | dict[str, Any], ...] = ()
-    """Points to try first: names of presets, which supply values of the searched keys, or mappings of dotted keys."""
+    """Points to try first: names of presets, which supply values of the searched keys, or mappings of those keys."""
     budget: StudyBudget = StudyBudget()
     trials: int = Field(1, gt=0, le=MOST_TRIALS)
     """Configurations to try in every arm; each is run with `seeds` different seeds."""
@@ -87,21 +99,45 @@ class Study(Section):
             return {**given, "trials": WHOLE_GRID}
         return given
 
+    @field_validator("nuisance", mode="before")
+    @classmethod
+    def _dotted_keys(cls, given: Any) -> Any:
+        return dotted(given, RANGE_KEYS) if isinstance(given, Mapping) else given
+
+    @field_validator("nuisance")
+    @classmethod
+    def _searched_in_one_spelling(
+        cls, nuisance: dict[str, tuple[Range, ...]], info: ValidationInfo
+    ) -> dict[str, tuple[Range, ...]]:
+        scientific = info.data.get("scientific")
+        factorial = scientific.factorial if scientific is not None else None
+        factors = factorial.by_key() if factorial is not None else {}
+        return once(searched(key, ranges, factors) for key, ranges in nuisance.items())
+
+    @field_validator("start_from")
+    @classmethod
+    def _started_in_one_spelling(
+        cls, starts: tuple[str | dict[str, Any], ...], info: ValidationInfo
+    ) -> tuple[str | dict[str, Any], ...]:
+        return tuple(
+            start if isinstance(start, str) else _point(start, info.data.get("nuisance", {})) for start in starts
+        )
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         for key in self.nuisance:
-            if key in flatten(self.fixed):
-                raise ValueError(f"{key} is given both under fixed and under nuisance")
             if key == "seed":
                 raise ValueError("seed is given; allowed: seeds, the number of runs of every configuration")
             if key.partition(".")[0] in ("data", "eval", "budget"):
                 raise ValueError(f"{key} cannot be searched: losses on other data or budgets are not comparable")
             if not self.nuisance[key]:
                 raise ValueError(f"nuisance.{key}: given no range; allowed: one, or a list of them")
+        once((each, f"nuisance.{key}") for key in self.nuisance for each in sorted(self._keys(key)))  # or refuses
+        self._refuse_searched(self.fixed, "fixed")
+        if self.then is not None:
+            self._refuse_searched(self.then.fixed, "then.fixed")
         if "seed" in self.fixed or (self.then is not None and "seed" in self.then.fixed):
             raise ValueError("seed is given; allowed: seeds, the number of runs of every configuration")
-        if self.then is not None and (twice := sorted(set(flatten(self.then.fixed)) & set(self.nuisance))):
-            raise ValueError(f"{twice[0]} is given both under then.fixed and under nuisance")
         if not self.nuisance and (self.start_from or self.trials > 1) and self.sampler != "grid":
             what = f"trials {self.trials}" if self.trials > 1 else "start_from"
             raise ValueError(f"{what} given without nuisance, with nothing to search; allowed: seeds, for replicates")
@@ -113,6 +149,17 @@ class Study(Section):
         if self.metric.against and self.then is not None:
             raise ValueError("then: given with metric.against; allowed: one objective, by which winners are chosen")
         return self
+
+    def _choices(self, searched_key: str) -> list[Any]:
+        return [value for drawn in self.nuisance[searched_key] for value in drawn.values]
+
+    def _keys(self, searched_key: str) -> set[str]:
+        """Return the keys of the configuration that a searched key gives: several if it chooses whole sections."""
+        return {key for value in self._choices(searched_key) for key in flatten(unflatten({searched_key: value}))}
+
+    def _refuse_searched(self, given: Mapping[str, Any], where: str) -> None:
+        if twice := sorted(flatten(given).keys() & set().union(*map(self._keys, self.nuisance))):
+            raise ValueError(f"{twice[0]} is given both under {where} and under nuisance")
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Any] | None = None, **options: Any) -> Self:
@@ -154,10 +201,12 @@ class Study(Section):
         return study
 
     def _changed(self, changes: Mapping[str, Any]) -> Self:
-        changed = flatten({key: named(key, value) for key, value in changes.items()})
-        searched = {key: drawn for key, drawn in self.nuisance.items() if key not in changed}
+        changes = unflatten(changes)
+        changed = {*flatten(changes)}
+        searched = {key: ranges for key, ranges in self.nuisance.items() if changed.isdisjoint(self._keys(key))}
+        dropped = changed | self.nuisance.keys() - searched.keys()
         starts = tuple(
-            start if isinstance(start, str) else {key: start[key] for key in start if key not in changed}
+            start if isinstance(start, str) else {key: start[key] for key in start if key not in dropped}
             for start in self.start_from
         )
         budget, given = self.budget, changes.get("budget", {})
@@ -279,9 +328,21 @@ class Study(Section):
         arm = self.arm(arm) if isinstance(arm, str) else arm
         if arm.name not in self._flat:
             trial = Trial.build(*self._layers(arm), where=self._where(arm))
-            self._flat[arm.name] = {ARM: arm.name, **dict(arm.levels), **flatten(trial.dump())}
+            own = flatten(arm.changes)
+            levels = {key: level for key, level in arm.levels if key not in own}
+            self._flat[arm.name] = {ARM: arm.name, **self._values(trial), **levels}
         flat = {**self._flat[arm.name], **flatten(unflatten(drawn))}
         return next((drawn_from for drawn_from in self.nuisance[key] if holds(drawn_from.when, flat)), None)
+
+    def _values(self, trial: Trial) -> dict[str, Any]:
+        """Return a trial's values; a section that is searched as a whole is the choice that agrees with it, if any."""
+        sections = trial.dump()
+        values = flatten(sections)
+        for key in self.nuisance:
+            if isinstance(own := sections.get(key), Mapping):
+                choices = (choice for choice in self._choices(key) if isinstance(choice, Mapping))
+                values[key] = next((choice for choice in choices if choice.items() <= own.items()), own)
+        return values
 
     def fits(self, params: Mapping[str, Any], arm: Arm | str) -> bool:
         """Return whether a point gives every key that applies to an arm a value in its range, and has no other keys."""
@@ -321,7 +382,7 @@ class Study(Section):
                     near = suggestion(start, list(PRESETS))
                     raise InputError(f"{self._source}: start_from: given {start!r}; {near}")
                 own = ({k: v for k, v in layer.items() if k != "preset"} for layer in self._layers(chosen))
-                given = flatten(Trial.build(*own, {"preset": start}, where=self._source).dump())
+                given = self._values(Trial.build(*own, {"preset": start}, where=self._source))
             else:
                 given = dict(start)
                 if unknown := sorted(set(given) - set(self.nuisance)):
@@ -356,7 +417,7 @@ class Study(Section):
         same: dict[str, str] = {}
         for arm in cells:
             own = flatten(arm.changes)
-            if twice := sorted(set(own) & {*self.nuisance, "seed"}):
+            if twice := sorted(own.keys() & {"seed"}.union(*map(self._keys, self.nuisance))):
                 allowed = "seeds" if twice[0] == "seed" else "one of them"
                 raise InputError(
                     f"{self._where(arm)}: {twice[0]} is given both by the arm and by the study's search or seeds; "
@@ -403,6 +464,15 @@ class Study(Section):
             reason = str(error).removeprefix(f"{self._where(arm)}: ")
             raise InputError(f"{given}, which draws {point[key]:.6g}: {reason}") from error
 
+    def _meeting(self, condition: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+        """Return values of searched keys under which a condition holds, as far as it depends on those."""
+        met = {key: values[0] for key, values in condition.items() if key in self.nuisance}
+        for key in self.nuisance:
+            own = {each: values for each, values in condition.items() if each.startswith(f"{key}.")}
+            if wholes := [choice for choice in self._choices(key) if own and holds(own, flatten({key: choice}))]:
+                met[key] = wholes[0]
+        return met
+
     def _check(self) -> None:
         # Try both ends of every range and some values between them, so that no draw fails an hour into the study.
         drawn_at_all: set[tuple[str, str]] = set()
@@ -413,7 +483,7 @@ class Study(Section):
                 self.trial(middle, 0, arm, stage)
             for key in self.nuisance:
                 for drawn in self.nuisance[key]:
-                    met = {other: values[0] for other, values in drawn.when.items() if other in self.nuisance}
+                    met = self._meeting(drawn.when)
                     for value in (*drawn.values, *drawn.inside()):
                         point = self.completed({**middle, **met, key: value}, arm)
                         if key in point and point[key] == value and self.range_of(key, arm, point) == drawn:

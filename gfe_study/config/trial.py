@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
@@ -266,8 +266,46 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+Value = TypeVar("Value")
+
+
+def once(given: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Return a mapping of keys that are given once. Raises `InputError` for a key that is given twice."""
+    mapping: dict[str, Value] = {}
+    for key, value in given:
+        if key in mapping:
+            raise InputError(f"{key} is given twice: {mapping[key]!r} and {value!r}")
+        mapping[key] = value
+    return mapping
+
+
 def named(section: str, value: Any) -> Any:
+    """Return a section as a mapping: `amd` is short for `{name: amd}`."""
     return {"name": value} if section in CHOICES and isinstance(value, str) else value
+
+
+def by_name(key: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
+    """Return a key and its values in one spelling: `solver: [amd, {name: rk4}]` is `solver.name: [amd, rk4]`.
+
+    Where one of a section's values has more than a name, all stay whole sections.
+    """
+    sections = tuple(named(key, value) for value in values)
+    if key in CHOICES and all(isinstance(section, Mapping) and [*section] == ["name"] for section in sections):
+        return f"{key}.name", tuple(section["name"] for section in sections)
+    return key, sections
+
+
+def dotted(given: Mapping[str, Any], leaves: Collection[str]) -> dict[str, Any]:
+    """Return the keys of nested sections as dotted keys; a mapping with a key of `leaves` is a value."""
+    return once(
+        (f"{key}.{setting}" if setting else key, below)
+        for key, value in given.items()
+        for setting, below in (
+            value.items()
+            if key in Trial.model_fields and isinstance(value, Mapping) and value and not {*leaves} & {*value}
+            else [("", value)]
+        )
+    )
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,19 +359,24 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings: the inverse of `flatten`."""
+    """Dotted keys as nested mappings, and names of sections as their `name`: the inverse of `flatten`.
+
+    Raises `InputError` for a key that is given twice, in one spelling or in two.
+    """
     nested: dict[str, Any] = {}
     for key, value in flat.items():
-        *path, last = key.split(".")
-        level = nested
-        for part in path:
-            below = level.setdefault(part, {})
-            if not isinstance(below, dict):
-                raise InputError(f"{key}: {part} is already given the value {below!r}")
-            level = below
-        below, value = level.get(last), named(last, value)
-        if isinstance(value, Mapping):
-            level[last] = {**below, **value} if isinstance(below, dict) else dict(value)
-        else:
-            level[last] = value
+        section, *path = key.split(".")
+        for part in reversed(path):
+            value = {part: value}
+        _join(nested, section, named(section, value), section)
     return nested
+
+
+def _join(nested: dict[str, Any], key: str, value: Any, where: str) -> None:
+    if isinstance(value, Mapping) and isinstance(nested.setdefault(key, {}), dict):
+        for part, below in value.items():
+            _join(nested[key], part, below, f"{where}.{part}")
+    elif key in nested:
+        raise InputError(f"{where} is given twice: {nested[key]!r} and {value!r}")
+    else:
+        nested[key] = value
