@@ -15,7 +15,7 @@ PACKAGES := --constraint constraints.txt --editable '.[analysis,dev]'
 unexport PYTHONDONTWRITEBYTECODE
 LABEL = $(or $(STUDY),$(SPACE))
 
-set_flags = $(if $(DATASET),--set data.name=$(DATASET)) $(foreach pair,$(SET),--set $(pair))
+set_flags = $(if $(DATASET),--dataset $(DATASET)) $(foreach pair,$(SET),--set $(pair))
 plan_flags = $(set_flags) $(if $(STUDY),--study $(STUDY)) $(if $(TRIALS),--trials $(TRIALS)) \
 	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(STORAGE),--storage $(STORAGE)) $(resource_flags) \
 	$(if $(filter no,$(REUSE)),--no-reuse)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,19 @@ import typer
 import yaml
 
 from gfe_study import density_cli, names
-from gfe_study.config import InputError, Study, Trial, find_space, parse_assignments, read_text, read_yaml, space_files
+from gfe_study.config import (
+    InputError,
+    Study,
+    Trial,
+    Typed,
+    blamed,
+    find_space,
+    parse_assignments,
+    read_text,
+    read_yaml,
+    space_files,
+    typed_sets,
+)
 from gfe_study.layout import say, wrapped
 from gfe_study.provenance import own_version
 from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, console, fail, output, print_json
@@ -50,6 +63,7 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key, like solver.s_max=100."),
 ]
+Dataset = Annotated[str | None, typer.Option("--dataset", hidden=True, help="DATASET of make: sets data.name.")]
 Storage = Annotated[
     str, typer.Option(help="Folder, or fsspec URL, for journals and checkpoints.", callback=os.path.expanduser)
 ]
@@ -80,8 +94,11 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _load(space: str, sets: list[str] | None, trials: int | None, seeds: int | None) -> Study:
-    return Study.load(find_space(space), parse_assignments(sets or []), trials=trials, seeds=seeds)
+def _load(space: str, dataset: str | None, sets: list[str] | None, trials: int | None, seeds: int | None) -> Study:
+    path = find_space(space)
+    data = [Typed("DATASET", "data.name", dataset)] if dataset is not None else []
+    counts = [Typed("--trials", "trials", trials), Typed("--seeds", "seeds", seeds)]
+    return blamed(partial(Study.load, path), str(path), [*data, *typed_sets(sets or [])], counts)
 
 
 def _label(study: str | None, space: str) -> str:
@@ -135,6 +152,7 @@ def _question(path: Path) -> str:
 def plan(
     space: SpaceName,
     study: StudyLabel = None,
+    dataset: Dataset = None,
     sets: Sets = None,
     trials: Trials = None,
     seeds: Seeds = None,
@@ -151,7 +169,7 @@ def plan(
     from gfe_study.study.forecast import forecast
     from gfe_study.study.options import Options
 
-    declared = _load(space, sets, trials, seeds)
+    declared = _load(space, dataset, sets, trials, seeds)
     options = Options(storage, cpus_per_trial, gpus_per_trial, reuse=not no_reuse, again=no_reuse)
     expected = forecast(declared, _label(study, space), options, probe=probe)
     if json_:
@@ -167,6 +185,7 @@ def plan(
 def sweep(
     space: SpaceName,
     study: StudyLabel = None,
+    dataset: Dataset = None,
     sets: Sets = None,
     trials: Trials = None,
     seeds: Seeds = None,
@@ -183,9 +202,9 @@ def sweep(
 
     label = _label(study, space)
     options = Options(storage, cpus_per_trial, gpus_per_trial, address, quota_gb, reuse=not no_reuse, again=no_reuse)
-    command = ["sweep", read_text(find_space(space)), sets, trials, seeds, dataclasses.asdict(options)]
+    command = ["sweep", read_text(find_space(space)), dataset, sets, trials, seeds, dataclasses.asdict(options)]
     if no_reuse or not _say_settled(label, storage, command, json_):
-        _run(_load(space, sets, trials, seeds), label, options, json_, command)
+        _run(_load(space, dataset, sets, trials, seeds), label, options, json_, command)
 
 
 @app.command()
@@ -312,7 +331,7 @@ def train(
 
     layers = [read_trial(config)] if config is not None else []
     where = str(config) if config is not None else "--set"
-    trial = Trial.build(*layers, parse_assignments(sets or []), where=where)
+    trial = blamed(lambda changes: Trial.build(*layers, changes, where=where), where, typed_sets(sets or []))
     shown = console()
 
     def report(point: dict[str, float]) -> None:
@@ -341,8 +360,13 @@ def encode(
     json_: Json = False,
 ) -> None:
     """Encode your own images with a decoder. Example: gfe-study encode best.pt --images mine.npy --out encoded.npz"""
+    import torch
+
+    from gfe_study.study.artifacts import read_learner
     from gfe_study.study.encoding import encode_file
 
+    read = partial(read_learner, checkpoint, device=torch.device("cpu"))
+    blamed(read, str(checkpoint), typed_sets(sets or []))  # before anything is written
     mean = encode_file(checkpoint, images, out, parse_assignments(sets or []))
     if json_:
         print_json(mean)

@@ -1,6 +1,8 @@
 """The command line: bad input is one clear line and exit code 2, and loses nothing."""
 
 import json
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from gfe_study.tracking.runs import Delivery, RunSpec
 from gfe_study.tracking.uri import URI_VARIABLE
 
 Run = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).resolve().parents[1]
 TINY = ["model.hidden=[16]", "model.latent_dim=4", "solver.max_nfe=6", "eval.schedule=[16]", "eval.val_images=16"]
 TINY += ["eval.test_images=16", "budget.images=32"]
 TINY_SETS = [argument for pair in TINY for argument in ("--set", pair)]
@@ -88,6 +91,7 @@ def test_a_bad_space_is_one_line(run: Run, tmp_path: Path, changes: dict[str, ob
         (["sweep", "none.yaml"], ["none.yaml", "No such file"]),
         (["sweep", "smoke", "--set", "solver.betta=1"], ["solver.betta", "did you mean 'beta'"]),
         (["sweep", "smoke", "--set", "solver.beta"], ["--set solver.beta", "KEY=VALUE"]),
+        (["sweep", "mine.yaml", "--trials", "0"], ["mine.yaml", "No such file"]),
         (["sweep", "smoke", "--set", "solver.beta=[1"], ["--set solver.beta", "not YAML"]),
         (["sweep", "smoke", "--study", "a/b"], ["--study", "'a/b'"]),
         (["sweep", "smoke", "--study", "n" * 300], ["--study", "at most 100 bytes"]),
@@ -105,6 +109,50 @@ def test_bad_arguments_are_one_line(run: Run, arguments: list[str], parts: list[
     code, _, err = run(*arguments)
     assert code == 2
     assert_one_line(err, *parts)
+
+
+RATE = ["--set", "optim.lr=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["sweep", "amd", "--trials", "0"], "--trials: given 0; allowed: greater than 0"),
+        (["plan", "amd", "--seeds", "0", *RATE], "--seeds: given 0; allowed: greater than 0"),
+        (
+            ["sweep", "solvers", "--set", "solver.kappa=0"],
+            "--set solver.kappa: given 0; allowed: greater than or equal to 1",
+        ),
+        (["plan", "amd", *RATE, "--set", "solver.beta=7"], "--set solver.beta: given 7; allowed: less than 1"),
+        (["train", *RATE, "--set", "seed=-1"], "--set seed: given -1; allowed: in [0, 2³¹)"),
+        (["sweep", "solvers", *RATE], "--set optim.lr: trials: given 3 without nuisance, with nothing to search; "),
+        (["sweep", "table1", *RATE, "--trials", "3"], "--trials: given 3 without nuisance, with nothing to search; "),
+        (["sweep", "amd", "--set", "data=mnst"], "--set data: given 'mnst'; did you mean 'mnist'? allowed: celeba, "),
+        (["sweep", "amd", "--dataset", "mnst"], "DATASET: given 'mnst'; did you mean 'mnist'? allowed: celeba, "),
+        (["train", "--set", "solver={beta: 7}"], "--set solver: solver.beta: given 7; allowed: less than 1"),
+        (["sweep", "amd", "--set", "seed=3"], "--set seed: given; allowed: seeds, the number of runs of every "),
+    ],
+)
+def test_an_error_names_what_was_typed(run: Run, tmp_path: Path, arguments: list[str], line: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {line}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_file_names_the_file(run: Run, tmp_path: Path) -> None:
+    file = space(tmp_path, fixed={"solver": {"name": "amd", "beta": 7}}, seeds=0)
+    for more in ([], RATE, ["--trials", "0"], ["--set", "solver.s_max=-1"], ["--dataset", "mnst"]):
+        _, _, err = run("sweep", file, *more)
+        assert_one_line(err, f"error: {file}: ")
+
+
+def test_the_dataset_of_make_is_called_by_its_name(run: Run) -> None:
+    line = ["make", "plan", "SPACE=amd", "DATASET=nosuch", "SET=optim.lr=0.1", "--old-file=.venv/.installed"]
+    shown = subprocess.run([*line, "--dry-run", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True)
+    code, _, err = run(*shlex.split(shown.stdout.splitlines()[-1])[1:])
+    assert code == 2
+    assert_one_line(err, "error: DATASET: given 'nosuch'; allowed: celeba, digits, ")
 
 
 def test_a_tilde_is_the_home_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +240,14 @@ def test_a_users_images_are_encoded_by_a_trials_decoder(run: Run, tmp_path: Path
     images = np.random.default_rng(0).random((3, 8, 8))
     np.save(tmp_path / "images.npy", images)
     arguments = ["encode", str(best), "--images", "images.npy", "--out", "codes.npz", "--json"]
+    for assignment in ("model.latent_dim=5", "solver.beta=7"):
+        code, _, err = run(*arguments, "--set", "optim.lr=0.1", "--set", assignment)
+        assert code == 2
+        assert_one_line(
+            err, f"error: --set {assignment.partition('=')[0]}: ", "do not " if "model" in err else "given 7"
+        )
+        assert not (tmp_path / "codes.npz").exists()
+
     code, out, _ = run(*arguments, "--set", "solver.max_nfe=40")
     assert code == 0
     codes = np.load(tmp_path / "codes.npz")

@@ -291,8 +291,8 @@ def test_the_order_of_assignments_to_a_section_does_not_matter(given: list[str])
         (["=3"], ["--set =3", "KEY=VALUE"]),
         (["a=[1"], ["--set a", "line 1", "not YAML"]),
         (["a={b: 1, b: 2}"], ["--set a", "'b' is given twice"]),
-        (["a=2", "a.b=1"], ["a is given twice: 2 and {'b': 1}"]),
-        (["a.b=1", "a=2"], ["a is given twice: {'b': 1} and 2"]),
+        (["a=2", "a.b=1"], ["--set a.b: a is given twice: 2 and {'b': 1}"]),
+        (["a.b=1", "a=2"], ["--set a: a is given twice: {'b': 1} and 2"]),
     ],
     ids=str,
 )
@@ -546,7 +546,7 @@ def test_a_study_knows_the_hash_of_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"fixed": {"seed": 7}}, {"nuisance": {"seed": {"int": [0, 9]}}, "start_from": []}])
 def test_a_seed_in_a_study_is_refused_rather_than_ignored(changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="seed is given; allowed: seeds"):
+    with pytest.raises(InputError, match="seed: given; allowed: seeds"):
         build(**changes)
 
 

@@ -318,7 +318,7 @@ def test_an_arm_whose_reference_is_a_hole_says_so() -> None:
     [
         ({"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}}, "arm 'a': optim.lr is given both by the arm and by"),
         ({"scientific": {"arms": {"a": {"seed": 3}, "b": {}}}}, "arm 'a': seed is given"),
-        ({"scientific": None, "trials": 5}, "trials 5 given without nuisance"),
+        ({"scientific": None, "trials": 5}, "trials: given 5 without nuisance"),
         ({"scientific": None, "seeds": 10**9}, "seeds: given 1000000000; allowed: less than or equal to 10000"),
         ({"nuisance": {"model.latent_dim": []}}, "nuisance.model.latent_dim: given no range"),
         ({"nuisance": {"model.latent_dim": {"int": [4, 8], "when": {"arm": "c"}}}}, "which holds in no arm"),
@@ -346,9 +346,9 @@ def test_a_grid_with_starting_points_is_tried_whole() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "part"),
-    [({"budget": 5}, "--set budget: given 5"), ({"budget": {"images": "abc"}}, "--set: images: given 'abc'")],
+    [({"budget": 5}, "budget: given 5"), ({"budget": {"images": "abc"}}, "budget.images: given 'abc'")],
 )
-def test_a_bad_budget_on_the_command_line_is_one_line(changes: dict[str, Any], part: str) -> None:
+def test_a_bad_changed_budget_is_one_line(changes: dict[str, Any], part: str) -> None:
     with pytest.raises(InputError) as refused:
         Study.build(BASE, "my.yaml", changes)
     assert part in str(refused.value)

@@ -143,7 +143,9 @@ def test_commands_are_understood(page: Path, line: str) -> None:
         context = parsed(words[1:])
         if words[1] in ("sweep", "plan"):
             options = {name: context.params[name] for name in ("trials", "seeds")}
-            Study.load(find_space(context.params["space"]), parse_assignments(context.params["sets"] or []), **options)
+            data = [f"data.name={context.params['dataset']}"] if context.params["dataset"] else []
+            changes = parse_assignments([*data, *(context.params["sets"] or [])])
+            Study.load(find_space(context.params["space"]), changes, **options)
         elif words[1] == "train":
             Trial.build(parse_assignments(context.params["sets"] or []))
 

@@ -9,7 +9,7 @@ allowed. Nothing else of this project is imported here.
 
 from gfe_study.config.base import ImpossiblePair, InputError, Section, suggestion
 from gfe_study.config.design import Arm, Hole
-from gfe_study.config.files import find_space, parse_assignments, read_text, read_yaml, space_files, to_yaml
+from gfe_study.config.files import find_space, read_text, read_yaml, space_files, to_yaml
 from gfe_study.config.ranges import Range
 from gfe_study.config.study import Study
 from gfe_study.config.trial import (
@@ -22,6 +22,7 @@ from gfe_study.config.trial import (
     flatten,
     unflatten,
 )
+from gfe_study.config.typed import Typed, blamed, parse_assignments, typed_sets
 
 __all__ = [
     "CHOICES",
@@ -37,6 +38,8 @@ __all__ = [
     "Section",
     "Study",
     "Trial",
+    "Typed",
+    "blamed",
     "find_space",
     "flatten",
     "parse_assignments",
@@ -45,5 +48,6 @@ __all__ = [
     "space_files",
     "suggestion",
     "to_yaml",
+    "typed_sets",
     "unflatten",
 ]

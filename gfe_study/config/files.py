@@ -1,4 +1,4 @@
-"""Reading YAML files and `--set KEY=VALUE` into nested mappings."""
+"""Reading YAML files into nested mappings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from gfe_study.config.base import InputError, suggestion
-from gfe_study.config.trial import flatten, unflatten
 
 SPACES = "search_spaces"
 
@@ -114,17 +113,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {type(content).__name__}; allowed: a mapping of keys to values")
     return content
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """Parse `["solver.beta=0.5", …]` into nested mappings; values are YAML, and the last value of a key wins."""
-    flat: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set {assignment}: allowed: KEY=VALUE with a dotted key, like solver.beta=0.5")
-        flat |= flatten(unflatten({key.strip(): parse_yaml(value, f"--set {key.strip()}")}))
-    return unflatten(flat)
 
 
 def space_folders() -> list[Path]:

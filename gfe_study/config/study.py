@@ -127,7 +127,7 @@ class Study(Section):
     def _makes_sense(self) -> Self:
         for key in self.nuisance:
             if key == "seed":
-                raise ValueError("seed is given; allowed: seeds, the number of runs of every configuration")
+                raise ValueError("seed: given; allowed: seeds, the number of runs of every configuration")
             if key.partition(".")[0] in ("data", "eval", "budget"):
                 raise ValueError(f"{key} cannot be searched: losses on other data or budgets are not comparable")
             if not self.nuisance[key]:
@@ -137,10 +137,10 @@ class Study(Section):
         if self.then is not None:
             self._refuse_searched(self.then.fixed, "then.fixed")
         if "seed" in self.fixed or (self.then is not None and "seed" in self.then.fixed):
-            raise ValueError("seed is given; allowed: seeds, the number of runs of every configuration")
+            raise ValueError("seed: given; allowed: seeds, the number of runs of every configuration")
         if not self.nuisance and (self.start_from or self.trials > 1) and self.sampler != "grid":
-            what = f"trials {self.trials}" if self.trials > 1 else "start_from"
-            raise ValueError(f"{what} given without nuisance, with nothing to search; allowed: seeds, for replicates")
+            what = f"trials: given {self.trials}" if self.trials > 1 else "start_from: given"
+            raise ValueError(f"{what} without nuisance, with nothing to search; allowed: seeds, for replicates")
         if self.scheduler == "asha" and not self.explores:
             raise ValueError(
                 "scheduler: given 'asha'; allowed: none, where arms or seeds are compared: "
@@ -167,7 +167,7 @@ class Study(Section):
 
         Args:
             path: the file.
-            changes: nested `--set` values, which override `fixed`; a changed key is no longer searched.
+            changes: nested values that override `fixed`; a changed key is no longer searched.
             options: values of other keys, such as `trials`; None keeps the file's.
 
         Raises:
@@ -188,35 +188,30 @@ class Study(Section):
         **options: Any,
     ) -> Self:
         """Build a study from a mapping that was read from `source`; see `load`."""
-        with explained(source):
-            study = cls.model_validate(declared)
-        if changes:
-            study = study._changed(changes)
         given = {key: value for key, value in options.items() if value is not None}
         with explained(source):
-            study = cls.model_validate({**study.model_dump(), **given})
+            study = cls.model_validate(declared)
+            if changes or given:
+                study = cls.model_validate({**study._changed(changes or {}), **given})
         study._source, study._source_sha256 = source, source_sha256
         study._lay_out()
         study._check()
         return study
 
-    def _changed(self, changes: Mapping[str, Any]) -> Self:
-        changes = unflatten(changes)
+    def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the declaration of this study with other fixed values, whose keys are not searched."""
+        declared, changes = self.model_dump(), unflatten(changes)
         changed = {*flatten(changes)}
-        searched = {key: ranges for key, ranges in self.nuisance.items() if changed.isdisjoint(self._keys(key))}
-        dropped = changed | self.nuisance.keys() - searched.keys()
-        starts = tuple(
-            start if isinstance(start, str) else {key: start[key] for key in start if key not in dropped}
+        dropped = {key for key in self.nuisance if changed & self._keys(key)}
+        declared["nuisance"] = {key: drawn for key, drawn in declared["nuisance"].items() if key not in dropped}
+        declared["start_from"] = [
+            start if isinstance(start, str) else {key: start[key] for key in start if key not in changed | dropped}
             for start in self.start_from
-        )
-        budget, given = self.budget, changes.get("budget", {})
-        if not isinstance(given, Mapping):
-            raise InputError(f"--set budget: given {given!r}; allowed: budget.images, budget.nfe or budget.seconds")
-        if own := {key: value for key, value in given.items() if key in StudyBudget.model_fields}:
-            with explained("--set"):
-                budget = StudyBudget.model_validate({**budget.model_dump(), **own})
-        fixed = merge(self.fixed, changes)
-        return self.model_copy(update={"fixed": fixed, "nuisance": searched, "start_from": starts, "budget": budget})
+        ]
+        declared["fixed"] = merge(self.fixed, changes)
+        if isinstance(budget := changes.get("budget"), Mapping):
+            declared["budget"] |= {key: value for key, value in budget.items() if key in StudyBudget.model_fields}
+        return declared
 
     @property
     def source(self) -> str:
