@@ -357,6 +357,71 @@ def test_shipped_spaces_load(name: str) -> None:
             assert flat["seed"] == 1
 
 
+@pytest.mark.parametrize("name", space_files())
+def test_a_trial_is_its_layers_over_its_preset(name: str) -> None:
+    """Seeds are derived and presets merged once per arm, to the same as building every trial from its layers."""
+    study = Study.load(space_files()[name])
+    for arm in study.arms:
+        for point in [*study.start_points(arm), study.completed({}, arm)]:
+            for stage in study.stages():
+                layers = [study.budget.layer(), study.fixed, arm.changes]
+                if stage and study.then is not None:
+                    layers += [study.then.budget.layer(), study.then.fixed]
+                for seed in study.seeds_of(stage)[:2]:
+                    built = Trial.build(*layers, unflatten(point), {"seed": seed})
+                    assert study.trial(point, seed, arm, stage) == built
+                    assert study.trial(point, seed, arm.name, stage).fingerprint(DATA) == built.fingerprint(DATA)
+
+
+def test_a_searched_preset_supplies_its_own_values() -> None:
+    study = build(fixed={"method": "gfe"}, nuisance={"preset": {"choice": ["best", "paper"]}})
+    for preset in ("paper", "best", "paper"):
+        assert study.trial({"preset": preset}, 0) == Trial.build({"method": "gfe", "preset": preset})
+
+
+@pytest.fixture
+def validated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is validated as a trial, from now on."""
+    seen: list[str] = []
+    validate = Trial.model_validate
+
+    def counted(given: Any) -> Trial:
+        seen.append(str(given))
+        return validate(given)
+
+    monkeypatch.setattr(Trial, "model_validate", counted)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["data_scarce", "novelty", "smoke"])
+def test_no_point_is_validated_twice(name: str, validated: list[str]) -> None:
+    """Loading tries it once for all who ask later, whatever the seed."""
+    study = Study.load(space_files()[name])
+    validated.clear()
+    for arm in study.arms:
+        for stage in study.stages():
+            study.example(arm, stage)
+            for point in study.start_points(arm) or [study.completed({}, arm)]:
+                assert {study.trial(point, seed, arm, stage).seed for seed in range(5)} == {*range(5)}
+    assert validated == []
+
+
+def test_a_study_keeps_few_trials(monkeypatch: pytest.MonkeyPatch, validated: list[str]) -> None:
+    monkeypatch.setattr("gfe_study.config.study.KEPT_TRIALS", 2)
+    study = build()
+    validated.clear()
+    for slices in (11, 11, 12, 13, 13, 11):
+        assert study.trial({"solver.slices": slices}, 1).solver.slices == slices
+    assert len(validated) == 4
+
+
+def test_a_derived_seed_is_in_range() -> None:
+    assert build().trial({"solver.slices": 12}, 2**31 - 1).seed == 2**31 - 1
+    for seed in (-1, 2**31):
+        with pytest.raises(InputError, match=rf"^my.yaml: seed: given {seed}; allowed: in \[0, 2³¹\)$"):
+            build().trial({"solver.slices": 12}, seed)
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -39,11 +39,12 @@ class Section(BaseModel):
     @classmethod
     def _refuse_unknown_keys(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
+            fields = cls.model_fields
             for key, value in values.items():
-                if key not in cls.model_fields:
-                    near = suggestion(str(key), list(cls.model_fields))
+                if key not in fields:
+                    near = suggestion(str(key), list(fields))
                     raise PydanticCustomError("unknown_key", "{near}", {"key": str(key), "near": near})
-                if isinstance(value, bool) and re.search(r"\b(int|float)\b", str(cls.model_fields[key].annotation)):
+                if isinstance(value, bool) and re.search(r"\b(int|float)\b", str(fields[key].annotation)):
                     raise PydanticCustomError(
                         "not_a_number",
                         "{key}: given {value}; allowed: a number",

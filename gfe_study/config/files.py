@@ -8,6 +8,12 @@ from typing import Any
 
 import yaml
 
+try:  # libyaml is ten times as fast
+    from yaml import CSafeDumper as SafeDumper
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:
+    from yaml import SafeDumper, SafeLoader  # type: ignore[assignment]
+
 from gfe_study.config.base import InputError, suggestion
 
 SPACES = "search_spaces"
@@ -23,7 +29,7 @@ class _Refused(yaml.constructor.ConstructorError):
     """Valid YAML that this project does not accept."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """Loads YAML 1.2 scalars (`1e4` is a number; `on` and `off` are strings); keys stay as written and are unique.
 
     Anchors and merge keys (`<<: *base`) work as in YAML 1.1: a mapping's own keys take precedence over merged ones.
@@ -81,7 +87,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: nested too deeply; allowed: sections of keys and values") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
+        line = f" line {min(mark.line, text.count(chr(10))) + 1}:" if mark else ""  # an end may lie behind the text
         what = "" if isinstance(error, _Refused) else "not YAML: "
         raise InputError(f"{where}:{line} {what}{getattr(error, 'problem', error)}") from error
     return content
@@ -95,8 +101,7 @@ def _walk(content: Any) -> None:
 
 def to_yaml(content: Any) -> str:
     """Write plain data as YAML that `parse_yaml` reads back; keys keep their order."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml is ten times as fast
-    return str(yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(content, Dumper=SafeDumper, sort_keys=False, allow_unicode=True))
 
 
 def read_text(path: Path) -> str:

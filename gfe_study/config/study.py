@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from gfe_study.config.trial import PRESETS, Trial, dotted, flatten, merge, once,
 
 ARM = "arm"
 """Key under which a condition can refer to the arm: `when: {arm: ae}`."""
+KEPT_TRIALS = 1000
+"""How many validated trials a study keeps: a point's trial is wanted several times in a row, and for every seed."""
 WHOLE_GRID = MOST_TRIALS
 """Default number of trials of a grid: all of its points."""
 
@@ -89,6 +92,8 @@ class Study(Section):
     _source_sha256: str = PrivateAttr("")
     _arms: list[Arm] = PrivateAttr(default_factory=list)
     _holes: list[Hole] = PrivateAttr(default_factory=list)
+    _bases: dict[tuple[str, int, str], dict[str, Any]] = PrivateAttr(default_factory=dict)
+    _trials: dict[tuple[str, int, str], Trial] = PrivateAttr(default_factory=dict)
     _flat: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
     _grid_sizes: dict[str, int] = PrivateAttr(default_factory=dict)
 
@@ -297,15 +302,33 @@ class Study(Section):
 
     def trial(self, params: Mapping[str, Any], seed: int, arm: Arm | str = "", stage: int = 0) -> Trial:
         """Return the trial of an arm at a point of its space. Raises `InputError` if it is invalid."""
-        return Trial.build(*self._layers(arm, stage), unflatten(params), {"seed": seed}, where=self._where(arm))
+        return self._trial(params, arm, stage).with_seed(seed, self._where(arm))
+
+    def _trial(self, params: Mapping[str, Any], arm: Arm | str, stage: int = 0) -> Trial:
+        """Return the trial at a point with seed 0, which is validated once."""
+        arm, trials = self.arm(arm) if isinstance(arm, str) else arm, self._trials
+        key = arm.name, stage, json.dumps(params, default=repr)
+        if key not in trials:
+            base = self._base(params.get("preset"), arm, stage)
+            trial = Trial.over(base, unflatten(params), where=self._where(arm))
+            if len(trials) >= KEPT_TRIALS:
+                trials.clear()
+            trials[key] = trial
+        return trials[key]
+
+    def _base(self, preset: Any, arm: Arm, stage: int) -> dict[str, Any]:
+        key = arm.name, stage, repr(preset)
+        if key not in self._bases:
+            named = {} if preset is None else {"preset": preset}
+            self._bases[key] = Trial.base(*self._layers(arm, stage), named, where=self._where(arm))
+        return self._bases[key]
 
     def example(self, arm: Arm | str, stage: int = 0) -> Trial:
         """Return one trial of an arm: its first starting point, or the first values of its ranges."""
         starts = self.start_points(arm)
         return self.trial(starts[0] if starts else self.completed({}, arm), 0, arm, stage)
 
-    def _layers(self, arm: Arm | str, stage: int = 0) -> list[Mapping[str, Any]]:
-        arm = self.arm(arm) if isinstance(arm, str) else arm
+    def _layers(self, arm: Arm, stage: int) -> list[Mapping[str, Any]]:
         layers: list[Mapping[str, Any]] = [self.budget.layer(), self.fixed, arm.changes]
         if stage and self.then is not None:
             if replaced := self.then.budget.layer():
@@ -322,10 +345,9 @@ class Study(Section):
         """Return the range of a key in an arm, given the values drawn before it; None if the key does not apply."""
         arm = self.arm(arm) if isinstance(arm, str) else arm
         if arm.name not in self._flat:
-            trial = Trial.build(*self._layers(arm), where=self._where(arm))
             own = flatten(arm.changes)
             levels = {key: level for key, level in arm.levels if key not in own}
-            self._flat[arm.name] = {ARM: arm.name, **self._values(trial), **levels}
+            self._flat[arm.name] = {ARM: arm.name, **self._values(self._trial({}, arm)), **levels}
         flat = {**self._flat[arm.name], **flatten(unflatten(drawn))}
         return next((drawn_from for drawn_from in self.nuisance[key] if holds(drawn_from.when, flat)), None)
 
@@ -376,8 +398,7 @@ class Study(Section):
                 if start not in PRESETS:
                     near = suggestion(start, list(PRESETS))
                     raise InputError(f"{self._source}: start_from: given {start!r}; {near}")
-                own = ({k: v for k, v in layer.items() if k != "preset"} for layer in self._layers(chosen))
-                given = self._values(Trial.build(*own, {"preset": start}, where=self._source))
+                given = self._values(self._trial({"preset": start}, chosen))
             else:
                 given = dict(start)
                 if unknown := sorted(set(given) - set(self.nuisance)):
@@ -419,7 +440,7 @@ class Study(Section):
                     f"allowed: {allowed}"
                 )
             try:
-                content = Trial.build(*self._layers(arm), where=self._where(arm)).group("")
+                content = self._trial({}, arm).group("")
             except ImpossiblePair as error:
                 reason = str(error).removeprefix(f"{self._where(arm)}: ")
                 self._holes.append(Hole(arm.name, reason))

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
@@ -111,11 +112,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 """`paper`: the constants of arXiv:2412.00864 to the letter. `best`: what this project measured to be best."""
 
 
+@cache
 def choice_class(section: str, name: str) -> type[Section]:
     """The class registered under a section's name. Raises `KeyError` for a name that is not registered."""
     module, _, attribute = CHOICES[section][name].partition(":")
     found: type[Section] = getattr(importlib.import_module(module), attribute)
     return found
+
+
+def _named_class(section: str, value: Any) -> type[Section] | None:
+    name = value.get("name") if isinstance(value, Mapping) else None
+    return choice_class(section, name) if isinstance(name, str) and name in CHOICES.get(section, {}) else None
 
 
 def _chosen(section: str) -> BeforeValidator:
@@ -182,8 +189,11 @@ class Evaluation(Section):
         return sorted({point for point in self.schedule if point < images} | {images})
 
 
+SEEDS = range(2**31)
+
+
 def _seed_in_range(seed: int) -> int:
-    if not 0 <= seed < 2**31:
+    if seed not in SEEDS:
         raise ValueError("Input should be in [0, 2³¹)")
     return seed
 
@@ -227,20 +237,31 @@ class Trial(Section):
         Raises:
             InputError: an unknown key, a value of the wrong type or out of range, a pair that makes no sense.
         """
-        preset = cls.model_fields["preset"].default
-        for layer in layers:
-            preset = layer.get("preset", preset)
+        return cls.over(cls.base(*layers, where=where), where=where)
+
+    @classmethod
+    def base(cls, *layers: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
+        """Lay nested mappings over the preset that the last of them names. Raises `InputError` for no such preset."""
+        named_presets = [layer["preset"] for layer in layers if "preset" in layer]
+        preset = named_presets[-1] if named_presets else cls.model_fields["preset"].default
         if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"{where}: preset: given {preset!r}; {suggestion(str(preset), list(PRESETS))}")
-        resolved = merge({"preset": preset, "data": {"name": "digits"}}, PRESETS[preset], *layers)
-        implied: dict[str, Any] = {}
-        for section, names in CHOICES.items():
-            value = resolved.get(section)
-            name = value.get("name") if isinstance(value, Mapping) else None
-            if isinstance(name, str) and name in names:
-                implied = merge(implied, unflatten(choice_class(section, name).implies))
+        return merge({"preset": preset, "data": {"name": "digits"}}, PRESETS[preset], *layers)
+
+    @classmethod
+    def over(cls, base: Mapping[str, Any], *layers: Mapping[str, Any], where: str = "configuration") -> Self:
+        """Lay nested mappings, none of which names a preset, over a `base`; see `build`."""
+        resolved = merge(base, *layers)
+        chosen = [found for section in CHOICES if (found := _named_class(section, resolved.get(section)))]
+        implied = merge(*(unflatten(each.implies) for each in chosen if each.implies))
         with explained(where):
             return cls.model_validate(_under(implied, resolved))
+
+    def with_seed(self, seed: int, where: str = "configuration") -> Self:
+        """Return this configuration with another seed. Raises `InputError` for a seed that is out of range."""
+        if seed not in SEEDS:
+            raise InputError(f"{where}: seed: given {seed!r}; allowed: in [0, 2³¹)")
+        return self if seed == self.seed else self.model_copy(update={"seed": seed})
 
     def dump(self) -> dict[str, Any]:
         """The configuration as plain nested data, complete; `Trial.build` of it gives an equal trial."""
@@ -320,17 +341,15 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             old, new = merged.get(key), named(key, value)
             if isinstance(old, Mapping) and isinstance(new, Mapping):
                 renamed = "name" in new and new["name"] != old.get("name")
-                merged[key] = {**(_outlasting(key, old, new["name"]) if renamed else old), **new}
+                merged[key] = {**(_outlasting(key, old, new) if renamed else old), **new}
             else:
                 merged[key] = dict(new) if isinstance(new, Mapping) else new
     return merged
 
 
-def _outlasting(section: str, old: Mapping[str, Any], name: Any) -> dict[str, Any]:
-    if not isinstance(name, str) or name not in CHOICES.get(section, {}):
-        return {}
-    kept = choice_class(section, name).outlast_name
-    return {key: value for key, value in old.items() if key in kept}
+def _outlasting(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = _named_class(section, new)
+    return {key: value for key, value in old.items() if chosen is not None and key in chosen.outlast_name}
 
 
 def _under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,11 +358,9 @@ def _under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
         current = merged.get(section)
         if current is None or section not in CHOICES:
             merged[section] = {**values, **(current or {})}
-            continue
-        name = current.get("name") if isinstance(current, Mapping) else None
-        if isinstance(current, Mapping) and isinstance(name, str) and name in CHOICES.get(section, {}):
-            fields = choice_class(section, name).model_fields
-            merged[section] = {**{key: value for key, value in values.items() if key in fields}, **current}
+        elif chosen := _named_class(section, current):
+            known = {key: value for key, value in values.items() if key in chosen.model_fields}
+            merged[section] = {**known, **current}
     return merged
 
 
