@@ -70,8 +70,9 @@ def in_order(study: Study, trials: pd.DataFrame) -> pd.DataFrame:
         return trials
     places = {arm.name: place for place, arm in enumerate(study.arms)}
     arms = trials[names.ARM].map(places).fillna(len(places))
-    keys = pd.DataFrame({"arm": arms, **{key: trials[key] for key in (names.STAGE, names.NUMBER, names.SEED)}})
-    return trials.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
+    keys = trials[[names.STAGE, names.NUMBER, names.SEED]].assign(arm=arms)
+    order = keys.sort_values([names.ARM, names.STAGE, names.NUMBER, names.SEED], kind="stable")
+    return trials.loc[order.index].reset_index(drop=True)
 
 
 def judged_trials(study: Study, trials: pd.DataFrame) -> tuple[int, pd.DataFrame]:
