@@ -312,7 +312,8 @@ def status(
         counts = ", ".join(f"{count} {kind}" for kind, count in state["trials"].items()) or "no trials yet"
         best = state["best"]
         ahead = f"; best {best['metric']} {best['value']:.4f} ({best['fingerprint']})" if best else ""
-        say(shown, f"{name}: {counts}{ahead}")
+        former = f"; {state['former']} more no longer belong to the study" if state["former"] else ""
+        say(shown, f"{name}: {counts}{former}{ahead}")
         for failure in state["failures"]:
             say(shown, f"  failed {failure['fingerprint']}: {failure['reason']}")
 

@@ -223,11 +223,10 @@ def _metric(name: str, value: float | None) -> str:
 
 def best_blocks(plan: Plan) -> list[Block]:
     """Describe the best trial: its results, its settings, and the commands that train it and encode with it."""
-    chosen = ranked(plan)
-    stage = max((job.stage for job, _ in chosen), default=0)
-    best = next((job for job, _ in chosen if job.stage == stage), None)
-    if best is None:
+    found = plan.best()
+    if found is None:
         return []
+    best = found[0]
     point = plan.journal.points[best.fingerprint][-1]
     metrics = [plan.study.metric.name, names.TEST_LOSS]
     results = ", ".join(f"{name} {_metric(name, point.get(name))}" for name in metrics)
@@ -346,7 +345,8 @@ def _next_steps(outcome: Outcome, label: str, storage: str) -> list[tuple[str, s
     if outcome.interrupted or outcome.failed or outcome.stopped or not outcome.delivered:
         commands.append((command("resume", label, storage), "continue"))
     if outcome.plan.finished():
-        commands.append((command("report", label, storage), "verdict, figures, tables"))
+        compares = "verdict, " if outcome.plan.study.scientific is not None else ""
+        commands.append((command("report", label, storage), f"{compares}figures, tables"))
         if outcome.comparison.startswith(UI):
             commands.append((mlflow_ui(), "compare runs"))
     return commands

@@ -45,7 +45,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     plan = outcome.plan
     best = [
         {"fingerprint": job.fingerprint, "arm": job.arm, "params": job.params, "value": value}
-        for job, value in ranked(plan)[:1]
+        for job, value in filter(None, [plan.best()])
     ]
     judged = verdict(plan)
     return {

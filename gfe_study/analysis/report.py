@@ -181,7 +181,7 @@ def _asked_and_ran(evidence: Evidence) -> str:
     about = {"trials": states}
     if study is not None:
         if study.scientific is not None:
-            about["compared"] = ", ".join(arm.name for arm in study.arms)
+            about["compared"] = "; ".join(arm.name for arm in study.arms)
         if study.nuisance:
             about["searched"] = f"{', '.join(study.nuisance)} ({study.sampler}, {study.trials} configurations per arm)"
         about["budget of a trial"] = _budgets(study)

@@ -43,8 +43,9 @@ def _dataset(name: str) -> Finding:
     try:
         splits = Trial.build({"data": name}).data.load()
     except InputError as error:
-        # Not having a dataset is no fault of the installation: it is fetched when a study wants it.
-        return Finding(f"data {name}", True, str(error))
+        # A missing dataset is no fault of the installation: it is downloaded when a study first needs it.
+        reason = str(error).removeprefix(f"data.name: {name} ")
+        return Finding(f"data {name}", True, f"{reason}, or let a study download it")
     sizes = f"{len(splits.train):,} + {len(splits.val):,} + {len(splits.test):,} images"
     return Finding(f"data {name}", True, f"{sizes}, sha256 {splits.sha256[:16]}")
 

@@ -7,13 +7,13 @@ the same messages at the same times lead to the same decisions and the same jour
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from gfe_study import names
-from gfe_study.config import InputError
+from gfe_study.config import Budget, InputError
 from gfe_study.data.base import Splits
 from gfe_study.study.halving import Halving
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Outcome, State
@@ -406,8 +406,20 @@ class Engine:
         done = float(self.plan.count(*OVER))
         for name, run in self._live.items():
             points = self.plan.journal.points.get(name)
-            done += points[-1][names.IMAGES_SEEN] / run.job.trial.budget.images if points else 0.0
+            done += _spent_share(run.job.trial.budget, points[-1]) if points else 0.0
         return min(1.0, done / self.plan.total)
+
+
+def _spent_share(budget: Budget, point: Mapping[str, float]) -> float:
+    """Return the share of a trial's budget that is spent, by the limit that is nearest."""
+    images = point[names.IMAGES_SEEN]
+    shares = [images / budget.images]
+    if budget.seconds is not None:
+        shares.append(point.get(names.TRAIN_SECONDS, 0.0) / budget.seconds)
+    if budget.nfe is not None:
+        evaluations = point.get(names.NFE_FORWARD, 0.0) + point.get(names.NFE_BACKWARD, 0.0)
+        shares.append(evaluations * images / budget.nfe)
+    return min(1.0, max(shares))
 
 
 def describe(job: Job) -> str:

@@ -64,7 +64,7 @@ class Plan:
     _counted: dict[str, str] = field(default_factory=dict)
     _counts: Counter[tuple[int, str]] = field(default_factory=Counter)
     _num_changes: int = 0
-    _best: tuple[Job, float] | None = None
+    _best: dict[int, tuple[Job, float]] = field(default_factory=dict)
 
     @classmethod
     def make(cls, study: Study, dataset_sha256: str | Callable[[Trial], str], journal: Journal) -> Plan:
@@ -148,12 +148,14 @@ class Plan:
             self._counts[job.stage, self._counted[job.fingerprint]] -= 1
         self._counts[job.stage, state] += 1
         self._counted[job.fingerprint] = state
-        value = self.value(job)
-        if value is not None and (self._best is None or self._rank((job, value)) < self._rank(self._best)):
-            self._best = job, value
-        elif self._best is not None and self._best[0] is job:  # it runs again
-            valued = [(other, value) for other in self.finished() if (value := self.value(other)) is not None]
-            self._best = min(valued, key=self._rank, default=None)
+        value, best = self.value(job), self._best.get(job.stage)
+        if value is not None and (best is None or self._rank((job, value)) < self._rank(best)):
+            self._best[job.stage] = job, value
+        elif best is not None and best[0] is job and value is None:  # it runs again
+            del self._best[job.stage]
+            for other in self.finished():
+                if other.stage == job.stage:
+                    self._count(other)
 
     def _rank(self, valued: tuple[Job, float]) -> float:
         return valued[1] if self.study.metric.mode == "min" else -valued[1]
@@ -298,6 +300,10 @@ class Plan:
         return [job for name, job in self.jobs.items() if name in outcomes and outcomes[name].state == FAILED]
 
     def best(self) -> tuple[Job, float] | None:
-        """Return the finished trial with the best value of the study's metric; None if there is none."""
+        """Return the trial with the best value of the study's metric in the last stage that has finished ones.
+
+        Stages may have different budgets, and the trials that chose a winner look better than it is. None if no trial
+        has finished.
+        """
         self._catch_up()
-        return self._best
+        return self._best[max(self._best)] if self._best else None

@@ -10,12 +10,13 @@ from gfe_study.study.journal import FAILED, FINISHED, Journal
 
 
 def state_of(journal: Journal) -> dict[str, Any]:
-    """Return trials by state, the best value so far, and failures with their reasons, as plain data.
+    """Return trials by state, the best value of the last stage so far, and failures with their reasons, as plain data.
 
     Only trials that belong to the study as it was last declared count; `former` is the number of those that do not.
     """
     metric = (journal.study or {}).get("study", {}).get("metric", {"name": names.VAL_LOSS, "mode": "min"})
-    members = dict.fromkeys(name for member in journal.membership for name in member.fingerprints)
+    stages = {name: member.stage for member in journal.membership for name in member.fingerprints}
+    members = list(stages)
     outcomes = {name: journal.outcomes[name] for name in members if name in journal.outcomes}
     states = Counter(outcomes[name].state if name in outcomes else "unfinished" for name in members)
     values = {
@@ -26,8 +27,9 @@ def state_of(journal: Journal) -> dict[str, Any]:
         and metric["name"] in points[-1]
         and not points[-1].get(names.DIVERGED)
     }
+    last = max((stages[name] for name in values), default=0)  # the same choice as `Plan.best`
     choose = min if metric["mode"] == "min" else max
-    best = choose(values, key=lambda name: values[name], default=None)
+    best = choose((name for name in values if stages[name] == last), key=lambda name: values[name], default=None)
     return {
         "trials": dict(states),
         "former": len({*journal.points, *journal.outcomes} - set(members)),
