@@ -39,7 +39,9 @@ def meaning(declared: dict[str, Any], sets: list[str] | None = None) -> Any:
 
 AMD_OR_RK4 = {"solver.name": {"choice": ["amd", "rk4"]}}
 WHOLE = {"solver": {"choice": [{"name": "amd", "beta": 0.5}, {"name": "rk4"}]}}
+LAST = {"solver": {"choice": [{"name": "rk4"}, {"name": "amd", "beta": 0.5}]}}
 BETA = {"solver.beta": {"uniform": [0.3, 0.9], "when": {"solver.name": "amd"}}}
+STEP = {"solver.s_max": {"uniform": [20, 90], "when": {"solver": "amd"}}}
 RATE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}}
 
 
@@ -91,8 +93,14 @@ SAME: dict[str, list[dict[str, Any]]] = {
         {"nuisance": {**AMD_OR_RK4, "solver": {"beta": {"uniform": [0.3, 0.9], "when": {"solver": "amd"}}}}},
     ],
     "conditions under a searched section": [
-        {"nuisance": {**WHOLE, "solver.s_max": {"int": [20, 90], "when": {"solver.name": "amd"}}}},
-        {"nuisance": {**WHOLE, "solver.s_max": {"int": [20, 90], "when": {"solver": "amd"}}}},
+        {"nuisance": {**LAST, "solver.s_max": {"uniform": [20, 90], "when": {"solver.name": "amd"}}}},
+        {
+            "nuisance": {
+                **LAST,
+                "solver.s_max": {"uniform": [20, 90], "when": {"solver": "amd"}},
+            }
+        },
+        {"nuisance": {**LAST, "solver.s_max": {"uniform": [20, 90], "when": {"solver": {"name": "amd", "beta": 0.5}}}}},
     ],
     "starting points": [
         {"nuisance": {**AMD_OR_RK4, **BETA}, "start_from": [{"solver.name": "amd", "solver.beta": 0.4}]},
@@ -103,6 +111,10 @@ SAME: dict[str, list[dict[str, Any]]] = {
         {"nuisance": {**WHOLE, **RATE}, "start_from": [{"solver.name": "rk4", "optim.lr": 1e-3}]},
         {"nuisance": {**WHOLE, **RATE}, "start_from": [{"solver": "rk4", "optim": {"lr": 1e-3}}]},
         {"nuisance": {**WHOLE, **RATE}, "start_from": [{"solver": {"name": "rk4"}, "optim.lr": 1e-3}]},
+    ],
+    "starting below a section": [
+        {"nuisance": {**WHOLE, **STEP}, "start_from": [{"solver.name": "amd", "solver.beta": 0.5, "solver.s_max": 30}]},
+        {"nuisance": {**WHOLE, **STEP}, "start_from": [{"solver": {"name": "amd", "beta": 0.5, "s_max": 30}}]},
     ],
     "factors": [
         crossed("solver.name"),
@@ -181,7 +193,7 @@ TWICE: dict[str, dict[str, Any]] = {
     "arms.a: solver.name": arms(a={"solver": {"name": "amd"}, "solver.name": "amd"}),
     "nuisance: solver.name": {"nuisance": {**AMD_OR_RK4, "solver": {"choice": ["amd", "rk4"]}}},
     "nuisance: solver.beta": {"nuisance": {"solver": {"beta": BETA["solver.beta"]}, **BETA}},
-    "solver.beta": {"nuisance": {**WHOLE, **BETA}},
+    "my.yaml: solver.beta": {"nuisance": {**LAST, **BETA}},
     "when: solver.name": {
         "nuisance": {"optim.lr": {"uniform": [1e-3, 1e-2], "when": {"solver.name": "amd", "solver": {"name": "amd"}}}}
     },
@@ -235,6 +247,20 @@ def test_a_level_of_a_factor_called_like_a_section() -> None:
     assert searched({"model": "shallow"}, {"model.name": "mlp"}).nuisance == study.nuisance
     with pytest.raises(InputError, match=r"when: given {'model': 'mlp'}, which holds in no arm"):
         searched({"model": "mlp"})
+
+
+def test_a_level_may_be_called_like_its_section() -> None:
+    """One level of the factor is no more than a name; another is."""
+    levels = {"amd": {"solver": "amd"}, "fast": {"solver": {"name": "amd", "s_max": 20}}}
+    beta = {"choice": [0.5, 0.6], "when": {"solver": "fast"}}
+    study = Study.build({**BASE, **factorial(solver={"levels": levels}, **{"solver.beta": beta})}, "my.yaml")
+    assert [arm.name for arm in study.arms] == ["amd", "fast, beta=0.5", "fast, beta=0.6"]
+    assert study.arms[0].levels == (("solver", "amd"),)
+
+
+def test_a_section_without_ranges_is_refused() -> None:
+    for nothing in ({}, [], {"name": {}}):
+        assert "nuisance.solver" in meaning({"nuisance": {"solver": nothing, **RATE}})
 
 
 def test_a_level_is_no_value_of_its_section() -> None:

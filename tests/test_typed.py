@@ -35,6 +35,19 @@ def test_the_last_of_the_causes_is_blamed(keys: list[str], data: st.DataObject, 
         blamed(build, "my.yaml", sets(keys), options)
 
 
+@given(typed_keys, st.data())
+def test_of_equal_causes_the_first_is_blamed(keys: list[str], data: st.DataObject) -> None:
+    causes = data.draw(st.sets(st.sampled_from(keys), min_size=1))
+
+    def build(changes: dict[str, Any]) -> None:
+        if causes & flatten(changes).keys():
+            raise InputError("my.yaml: too many")
+
+    first = next(key for key in keys if key in causes)
+    with pytest.raises(InputError, match=f"^--set {first}: too many$"):
+        blamed(build, "my.yaml", sets(keys))
+
+
 @given(typed_keys)
 def test_an_error_without_a_typed_cause_stays(keys: list[str]) -> None:
     def build(_: dict[str, Any]) -> None:
