@@ -147,7 +147,7 @@ def test_an_error_of_the_file_names_the_file(run: Run, tmp_path: Path) -> None:
         assert_one_line(err, f"error: {file}: ")
 
 
-def test_the_dataset_of_make_is_called_by_its_name(run: Run) -> None:
+def test_the_dataset_of_make_has_its_name(run: Run) -> None:
     line = ["make", "plan", "SPACE=amd", "DATASET=nosuch", "SET=optim.lr=0.1", "--old-file=.venv/.installed"]
     shown = subprocess.run([*line, "--dry-run", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True)
     code, _, err = run(*shlex.split(shown.stdout.splitlines()[-1])[1:])

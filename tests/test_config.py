@@ -373,7 +373,7 @@ def test_a_trial_is_its_layers_over_its_preset(name: str) -> None:
                     assert study.trial(point, seed, arm.name, stage).fingerprint(DATA) == built.fingerprint(DATA)
 
 
-def test_a_searched_preset_supplies_its_own_values() -> None:
+def test_a_searched_preset_has_its_own_values() -> None:
     study = build(fixed={"method": "gfe"}, nuisance={"preset": {"choice": ["best", "paper"]}})
     for preset in ("paper", "best", "paper"):
         assert study.trial({"preset": preset}, 0) == Trial.build({"method": "gfe", "preset": preset})

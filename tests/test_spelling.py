@@ -94,12 +94,7 @@ SAME: dict[str, list[dict[str, Any]]] = {
     ],
     "conditions under a searched section": [
         {"nuisance": {**LAST, "solver.s_max": {"uniform": [20, 90], "when": {"solver.name": "amd"}}}},
-        {
-            "nuisance": {
-                **LAST,
-                "solver.s_max": {"uniform": [20, 90], "when": {"solver": "amd"}},
-            }
-        },
+        {"nuisance": {**LAST, "solver.s_max": {"uniform": [20, 90], "when": {"solver": "amd"}}}},
         {"nuisance": {**LAST, "solver.s_max": {"uniform": [20, 90], "when": {"solver": {"name": "amd", "beta": 0.5}}}}},
     ],
     "starting points": [
@@ -214,7 +209,7 @@ def test_two_spellings_are_one_key_given_twice(place: str) -> None:
     assert "\n" not in error
 
 
-def test_the_last_spelling_on_the_command_line_wins() -> None:
+def test_the_last_spelling_typed_wins() -> None:
     for sets in (["solver=amd", "solver.name=rk4"], ["solver.name=amd", "solver=rk4"], ["solver=rk4"]):
         assert parse_assignments(sets) == {"solver": {"name": "rk4"}}
     assert parse_assignments(["solver={name: rk4, slices: 7}", "solver.slices=8"]) == {
@@ -232,7 +227,7 @@ def test_a_section_that_is_set_is_not_searched(searched: dict[str, Any]) -> None
         assert study.example("").solver.name == "rk4"
 
 
-def test_a_level_of_a_factor_called_like_a_section() -> None:
+def test_a_factors_level_goes_before_a_section() -> None:
     """`model: shallow` is the level, `model: {name: mlp}` and `model.name: mlp` are the section."""
     levels = {"shallow": {"model.hidden": [8]}, "deep": {"model.hidden": [8, 8]}}
 
@@ -283,7 +278,7 @@ def test_a_condition_on_whole_sections_is_refused() -> None:
     assert not isinstance(whole, str)
 
 
-def test_a_searched_section_gives_every_choice_a_trial() -> None:
+def test_every_choice_of_a_section_is_a_trial() -> None:
     choices = [{"name": "amd", "beta": 0.5}, {"name": "amd", "beta": 0.6}, "rk4"]
     step = {"choice": [20, 40], "when": {"solver": "amd"}}
     study = Study.build(
@@ -295,7 +290,7 @@ def test_a_searched_section_gives_every_choice_a_trial() -> None:
     assert all(study.fits(point, "") for point in study.grid(""))
 
 
-def test_a_preset_starts_at_the_section_it_agrees_with() -> None:
+def test_a_preset_starts_at_a_section_it_has() -> None:
     nuisance = {"solver": {"choice": ["rk4", {"name": "amd", "beta": 0.75}]}, **RATE}
     study = Study.build({**BASE, "nuisance": nuisance, "start_from": ["paper"]}, "my.yaml")
     assert study.start_points() == [{"solver": {"name": "amd", "beta": 0.75}, "optim.lr": 5e-4}]

@@ -79,7 +79,7 @@ def test_a_key_that_was_typed_is_not_repeated(text: str, key: str, line: str) ->
     assert str(error.value) == line
 
 
-def test_an_error_begins_with_the_value_it_is_about() -> None:
+def test_an_error_begins_with_its_own_value() -> None:
     """Both values are wrong, and the message begins with the first."""
 
     def build(changes: dict[str, Any]) -> None:
