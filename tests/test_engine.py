@@ -356,7 +356,7 @@ def test_a_mutant_of_the_table_is_found(mutant: str, monkeypatch: pytest.MonkeyP
     table = {**trial_run.TRANSITIONS, **MUTANTS[mutant]}
     monkeypatch.setattr(trial_run, "TRANSITIONS", {key: after for key, after in table.items() if after is not None})
     with pytest.raises((AssertionError, KeyError)):
-        histories(STUDIES["comparison"], 200)
+        histories(STUDIES["comparison"], 1000)
 
 
 def test_no_transition_leaves_a_final_status() -> None:

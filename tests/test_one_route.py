@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from stores import fresh
+from sweeps import children, gfe_study
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
@@ -243,3 +246,30 @@ def edit_at_random(seed: int) -> None:
             if editor.luck.random() < 0.2:
                 check(sweep(editor.declared, where, "another"), "another")  # whose trials are reused
             check(sweep(editor.declared, where))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_edited_study_on_the_command_line(tmp_path: Path) -> None:
+    """The sweep's `--json`, the report's `verdict.csv` and MLflow's tags, after real trials and real edits."""
+    declared = {**copy.deepcopy(BASE), "scientific": {"arms": dict(list(ARMS.items())[:2])}}
+    declared["fixed"]["eval"] = {"schedule": [32], "val_images": 32, "test_images": 32}
+    arms = declared["scientific"]["arms"]
+    swapped = {"arms": {"slow": arms["fast"], "fast": arms["slow"]}}
+    renamed = {"arms": {"reference": arms["slow"], "fast": arms["fast"]}}
+    factorial = {"factorial": {"optim.lr": [1e-5, 1e-2]}}
+    for scientific, seeds in [(declared["scientific"], 3), (swapped, 3), (renamed, 3), (factorial, 3), (factorial, 2)]:
+        edited = {**declared, "scientific": scientific, "seeds": seeds}
+        (tmp_path / "edited.yaml").write_text(yaml.safe_dump(edited, sort_keys=False))
+        swept = gfe_study(tmp_path, "sweep", "edited.yaml", "--json")
+        assert swept.returncode == 0, swept.stderr
+        assert gfe_study(tmp_path, "report", "edited").returncode == 0
+        rows = json.loads(swept.stdout)["verdict"]["rows"]
+        table = pd.read_csv(tmp_path / "results" / "edited" / "report" / "verdict.csv")
+        told = [(row["arm"], len(row["seeds"]), row["value"]["mean"]) for row in rows]
+        assert told == list(table[["arm", "seeds", "mean"]].itertuples(index=False, name=None))
+        tagged = [run.data.tags for run in children(tmp_path, "edited")]
+        tags = sorted((tag[names.ARM], tag[names.SEED]) for tag in tagged if tag[names.ROLE] == names.ROLE_TRIAL)
+        assert tags == sorted((arm, str(seed)) for arm, _, _ in told for seed in range(seeds))
+    page = (tmp_path / "results" / "edited" / "report" / "report.html").read_text()
+    assert "2 earlier trials that no longer belong to this study" in page
