@@ -182,7 +182,8 @@ def test_frames_of_the_store_are_those_of_the_journal(uri: str, tmp_path: Path) 
             journal.record_points(job.fingerprint, [point(32, 0.5), point(64, 0.4 + place / 100)])
             if place == 1:
                 journal.record_points(job.fingerprint, [point(96, 0.4, diverged=1.0)])
-            ending = Outcome(FAILED, "MemoryError: no more") if place == 4 else Outcome(FINISHED)
+            where = {names.DEVICE: f"cpu {place}"} if place else {}
+            ending = Outcome(FAILED, "MemoryError: no more", run=where) if place == 4 else Outcome(FINISHED, run=where)
             journal.record_outcome(job.fingerprint, ending)
             recorder.changed(job)
         assert recorder.close(interrupted=False)
@@ -190,6 +191,7 @@ def test_frames_of_the_store_are_those_of_the_journal(uri: str, tmp_path: Path) 
     store = Store(uri)
     trials, curves = ended(store.runs(STUDY), store.curves(STUDY))
     keys = ["arm", "stage", "number", "seed", "fingerprint", "diverged", "failed", "state"]
+    keys += [names.DEVICE, names.THREADS, names.SIDE_BY_SIDE]
     ordered = [frame.sort_values("fingerprint", ignore_index=True) for frame in (trials, wanted)]
     assert ordered[0][keys].to_dict("records") == ordered[1][keys].to_dict("records")
     metrics = [name for name in point(1) if name != names.DIVERGED]

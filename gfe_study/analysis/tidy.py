@@ -35,6 +35,8 @@ TEXTS = (
     names.DATASET,
     names.DATASET_SHA256,
     names.DEVICE,
+    names.THREADS,
+    names.SIDE_BY_SIDE,
     names.HOST,
     names.GFE_STUDY_VERSION,
     names.GIT_COMMIT,
