@@ -114,12 +114,16 @@ def test_table_2_goes_by_dataset(tmp_path: Path) -> None:
 
 def test_many_methods_over_many_datasets_are_ranked(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
+    sets = ["digits", "mnist", "fashion_mnist", "seg_mnist", "svhn", "celeba"]
+    levels = "{" + ", ".join(f"method {place}: {{solver.beta: 0.{place + 1}}}" for place in range(4)) + "}"
+    factors = f"{{beta: {{levels: {levels}}}, data.name: [{', '.join(sets)}]}}"
+    declared = f"question: Which?\nfixed: {{solver: amd}}\nscientific:\n  factorial: {factors}\n"
     deliveries = [
-        run(f"method {place}", "gfe", f"set {number}", 0, [point(480, 0.2 + place / 10 + draw.uniform(0, 0.05))])
-        for number in range(8)
+        run(f"method {place}, {name}", "gfe", name, 0, [point(480, 0.2 + place / 10 + draw.uniform(0, 0.05))])
+        for name in sets
         for place in range(4)
     ]
-    exhibit = shown(datasets, evidence(tmp_path, deliveries))["datasets"]
+    exhibit = shown(datasets, evidence(tmp_path, deliveries, declared))["datasets"]
     assert "they differ" in exhibit.caption
     assert exhibit.figure is not None
     texts = {text.get_text().strip() for text in exhibit.figure.axes[0].texts}
@@ -127,15 +131,24 @@ def test_many_methods_over_many_datasets_are_ranked(tmp_path: Path) -> None:
 
 
 def test_curves_over_different_images_cross_where_they_do(tmp_path: Path) -> None:
-    slopes = {"ae": (0.5, 0.2), "gfe": (0.4, 0.3)}
+    slopes, sizes = {"ae": (0.5, 0.2), "gfe": (0.4, 0.3)}, [100, 1000, 10_000]
     deliveries = [
-        run(f"{arm}", arm, "digits", seed, [point(480, float(loss) + seed / 1e4)], params={"data.train_images": size})
+        run(
+            f"{arm}, train_images={size}",
+            arm,
+            "mnist",
+            seed,
+            [point(480, float(loss) + seed / 1e4)],
+            params={"data.train_images": size},
+        )
         for arm, ends in slopes.items()
-        for size, loss in zip((100, 1000, 10_000), np.linspace(*ends, 3), strict=True)
+        for size, loss in zip(sizes, np.linspace(*ends, 3), strict=True)
         for seed in range(3)
     ]
-    exhibit = shown(data_efficiency, evidence(tmp_path, deliveries))["data_efficiency"]
-    assert "gfe is lower" in exhibit.caption or "ae and gfe cross at 1,000" in exhibit.caption
+    factors = f"{{method: [ae, gfe], data.train_images: {sizes}}}"
+    declared = f"question: Which?\nfixed: {{data.name: mnist}}\nscientific:\n  factorial: {factors}\nseeds: 3\n"
+    exhibit = shown(data_efficiency, evidence(tmp_path, deliveries, declared))["data_efficiency"]
+    assert "ae and gfe cross at 1,000" in exhibit.caption
     assert exhibit.data is not None
     assert set(exhibit.data[names.UNIQUE_IMAGES]) == {100, 1000, 10_000}
 

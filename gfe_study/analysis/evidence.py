@@ -14,7 +14,15 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis.diagnostics import Diagnostic
 from gfe_study.analysis.irregular import Irregularity, ended, irregularities, usable
-from gfe_study.analysis.judgement import complete, judged_trials, of_stage, searched_ranges, signs_of, verdict_of
+from gfe_study.analysis.judgement import (
+    check_unique,
+    complete,
+    judged_trials,
+    of_stage,
+    searched_ranges,
+    signs_of,
+    verdict_of,
+)
 from gfe_study.analysis.load import Parent, Store
 from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
 from gfe_study.analysis.verdict import Verdict, best_configuration
@@ -67,8 +75,12 @@ class Evidence:
         """Trials with an outcome, as `judgement` expects them, with searched keys as columns of numbers or choices.
 
         Measures are taken from the last point only: latents that have collapsed since an earlier one have no entropy.
+
+        Raises:
+            InputError: see `judgement.check_unique`.
         """
         trials, points = ended(self.runs, self.points)
+        check_unique(trials)
         last = points.drop_duplicates(RUN_ID, keep="last").set_index(RUN_ID)
         trials = trials.assign(**{name: trials[RUN_ID].map(last[name]) for name in measured(trials) if name in last})
         trials = trials.assign(value=trials[self.chosen_by])

@@ -15,9 +15,9 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis.diagnostics import Diagnostic
 from gfe_study.analysis.irregular import FINISHED
-from gfe_study.analysis.tidy import STOPPED
+from gfe_study.analysis.tidy import RUN_ID, STOPPED
 from gfe_study.analysis.verdict import Verdict, diagnostics, judge
-from gfe_study.config import Range, Study
+from gfe_study.config import InputError, Range, Study
 
 
 def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verdict | None:
@@ -27,7 +27,11 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
         study: the study.
         trials: one row per trial, as described above.
         curves: one row per (fingerprint, images seen), with metrics.
+
+    Raises:
+        InputError: see `check_unique`.
     """
+    check_unique(trials)
     if study.scientific is None:
         return None
     trials = in_order(study, trials)
@@ -75,6 +79,18 @@ def in_order(study: Study, trials: pd.DataFrame) -> pd.DataFrame:
     return trials.loc[order.index].reset_index(drop=True)
 
 
+def check_unique(trials: pd.DataFrame) -> None:
+    """Raise `InputError` if two rows are one seed of one configuration; every statement about trials begins here."""
+    place = [names.STAGE, names.ARM, names.NUMBER, names.SEED]
+    twice = trials[trials.duplicated(place, keep=False)] if len(trials) else trials
+    if len(twice):
+        where, rows = next(iter(twice.groupby(place, sort=False)))
+        key = ", ".join(f"{name} {value!r}" for name, value in zip(place, where, strict=True))
+        one, other = rows[RUN_ID if RUN_ID in rows else names.FINGERPRINT].iloc[:2]
+        remedy = f"delete the other run, or set its tag {names.ROLE} to {names.ROLE_SUPERSEDED!r}"
+        raise InputError(f"trials: {key}: given {one} and {other}; allowed: one trial ({remedy})")
+
+
 def judged_trials(study: Study, trials: pd.DataFrame) -> tuple[int, pd.DataFrame]:
     """Return the last stage with complete configurations (the first if none has any) and their trials."""
     for stage in reversed(study.stages()):
@@ -109,7 +125,8 @@ def tuned(study: Study, trials: pd.DataFrame) -> dict[str, int]:
 
 
 def signs_of(study: Study, trials: pd.DataFrame) -> list[Diagnostic]:
-    """Return signs of a bad sweep, found in the study's first stage."""
+    """Return signs of a bad sweep, found in the study's first stage. Raises `InputError`; see `check_unique`."""
+    check_unique(trials)
     trials = in_order(study, trials)
     first = of_stage(trials, 0)
     if not len(first):
