@@ -252,6 +252,7 @@ def verdict_table(verdict: Verdict) -> Listing:
         Column("verdict", left=True, detail=True, prefix=""),
         Column("p", detail=True),
         Column("p Holm", detail=True, prefix="Holm p"),
+        Column("seconds", detail=True),
         Column("seconds ×", detail=True),
         Column("nfe ×", detail=True),
     ]
@@ -271,6 +272,7 @@ def verdict_table(verdict: Verdict) -> Listing:
                 row.text,
                 f"{found.p_value:.2g}" if found is not None and found.p_value is not None else "",
                 f"{row.p_holm:.2g}" if row.p_holm is not None else "",
+                number(row.seconds, 3) if math.isfinite(row.seconds) else "",
                 f"{row.seconds_ratio:.2f}" if row.seconds_ratio is not None else "",
                 f"{row.nfe_ratio:.2f}" if row.nfe_ratio is not None else "",
             )

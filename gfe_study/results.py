@@ -26,8 +26,9 @@ def verdict(plan: Plan) -> Verdict | None:
 
 
 def signs(plan: Plan) -> list[Diagnostic]:
-    """Return signs of a bad search, found in the first stage; empty until that stage is over."""
-    return signs_of(plan.study, trials_frame(plan.study, plan.journal)) if plan.stage_over(0) else []
+    """Return signs of a bad search or of too few seeds; empty until the first stage is over."""
+    trials = trials_frame(plan.study, plan.journal)
+    return signs_of(plan.study, trials, verdict(plan)) if plan.stage_over(0) else []
 
 
 def front(plan: Plan) -> list[tuple[Job, float, float]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 
 import pytest
 from rich.console import Console
 
 from gfe_study.analysis.diagnostics import Diagnostic, notes
-from gfe_study.analysis.stats import mean_interval, paired
+from gfe_study.analysis.stats import Interval, mean_interval, paired
 from gfe_study.analysis.verdict import Row, Verdict
 from gfe_study.console import verdict_table
 from gfe_study.layout import show
@@ -18,7 +19,7 @@ ARMS = ["amd", "euler", "rk4", "rk4, second order", "amd_nesterov", "amd_spectra
 TEXTS = [
     "reference",
     "worse than amd",
-    "better than amd (but p 0.061 over 7 comparisons, Holm) at 1,920 images; 1 seeds lost",
+    "undecided at 1,920 images: p 0.041, 0.12 after Holm over 3 comparisons; about 9 seeds would decide",
     "undecided: about 1,204 seeds would decide",
     "equivalent to amd within 0.003",
     "better than amd",
@@ -33,7 +34,7 @@ def eight_arms() -> Verdict:
     for place, (arm, text) in enumerate(zip(ARMS, TEXTS, strict=True)):
         values = [value - 0.0123 * place + 0.0007 * place * seed for seed, value in enumerate(reference)]
         found = paired(values, reference) if place else None
-        row = Row(arm, 0, [0, 1, 2], 480, mean_interval(values), 1.0, 2.0, "amd" if place else None, found, text=text)
+        row = Row(arm, 0, [0, 1, 2], 480, mean_interval(values), 56.78, 2.0, "amd" if place else None, found, text=text)
         rows.append(Row(**{**vars(row), "p_holm": 0.0121 if place else None, "seconds_ratio": 12.34, "nfe_ratio": 0.5}))
     return Verdict("test_loss", 0.003, 0.95, rows)
 
@@ -56,6 +57,13 @@ def test_a_verdict_of_eight_arms_is_complete(width: int) -> None:
             assert f"{row.paired.difference:+.4f} [{row.paired.low:+.4f}, {row.paired.high:+.4f}]" in flat
             assert f"{row.paired.p_value:.2g}" in flat
     assert flat.count("12.34") == len(ARMS)
+    assert flat.count("56.8") == len(ARMS)
+
+
+def test_an_arm_without_a_result_has_no_seconds() -> None:
+    row = Row("amd", 0, [], None, Interval(math.nan, None, None, 0, 0.95), math.nan, math.nan, text="no seed finished")
+    listing = verdict_table(Verdict("test_loss", None, 0.95, [row]))
+    assert listing.rows[0][[column.header for column in listing.columns].index("seconds")] == ""
 
 
 def test_arms_with_the_same_problem_share_a_note() -> None:

@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gfe_study.analysis.diagnostics import Diagnostic, diagnose
+from gfe_study import names
+from gfe_study.analysis.diagnostics import Diagnostic, diagnose, doubts
+from gfe_study.analysis.verdict import CONDITIONS, Verdict, judge
 from gfe_study.config import Range
 
 LR = "optim.lr"
@@ -53,7 +57,6 @@ def sweep(
 
 
 def found(kind: str, trials: pd.DataFrame, ranges: dict[str, Range] = RANGES, **options: Any) -> list[Diagnostic]:
-    options = {"arms_compared": False, **options}
     return [diagnostic for diagnostic in diagnose(trials, ranges, **options) if diagnostic.kind == kind]
 
 
@@ -76,37 +79,36 @@ def with_best(**best: Any) -> pd.DataFrame:
 # A healthy sweep.
 
 
-@pytest.mark.parametrize("arms_compared", [False, True])
-def test_a_healthy_sweep_shows_no_sign(arms_compared: bool) -> None:
-    arms = ("amd", "rk4") if arms_compared else ("",)
-    assert diagnose(sweep(arms=arms), RANGES, arms_compared=arms_compared) == []
+@pytest.mark.parametrize("arms", [("",), ("amd", "rk4")], ids=len)
+def test_a_healthy_sweep_shows_no_sign(arms: tuple[str, ...]) -> None:
+    assert diagnose(sweep(arms=arms), RANGES) == []
 
 
 def test_a_healthy_sweep_of_a_metric_to_maximise_shows_no_sign() -> None:
     trials = sweep(arms=("amd", "rk4"))
-    assert diagnose(trials.assign(value=-trials["value"]), RANGES, "max", arms_compared=True) == []
+    assert diagnose(trials.assign(value=-trials["value"]), RANGES, "max") == []
 
 
 def test_a_healthy_sweep_with_one_seed_shows_no_sign() -> None:
-    assert diagnose(sweep(seeds=1), RANGES, arms_compared=False) == []
+    assert diagnose(sweep(seeds=1), RANGES) == []
 
 
 def test_no_trials_show_no_sign() -> None:
-    assert diagnose(sweep().head(0), RANGES, arms_compared=True) == []
-    assert diagnose(pd.DataFrame(), RANGES, arms_compared=True) == []
+    assert diagnose(sweep().head(0), RANGES) == []
+    assert diagnose(pd.DataFrame(), RANGES) == []
 
 
 def test_the_frame_is_left_as_it_was() -> None:
     trials = sweep()
     before = trials.copy()
-    diagnose(trials, RANGES, arms_compared=True)
+    diagnose(trials, RANGES)
     pd.testing.assert_frame_equal(trials, before)
 
 
 def test_arms_have_their_own_signs() -> None:
     trials = sweep(arms=("amd", "rk4"))
     trials.loc[trials["arm"] == "rk4", LR] = 9.9e-3
-    assert [(sign.kind, sign.arm) for sign in diagnose(trials, RANGES, arms_compared=True)] == [("boundary", "rk4")]
+    assert [(sign.kind, sign.arm) for sign in diagnose(trials, RANGES)] == [("boundary", "rk4")]
 
 
 @pytest.mark.parametrize("label", ["", None, math.nan])
@@ -195,46 +197,105 @@ def test_two_configurations_cannot_be_flat() -> None:
     assert found("flat", sweep(configurations=2, value=1.0)) == []
 
 
-# Noise.
+def test_luck_with_one_seed_is_not_the_best() -> None:
+    trials = sweep()
+    repeated = trials[(trials["number"] == 10) | (trials["seed"] == 0)].copy()
+    repeated.loc[repeated["number"] == 0, "value"] = 0.9
+    assert found("boundary", repeated) == []
+    assert len(found("boundary", repeated[repeated["seed"] == 0])) == 2
+
+
+# Doubts about a verdict.
+
+
+def judged(confidence: float = 0.95, **losses: list[float | None]) -> Verdict:
+    """The verdict of arms against the first of them; a loss of None is of a seed that failed."""
+    rows = [
+        {
+            "arm": arm,
+            "number": 0,
+            "seed": seed,
+            "fingerprint": f"{arm}{seed}",
+            "diverged": False,
+            "failed": loss is None,
+            names.TEST_LOSS: math.nan if loss is None else loss,
+            **dict.fromkeys((names.IMAGES_SEEN, names.TRAIN_SECONDS, names.NFE_FORWARD, names.NFE_BACKWARD), 1.0),
+            **dict.fromkeys(CONDITIONS, "same"),
+        }
+        for arm, own in losses.items()
+        for seed, loss in enumerate(own)
+    ]
+    first, *others = losses
+    references = {first: None, **dict.fromkeys(others, first)}
+    loss = names.TEST_LOSS
+    return judge(pd.DataFrame(rows), pd.DataFrame(), references, metric=loss, select=loss, confidence=confidence)
+
+
+def kinds(verdict: Verdict) -> list[str]:
+    return [sign.kind for sign in doubts(verdict)]
 
 
 def test_seeds_that_move_more_than_the_arms_differ_are_noise() -> None:
     # By seed, the arms differ by 0.3, -0.3 and 0.15: 0.05 in the mean.
-    trials = sweep(configurations=1, arms=("amd", "rk4"))
-    trials["value"] = [1.3, 0.7, 1.15, 1.0, 1.0, 1.0]
-    diagnostic = one("noise", trials, {}, arms_compared=True)
-    assert diagnostic.arm is None
-    assert "by 0.312 (s.d.), more than the largest difference of their means, 0.05 (amd and rk4)" in diagnostic.text
-    assert "run about 309 seeds" in diagnostic.text
+    (sign,) = doubts(judged(amd=[1.0, 1.0, 1.0], rk4=[1.3, 0.7, 1.15]))
+    assert (sign.kind, sign.arm) == ("noise", None)
+    assert sign.text == (
+        "the seed changes the difference of two arms by 0.312 (s.d.), more than the largest difference of their means, "
+        "0.05 (rk4 and amd): read the intervals, not the order"
+    )
+
+
+def test_noise_is_pooled_over_the_comparisons() -> None:
+    # Variances 0.0975 of 3 pairs and 0.01 of 2: √(0.0975 · 2 / 3 + 0.01 / 3).
+    (noise, few) = doubts(judged(a=[1.0, 1.0, 1.0], b=[1.3, 0.7, 1.15], c=[1.05, None, 1.05 + 0.2**0.5 / 10**0.5]))
+    assert "by 0.261 (s.d.)" in noise.text
+    assert "1 of 2 comparisons (c 2)" in few.text
 
 
 def test_noise_that_the_seeds_share_is_none() -> None:
-    trials = sweep(configurations=1, arms=("amd", "rk4"))
-    trials["value"] = [1.3, 0.7, 1.15, 1.4, 0.82, 1.24]
-    assert found("noise", trials, {}, arms_compared=True) == []
+    assert kinds(judged(amd=[1.4, 0.82, 1.24], rk4=[1.3, 0.7, 1.15])) == []
 
 
-def test_noise_is_of_arms_that_are_compared_by_their_best_configurations() -> None:
-    trials = sweep(arms=("amd", "rk4"))
-    worst = trials["number"] == 0
-    trials.loc[worst, "value"] += np.tile([0, 5, 40], 2)
-    assert found("noise", trials, arms_compared=True) == []
-    noisy = sweep(arms=("amd", "rk4"), noise=0.5)
-    assert found("noise", noisy, arms_compared=False) == []
-    assert len(found("noise", noisy, arms_compared=True)) == 1
+def test_where_something_is_decided_there_is_no_noise() -> None:
+    # The s.d. is larger than the difference, and 12 seeds tell the arms apart all the same.
+    differences = [0.8 + 1.1 * sign for sign in (1, -1)] * 6
+    verdict = judged(amd=[0.0] * 12, rk4=differences)
+    assert verdict.rows[1].paired is not None
+    assert (verdict.rows[1].verdict, verdict.rows[1].paired.sd) == ("worse", pytest.approx(1.1489, abs=1e-4))
+    assert kinds(verdict) == []
+    assert kinds(judged(0.99, amd=[0.0] * 12, rk4=differences)) == ["noise"]
 
 
 def test_arms_with_one_seed_or_none_in_common_have_no_noise() -> None:
-    trials = sweep(configurations=1, arms=("amd", "rk4"))
-    trials.loc[trials["arm"] == "rk4", "seed"] += 2
-    assert found("noise", trials, {}, arms_compared=True) == []
-    assert found("noise", sweep(configurations=1, arms=("amd", "rk4"), seeds=1), {}, arms_compared=True) == []
+    assert kinds(judged(a=[1.0], b=[1.5])) == ["few"]
+    assert kinds(judged(a=[1.0, None, 1.0, None], b=[None, 1.5, None, 1.6])) == ["few"]
 
 
-def test_equal_arms_would_not_be_told_apart_by_any_number_of_seeds() -> None:
-    trials = sweep(configurations=1, arms=("amd", "rk4"))
-    trials["value"] = [1.0, 1.5, 1.25, 1.5, 1.0, 1.25]
-    assert "10,000 seeds would not" in one("noise", trials, {}, arms_compared=True).text
+def test_few_seeds_are_those_of_the_comparisons() -> None:
+    (sign,) = doubts(judged(amd=[1.0, 2.0, 3.0], rk4=[4.0, 5.1, None], ae=[4.0, 5.1, 6.0]))
+    assert sign.text == (
+        "fewer than 3 paired seeds in 1 of 2 comparisons (rk4 2): run at least 3; fewer decide nothing"
+    )
+    many = judged(**{arm: [1.0] for arm in "abcdefg"})
+    assert "in 6 of 6 comparisons (b 1, c 1, d 1, e 1, …)" in doubts(many)[0].text
+
+
+def test_a_study_that_compares_nothing_has_no_doubts() -> None:
+    assert doubts(judged(a=[1.0])) == []
+
+
+losses = st.lists(st.one_of(st.none(), st.integers(-9, 9).map(float)), min_size=4, max_size=4)
+
+
+@given(losses, losses, losses)
+def test_doubts_never_contradict_the_verdict(
+    a: list[float | None], b: list[float | None], c: list[float | None]
+) -> None:
+    verdict = judged(a=a, b=[None if loss is None else loss + 9 for loss in b], c=c)
+    decided = {row.arm for row in verdict.rows if row.verdict not in (None, "undecided")}
+    for sign in doubts(verdict):
+        assert not (sign.kind == "noise" and decided)
+        assert not any(f"{arm} {count}" in sign.text for arm in decided for count in range(3))
 
 
 # Diverged.
@@ -291,11 +352,10 @@ def test_a_trial_in_twenty_may_diverge_but_not_one_in_ten() -> None:
 
 
 def test_trials_that_all_diverged_are_said_to_have() -> None:
-    signs = diagnose(blown_up(sweep(), slice(None)), RANGES, arms_compared=True)
-    assert [sign.kind for sign in signs] == ["diverged", "few", "few"]
+    signs = diagnose(blown_up(sweep(), slice(None)), RANGES)
+    assert [sign.kind for sign in signs] == ["diverged", "few"]
     assert "60 diverged (100%): read" in signs[0].text
     assert "0 finished configurations" in signs[1].text
-    assert "(no arm 0)" in signs[2].text
 
 
 # Few.
@@ -321,24 +381,3 @@ def test_a_space_that_is_exhausted_is_not_short_of_configurations() -> None:
     keys = {NAME: np.repeat(["adam", "rmsprop"], 6), SLICES: np.tile(np.repeat([2, 3], 3), 2)}
     assert found("few", sweep(configurations=4, **keys), ranges) == []
     assert "run at least 4" in one("few", sweep(configurations=4, **keys).head(9), ranges).text
-
-
-def test_few_seeds_of_arms_that_are_compared() -> None:
-    trials = sweep(arms=("amd", "rk4", "ae"))
-    short = trials[(trials["arm"] != "rk4") | (trials["seed"] < 2)]
-    diagnostic = one("few", short, arms_compared=True)
-    assert diagnostic.arm is None
-    assert "1 of 3 arms have fewer than 3 seeds (rk4 2): run at least 3" in diagnostic.text
-    assert found("few", short, arms_compared=False) == []
-    assert "6 of 6 arms have fewer than 3 seeds (a 1, b 1, c 1, d 1, …)" in (
-        one("few", sweep(seeds=1, arms=tuple("abcdef")), arms_compared=True).text
-    )
-
-
-def test_the_seeds_that_count_are_those_of_the_best_configuration() -> None:
-    trials = sweep(arms=("amd", "rk4"))
-    repeated = trials[(trials["number"] == 10) | (trials["seed"] == 0)].copy()
-    assert found("few", repeated, arms_compared=True) == []
-    # One seed that was luckier than the mean of three does not take its place.
-    repeated.loc[repeated["number"] == 3, "value"] = 0.9
-    assert found("few", repeated, arms_compared=True) == []

@@ -33,9 +33,10 @@ from gfe_study.analysis.html import exhibit_html, formatted
 from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.report import write_exhibit, write_report
-from gfe_study.analysis.style import COLOURS, styles
+from gfe_study.analysis.style import COLOURS, GREY, PALETTE, styles
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.config import Range, space_files
+from gfe_study.console import verdict_table as verdict_listing
 from gfe_study.tracking.runs import Delivery
 
 
@@ -164,6 +165,60 @@ def test_a_study_with_one_seed_claims_nothing(tmp_path: Path) -> None:
     for maker in MAKERS:
         for exhibit in maker(of):
             assert "nan" not in exhibit_html(exhibit).lower().split("base64")[0]
+
+
+RUNS_ALIKE = {names.DEVICE: "cpu (A)", names.THREADS: "1", names.SIDE_BY_SIDE: "2"}
+
+
+def three_against_one(folder: Path, **tags: str) -> Evidence:
+    """With three seeds: an arm that is better, one that only Holm leaves undecided, and one that hardly differs."""
+    losses = {"a": [0.5] * 3, "b": [0.3, 0.31, 0.32], "c": [0.38, 0.4, 0.44], "d": [0.49, 0.52, 0.5]}
+    deliveries = [
+        run(arm, "gfe", "digits", seed, [point(480, loss)], **tags)
+        for arm, own in losses.items()
+        for seed, loss in enumerate(own)
+    ]
+    changed = ", ".join(f"{arm}: {{solver.beta: 0.{place}}}" for place, arm in enumerate(losses, 1))
+    declared = f"question: Which?\nscientific:\n  arms: {{{changed}}}\nseeds: 3\n"
+    return evidence(folder, deliveries, declared)
+
+
+def test_intervals_have_the_colours_of_verdicts(tmp_path: Path) -> None:
+    of = three_against_one(tmp_path)
+    exhibit = shown(verdict, of)["differences"]
+    assert exhibit.figure is not None
+    assert exhibit.data is not None
+    assert of.verdict is not None
+    middle = of.verdict.rows[2].paired
+    assert middle is not None
+    # The interval leaves out 0, and Holm's adjustment does not let it count.
+    assert (middle.high or 0.0) < 0
+    assert exhibit.data["verdict"].tolist() == ["better", "undecided", "undecided"]
+    colours = [line.get_color() for line in exhibit.figure.axes[0].lines if line.get_marker() == "o"]
+    assert colours == [PALETTE[0], GREY, GREY]
+
+
+@pytest.mark.parametrize(("tags", "ratio"), [(RUNS_ALIKE, True), ({}, False)], ids=["known", "unknown"])
+def test_seconds_stand_without_a_ratio(tmp_path: Path, tags: dict[str, str], ratio: bool) -> None:
+    of = three_against_one(tmp_path, **tags)
+    table = shown(verdict, of)["verdict"].table
+    assert table is not None
+    assert table["seconds"].tolist() == [4.8] * 4
+    assert ("× seconds" in table) == ratio
+    assert of.verdict is not None
+    told = ["seconds are not compared for 'b', 'c', 'd': the device was not recorded"]
+    assert of.verdict.warnings == ([] if ratio else told)
+
+
+def test_the_page_and_the_terminal_have_one_verdict(tmp_path: Path) -> None:
+    of = three_against_one(tmp_path, **RUNS_ALIKE)
+    assert of.verdict is not None
+    page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
+    lines = " ".join(str(line) for line in verdict_listing(of.verdict).lines(1000))
+    for each in of.verdict.rows:
+        assert f"<b>{each.arm}</b>: {each.value.mean:.4f}, {each.text}" in page
+        assert each.text in lines
+    assert [each.verdict for each in of.verdict.rows] == [None, "better", "undecided", "undecided"]
 
 
 def test_methods_keep_their_colours_and_the_adjoint_is_dashed() -> None:

@@ -202,6 +202,6 @@ def test_a_verdict_comes_from_a_store_with_everything_in_it(uri: str) -> None:
     assert (reference.seeds, other.seeds, reference.lost, other.lost) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], 1, 1)
     assert other.paired is not None
     assert other.paired.difference == pytest.approx(-0.1 - 0.002)
-    assert other.paired.verdict == "better"
+    assert other.verdict == "better"
     fine, _ = usable(runs, curves)
     assert sorted(fine[names.FINGERPRINT]) == [f"{arm}{seed}" for arm in "ab" for seed in range(5)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from stores import DECLARED, point
@@ -19,6 +20,16 @@ from gfe_study.config import InputError, Study
 
 ARMS: dict[str, Any] = {"question": "Which?", "scientific": {"arms": {"a": {}, "b": {"method": "ae"}}}}
 SEEDS = Study.build({**ARMS, "seeds": 5}, "my.yaml")
+SEARCH = Study.build(
+    {
+        **ARMS,
+        "nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
+        "trials": 8,
+        "scheduler": "none",
+        "then": {"best": 1, "seeds": 5},
+    },
+    "my.yaml",
+)
 
 
 def trial(arm: str, seed: int, loss: float, *, stage: int = 0, **more: Any) -> dict[str, Any]:
@@ -32,6 +43,19 @@ def five_seeds(stage: int = 0) -> list[dict[str, Any]]:
         for arm, losses in (("a", LEFT), ("b", RIGHT))
         for seed, loss in zip(seeds, losses, strict=True)
     ]
+
+
+def search(**losses: list[float]) -> list[dict[str, Any]]:
+    """Eight configurations of each arm, their rates from one end of the range to the other."""
+    rates = np.geomspace(1e-4, 1e-2, 8)
+    return [
+        trial(arm, 0, loss, number=number, **{"optim.lr": rates[number]})
+        for arm, own in losses.items()
+        for number, loss in enumerate(own)
+    ]
+
+
+RISING, BOWL = [0.1 + 0.02 * n for n in range(8)], [0.1 + 0.02 * abs(n - 4) for n in range(8)]
 
 
 # One seed counts once.
@@ -49,7 +73,7 @@ def test_a_seed_that_counts_twice_is_refused(again: int) -> None:
     for state in (
         lambda: check_unique(trials),
         lambda: verdict_of(SEEDS, trials, curves(rows)),
-        lambda: signs_of(SEEDS, trials),
+        lambda: signs_of(SEEDS, trials, None),
     ):
         with pytest.raises(InputError, match=said):
             state()
@@ -91,3 +115,50 @@ def test_no_statement_has_a_larger_sample(tmp_path: Path, statement: Any) -> Non
     first, second = run_ids["b/digits/1/"], run_ids["b/digits/1/earlier"]
     with pytest.raises(InputError, match=f"seed 1: given ({first} and {second}|{second} and {first}); allowed: one"):
         statement(of)
+
+
+# Verdict and signs.
+
+
+def test_the_verdict_is_that_of_the_last_stage() -> None:
+    trials = [*search(a=BOWL, b=BOWL), *five_seeds(stage=1)]
+    verdict = verdict_of(SEARCH, pd.DataFrame(trials), curves(trials))
+    assert verdict is not None
+    assert [each.verdict for each in verdict.rows] == [None, "better"]
+    assert [len(each.seeds) for each in verdict.rows] == [5, 5]
+
+
+def test_signs_are_told_by_arm_and_over_all() -> None:
+    trials = search(a=RISING, b=BOWL)
+    frame = pd.DataFrame(trials)
+    signs = signs_of(SEARCH, frame, verdict_of(SEARCH, frame, curves(trials)))
+    assert [(sign.kind, sign.arm) for sign in signs] == [("boundary", "a"), ("few", None)]
+    assert "1 of 1 comparisons (b 1)" in signs[1].text
+
+
+def test_seeds_count_where_arms_are_compared() -> None:
+    """A search with one seed per configuration, whose winners are repeated with five, is no comparison of one seed."""
+    trials = [*search(a=BOWL, b=BOWL), *five_seeds(stage=1)]
+    frame = pd.DataFrame(trials)
+    assert signs_of(SEARCH, frame, verdict_of(SEARCH, frame, curves(trials))) == []
+
+
+def test_winners_that_diverge_are_a_sign() -> None:
+    repeated = five_seeds(stage=1)
+    repeated[7] |= {"diverged": True}
+    (sign,) = signs_of(SEARCH, pd.DataFrame([*search(a=BOWL, b=BOWL), *repeated]), None)
+    assert (sign.kind, sign.arm) == ("diverged", "b")
+    assert "of 5 trials 1 diverged" in sign.text
+
+
+def test_winners_that_are_alike_are_no_sign() -> None:
+    repeated = [{**each, names.NUMBER: number} for each in five_seeds(stage=1) for number in range(3)]
+    assert signs_of(SEARCH, pd.DataFrame([*search(a=BOWL, b=BOWL), *repeated]), None) == []
+
+
+def test_a_sign_is_told_once() -> None:
+    """Trials that diverged in a search without a second stage are those of the comparison, too."""
+    trials = search(a=BOWL, b=BOWL)
+    trials[3] |= {"diverged": True}
+    signs = signs_of(SEARCH, pd.DataFrame(trials), None)
+    assert [(sign.kind, sign.arm) for sign in signs] == [("diverged", "a")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scipy import special, stats
 
 from gfe_study.analysis.stats import (
     EXACT_UP_TO,
+    FEWEST_PAIRS,
     FLIPS,
     MOST_SEEDS,
     Paired,
@@ -24,8 +26,8 @@ from gfe_study.analysis.stats import (
     mean_interval,
     paired,
     pareto,
+    seeds_to_decide,
     seeds_to_reach,
-    seeds_to_see,
     smallest_p,
 )
 
@@ -34,7 +36,6 @@ eighths = st.integers(-800, 800).map(lambda number: number / 8)
 arms = st.integers(1, 8).flatmap(
     lambda count: st.tuples(*[st.lists(eighths, min_size=count, max_size=count) for _ in range(2)])
 )
-margins = st.one_of(st.none(), st.integers(1, 400).map(lambda number: number / 8))
 
 
 def normal(seed: int, *shape: int) -> NDArray[np.float64]:
@@ -96,6 +97,7 @@ def test_a_paired_comparison_is_scipys_paired_t_test(count: int) -> None:
     expected = stats.ttest_rel(treatment, reference)
     assert found.count == count
     assert found.difference == pytest.approx(np.mean(treatment) - np.mean(reference))
+    assert found.sd == pytest.approx(np.std(treatment - reference, ddof=1))
     assert found.p_value == pytest.approx(expected.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
 
@@ -148,8 +150,7 @@ def test_the_effect_size_by_hand() -> None:
 
 def test_the_effect_size_is_unbiased() -> None:
     samples = normal(4, 4000, 5) + 0.5
-    # A margin beyond every interval saves the search for seeds.
-    sizes = [paired(sample, np.zeros(5), margin=1e9).effect_size or 0.0 for sample in samples]
+    sizes = [paired(sample, np.zeros(5)).effect_size or 0.0 for sample in samples]
     assert np.mean(sizes) == pytest.approx(0.5, abs=4 * np.std(sizes) / math.sqrt(4000))
 
 
@@ -159,8 +160,7 @@ def test_two_pairs_have_no_effect_size() -> None:
 
 def test_one_pair_gives_its_difference_and_nothing_else() -> None:
     found = paired([0.2], [0.5])
-    assert astuple(found) == (1, pytest.approx(-0.3), None, None, None, 1.0, 1.0, None, "one seed", None)
-    assert paired([0.2], [0.5], margin=10).verdict == "one seed"
+    assert astuple(found) == (1, pytest.approx(-0.3), None, None, None, None, 1.0, 1.0, None)
 
 
 # 0.3 - 0.2 and 0.2 - 0.1 are not the same number.
@@ -173,9 +173,7 @@ def test_equal_differences_have_an_interval_of_no_width(reference: list[float]) 
         same = paired(reference, reference)
     assert found.low == found.high == found.difference == pytest.approx(0.1)
     assert (found.p_value, found.p_permutation, found.effect_size) == (0.0, 0.25, None)
-    assert (found.verdict, found.seeds_to_decide) == ("worse", None)
-    assert astuple(same) == (3, 0.0, 0.0, 0.0, 1.0, 1.0, 0.25, None, "undecided", None)
-    assert paired(reference, reference, margin=1e-6).verdict == "equivalent"
+    assert astuple(same) == (3, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.25, None)
 
 
 @pytest.mark.parametrize(
@@ -192,38 +190,16 @@ def test_a_comparison_needs_pairs_of_finite_numbers(treatment: list[float], refe
         paired(treatment, reference)
 
 
-def test_impossible_options_of_a_comparison_are_named() -> None:
-    with pytest.raises(ValueError, match="margin must be > 0, got 0"):
-        paired([1.0], [2.0], margin=0)
-    with pytest.raises(ValueError, match="mode must be one of min, max, got 'least'"):
-        paired([1.0], [2.0], mode="least")  # type: ignore[arg-type]
+def test_the_confidence_of_a_comparison_is_a_probability() -> None:
     with pytest.raises(ValueError, match="confidence must lie in"):
         paired([1.0], [2.0], confidence=1)
 
 
-# Paired comparisons: their verdicts.
-
-
-def test_verdicts() -> None:
-    # The interval is 0.5 ± 4.303 · 0.1 / √3 = 0.5 ± 0.248.
-    treatment, reference = [0.4, 0.5, 0.6], [0.0, 0.0, 0.0]
-    assert paired(treatment, reference).verdict == "worse"
-    assert paired(treatment, reference, mode="max").verdict == "better"
-    assert paired(reference, treatment).verdict == "better"
-    assert paired(treatment, reference, margin=0.7).verdict == "worse"
-    assert paired(treatment, reference, margin=0.8).verdict == "equivalent"
-    assert paired(treatment, reference, confidence=0.999).verdict == "undecided"
-    assert paired(treatment, reference, confidence=0.999, margin=0.8).verdict == "undecided"
-
-
-@given(arms, margins)
-def test_swapping_the_arms_mirrors_the_comparison(pair: tuple[list[float], list[float]], margin: float | None) -> None:
-    forth, back = (paired(*given, margin=margin) for given in (pair, pair[::-1]))
-    mirrored = {"better": "worse", "worse": "better"}
-    assert back.verdict == mirrored.get(forth.verdict, forth.verdict)
-    assert back.difference == -forth.difference
+@given(arms)
+def test_swapping_the_arms_mirrors_the_comparison(pair: tuple[list[float], list[float]]) -> None:
+    forth, back = (paired(*given) for given in (pair, pair[::-1]))
+    assert (back.difference, back.sd) == (-forth.difference, forth.sd)
     assert (back.p_value, back.p_permutation) == (forth.p_value, forth.p_permutation)
-    assert back.seeds_to_decide == forth.seeds_to_decide
     if forth.low is not None and forth.high is not None:
         assert (back.low, back.high) == (-forth.high, -forth.low)
     if forth.effect_size is not None:
@@ -236,34 +212,12 @@ def test_what_both_arms_share_does_not_count(pair: tuple[list[float], list[float
     assert paired(treatment + shift, reference + shift) == paired(treatment, reference)
 
 
-@given(arms, margins)
-def test_the_mode_turns_the_verdict_and_nothing_else(
-    pair: tuple[list[float], list[float]], margin: float | None
-) -> None:
-    least, most = (astuple(paired(*pair, mode=mode, margin=margin)) for mode in ("min", "max"))
-    turned = {"better": "worse", "worse": "better"}
-    assert tuple(turned.get(field, field) for field in most) == least
-
-
-@given(arms, margins, st.permutations(range(8)))
-def test_the_order_of_the_seeds_does_not_count(
-    pair: tuple[list[float], list[float]], margin: float | None, order: list[int]
-) -> None:
+@given(arms, st.permutations(range(8)))
+def test_the_order_of_the_seeds_does_not_count(pair: tuple[list[float], list[float]], order: list[int]) -> None:
     kept = [index for index in order if index < len(pair[0])]
-    found = paired([pair[0][index] for index in kept], [pair[1][index] for index in kept], margin=margin)
-    expected = paired(*pair, margin=margin)
-    assert found.verdict == expected.verdict
+    found = paired([pair[0][index] for index in kept], [pair[1][index] for index in kept])
+    expected = paired(*pair)
     assert (found.difference, found.p_permutation) == pytest.approx((expected.difference, expected.p_permutation))
-
-
-@given(arms, margins)
-def test_seeds_to_decide_are_more_than_there_are_and_only_of_the_undecided(
-    pair: tuple[list[float], list[float]], margin: float | None
-) -> None:
-    found = paired(*pair, margin=margin)
-    if found.seeds_to_decide is not None:
-        assert found.verdict == "undecided"
-        assert found.count < found.seeds_to_decide <= MOST_SEEDS
 
 
 # Numbers of seeds.
@@ -274,43 +228,51 @@ def test_seeds_to_decide_are_more_than_there_are_and_only_of_the_undecided(
     # The paired t-test at 5 %, two-sided, with Cohen's small, medium and large effects.
     [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (1.0, 0.8, 10), (0.5, 0.9, 44)],
 )
-def test_seeds_to_see_are_those_of_the_tables(difference: float, power: float, expected: int) -> None:
-    assert seeds_to_see(difference, 1.0, power=power) == expected
-    assert seeds_to_see(-3 * difference, 3.0, power=power) == expected
+def test_seeds_to_decide_are_those_of_the_tables(difference: float, power: float, expected: int) -> None:
+    assert seeds_to_decide(difference, 1.0, power=power) == expected
+    assert seeds_to_decide(-3 * difference, 3.0, power=power) == expected
+    assert seeds_to_decide(difference, 1.0, power=power, least=expected + 1) == expected + 1
 
 
-@given(st.floats(0.03, 5), st.floats(0.5, 0.99), st.floats(0.6, 0.95))
-def test_seeds_to_see_are_the_fewest(effect: float, confidence: float, power: float) -> None:
+@given(st.floats(0.03, 5), st.floats(0.5, 0.99), st.floats(0.6, 0.95), st.integers(1, 20))
+def test_seeds_to_decide_are_the_fewest(effect: float, confidence: float, power: float, family: int) -> None:
     def reached(count: int) -> float:
-        critical = stats.t.ppf((1 + confidence) / 2, count - 1)
+        critical = stats.t.isf((1 - confidence) / family / 2, count - 1)
         return float(stats.nct.sf(critical, count - 1, effect * math.sqrt(count)))
 
-    count = seeds_to_see(effect, 1.0, confidence, power)
+    count = seeds_to_decide(effect, 1.0, family=family, confidence=confidence, power=power)
     if count is None:
         assert reached(MOST_SEEDS) < power + 1e-9
         return
     assert reached(count) >= power - 1e-9
-    assert count == 2 or reached(count - 1) < power + 1e-9
+    assert count == FEWEST_PAIRS or reached(count - 1) < power + 1e-9
 
 
-def test_limits_of_seeds_to_see() -> None:
-    assert seeds_to_see(0.0, 1.0) is None
-    assert seeds_to_see(0.0, 0.0) is None
-    assert seeds_to_see(0.01, 1.0) is None
-    assert seeds_to_see(0.03, 1.0) is not None
-    assert seeds_to_see(1.0, 0.0) == seeds_to_see(1.0, 1e-9) == 2
-    for difference, sd in ((math.nan, 1.0), (1.0, -1.0), (1.0, math.inf)):
-        with pytest.raises(ValueError, match="a finite difference and a finite sd"):
-            seeds_to_see(difference, sd)
-    with pytest.raises(ValueError, match="power must lie in"):
-        seeds_to_see(1.0, 1.0, power=80)
+def test_limits_of_seeds_to_decide() -> None:
+    assert seeds_to_decide(0.0, 1.0) is None
+    assert seeds_to_decide(0.0, 0.0) is None
+    assert seeds_to_decide(0.01, 1.0) is None
+    assert seeds_to_decide(0.03, 1.0) is not None
+    assert seeds_to_decide(1.0, 0.0) == seeds_to_decide(1.0, 1e-9) == seeds_to_decide(0.0, 0.0, margin=1.0) == 3
+    assert seeds_to_decide(0.0, 1e-9, margin=1.0) == 3
 
 
-def test_seeds_to_decide_of_a_difference_are_those_to_see_it() -> None:
-    found = arms_apart(5, 0.5, 1.0)
-    assert found.verdict == "undecided"
-    assert found.seeds_to_decide == seeds_to_see(0.5, 1.0) == 34
-    assert arms_apart(5, 0.01, 1.0).seeds_to_decide is None
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"difference": math.nan}, "a finite difference and a finite sd"),
+        ({"sd": -1.0}, "a finite difference and a finite sd"),
+        ({"sd": math.inf}, "a finite difference and a finite sd"),
+        ({"power": 80}, "power must lie in"),
+        ({"confidence": 95}, "confidence must lie in"),
+        ({"margin": 0.0}, "margin must be > 0, got 0"),
+        ({"family": 0}, "comparisons must be at least 1"),
+    ],
+    ids=str,
+)
+def test_impossible_comparisons_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        seeds_to_decide(**{"difference": 1.0, "sd": 1.0, **given})
 
 
 @pytest.mark.parametrize(("level", "family", "expected"), [(0.05, 1, 6), (0.05, 10, 9), (0.01, 1, 8), (0.25, 1, 3)])
@@ -339,34 +301,36 @@ def test_limits_of_seeds_to_reach() -> None:
         seeds_to_reach(family=0)
 
 
-@given(st.floats(0, 2), st.floats(-1.2, 1.2), st.integers(2, 8), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
-@settings(max_examples=60, deadline=1000)
-def test_seeds_to_decide_are_the_first_that_do(difference: float, log_sd: float, count: int, confidence: float) -> None:
+@given(
+    st.floats(0, 2), st.floats(-1.2, 1.2), st.integers(3, 9), st.sampled_from([0.8, 0.9, 0.95, 0.99]), st.integers(1, 9)
+)
+@settings(max_examples=60)
+def test_with_a_margin_they_are_the_first_that_do(
+    difference: float, log_sd: float, least: int, confidence: float, family: int
+) -> None:
     margin, sd = 1.0, 10**log_sd
-    values = np.arange(count) - (count - 1) / 2
-    found = paired(difference + sd * values / values.std(ddof=1), np.zeros(count), margin=margin, confidence=confidence)
-    needed = found.seeds_to_decide
+    needed = seeds_to_decide(difference, sd, family=family, margin=margin, confidence=confidence, least=least)
     if needed is None:
         return
     # The search bisects, and must find what going through the counts one by one finds.
-    counts = np.union1d(np.arange(count + 1, min(count + 20, needed) + 1), np.geomspace(count + 1, needed, 30).round())
-    reached = decided(counts, difference, sd, margin, confidence)
+    counts = np.union1d(np.arange(least, min(least + 20, needed) + 1), np.geomspace(least, needed, 30).round())
+    reached = decided(counts, difference, sd, family, margin, confidence)
     # 0.002: what the classes of standard deviations, on both sides, are wrong by.
     assert (reached[counts < needed] < 0.8 + 0.002).all()
     assert reached[-1] > 0.8 - 0.002
 
 
 def decided(
-    counts: NDArray[np.float64], difference: float, sd: float, margin: float, confidence: float
+    counts: NDArray[np.float64], difference: float, sd: float, family: int, margin: float, confidence: float
 ) -> NDArray[np.float64]:
     """Probabilities of a verdict, but for the wrong sign, all averaged over 500 classes of standard deviations."""
     freedom, error = counts[:, None] - 1, sd / np.sqrt(counts[:, None])
     deviations = np.sqrt(special.gammaincinv(freedom / 2, (np.arange(500) + 0.5) / 500) / (freedom / 2))
-    half = special.stdtrit(freedom, (1 + confidence) / 2) * error * deviations
-    # Of the means within the interval's half width of 0, those that stay clear of the margin.
-    reach = np.clip(np.minimum(half, margin - half), 0, None)
+    apart, inner = (stats.t.isf((1 - confidence) / each / 2, freedom) * error * deviations for each in (family, 1))
+    # Of the means that do not leave out 0, those whose interval stays inside the margin.
+    reach = np.clip(np.minimum(apart, margin - inner), 0, None)
     inside = special.ndtr((reach - difference) / error) - special.ndtr((-reach - difference) / error)
-    return np.mean(special.ndtr((difference - half) / error) + inside, axis=1)
+    return np.mean(special.ndtr((difference - apart) / error) + inside, axis=1)
 
 
 # Words.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from gfe_study.analysis.stats import MOST_SEEDS, Mode, seeds_to_see
+from gfe_study.analysis.stats import FEWEST_PAIRS, Mode
+from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import Range
 
 Kind = Literal["boundary", "flat", "noise", "diverged", "few"]
@@ -27,7 +27,6 @@ MOSTLY = 0.75
 """Least share of the diverged and failed trials in one place for it to count as their cause."""
 CHANCE = 0.05
 """Significance level of the test that they lie there by chance, corrected for the number of places tested."""
-MIN_SEEDS = 3
 _MIN_RANKED = 3
 
 Seen = tuple[str, str]
@@ -39,7 +38,7 @@ class Diagnostic:
     """One sign of a bad sweep.
 
     Attributes:
-        kind: which sign; see `diagnose`.
+        kind: which sign; see `diagnose` and `doubts`.
         arm: the arm that shows the sign; None if it concerns the whole study or there are no arms.
         finding: the observation with its figures, without the name of the arm.
         remedy: what to do about it.
@@ -87,14 +86,12 @@ def _named(arms: Sequence[str]) -> str:
     return f"arm {arms[0]!r}" if len(arms) == 1 else f"{len(arms)} arms ({'; '.join(arms)})"
 
 
-def diagnose(
-    trials: pd.DataFrame, ranges: Mapping[str, Range], mode: Mode = "min", *, arms_compared: bool
-) -> list[Diagnostic]:
-    """Return the signs that the results of a sweep are unreliable; empty if there are none.
+def diagnose(trials: pd.DataFrame, ranges: Mapping[str, Range], mode: Mode = "min") -> list[Diagnostic]:
+    """Return the signs within each arm that the results of a sweep are unreliable; empty if there are none.
 
     A trial is finished if its value is finite and it neither diverged nor failed; a configuration is finished if all
     its trials are. The best configuration of an arm is the one with the best mean among the finished configurations
-    with the most seeds. Signs within an arm:
+    with the most seeds. The signs:
 
     - "boundary": a value of the best configuration lies within `EDGE` of an end of its range, on the range's own
       scale; an integer lies at the end itself.
@@ -105,18 +102,11 @@ def diagnose(
       (Mann-Whitney test for a range, Fisher's test for a choice, Bonferroni correction over the keys).
     - "few": the arm has fewer than 3 finished configurations per searched key, plus 4, unless its space is smaller.
 
-    Signs between the best configurations of arms that are compared:
-
-    - "noise": the s.d. of the differences paired by seed, pooled over the pairs of arms, exceeds the largest
-      difference of two arms' means.
-    - "few": an arm has fewer than `MIN_SEEDS` seeds.
-
     Args:
         trials: one row per trial; columns `arm`, `number` (of the configuration), `seed`, `value` (the final metric,
             NaN if there is none), `diverged`, `failed`, and one per searched key, NaN where it is not searched.
         ranges: the range of every searched key.
         mode: whether lower or higher values are better.
-        arms_compared: whether the study compares its arms; if not, they are only labels.
     """
     if not len(trials):
         return []
@@ -124,7 +114,6 @@ def diagnose(
     frame["blown_up"] = frame["diverged"].astype(bool) | frame["failed"].astype(bool)
     frame["finished"] = np.isfinite(frame["value"]) & ~frame["blown_up"]
     found: list[Diagnostic] = []
-    best: dict[str, pd.DataFrame] = {}  # rows of every arm's best configuration
     for label, arm in frame.groupby("arm", sort=False, dropna=False):
         name = str(label) if label and not pd.isna(label) else None
         searched = {key: drawn for key, drawn in ranges.items() if key in arm and arm[key].notna().any()}
@@ -132,7 +121,7 @@ def diagnose(
         means = complete.groupby("number")["value"].agg(["mean", "size"])
         # A mean over fewer seeds is more likely to rank first by luck.
         first = means.sort_values(["size", "mean"], ascending=[False, mode == "min"]).index[:1]
-        winner = best[name or "no arm"] = complete[complete["number"].isin(first)]
+        winner = complete[complete["number"].isin(first)]
         own: dict[Kind, Iterator[Seen]] = {
             "diverged": _diverged(arm, searched),
             "boundary": _boundary(winner.iloc[0], searched) if len(means) > 1 else iter(()),
@@ -140,10 +129,18 @@ def diagnose(
             "few": _few_configurations(len(means), searched),
         }
         found += [Diagnostic(kind, name, *each) for kind, seen in own.items() for each in seen]
-    if arms_compared:
-        found += [Diagnostic("noise", None, *each) for each in _noise(best)]
-        found += [Diagnostic("few", None, *each) for each in _few_seeds(best)]
     return found
+
+
+def doubts(verdict: Verdict) -> list[Diagnostic]:
+    """Return the signs that a study is too small for its comparisons; empty if there are none.
+
+    - "noise": nothing is decided, and the s.d. of the differences paired by seed, pooled over the comparisons, exceeds
+      the largest difference of two arms' means.
+    - "few": a comparison has fewer than `FEWEST_PAIRS` paired seeds.
+    """
+    signs: dict[Kind, Iterator[Seen]] = {"noise": _noise(verdict), "few": _few_seeds(verdict)}
+    return [Diagnostic(kind, None, *each) for kind, seen in signs.items() for each in seen]
 
 
 def _position(drawn: Range, value: float) -> float:
@@ -262,41 +259,28 @@ def _size(drawn: Range) -> float:
             return math.inf
 
 
-def _noise(best: Mapping[str, pd.DataFrame]) -> Iterator[Seen]:
-    values = {arm: rows.groupby("seed")["value"].mean() for arm, rows in best.items()}
-    pairs: list[tuple[float, int, str]] = []
-    squares, freedom = 0.0, 0
-    for first, second in itertools.combinations(values, 2):
-        differences = (values[first] - values[second]).dropna()
-        if len(differences) > 1:
-            squares += float(((differences - differences.mean()) ** 2).sum())
-            freedom += len(differences) - 1
-            pairs.append((abs(float(differences.mean())), len(differences), f"{first} and {second}"))
-    if not pairs:
+def _noise(verdict: Verdict) -> Iterator[Seen]:
+    rows = [row for row in verdict.rows if row.verdict is not None]
+    pairs = [(row.paired, row) for row in rows if row.paired is not None and row.paired.sd is not None]
+    if not pairs or any(row.verdict != "undecided" for row in rows):
         return
-    largest, count, between = max(pairs)
-    noise = math.sqrt(squares / freedom)
+    squares = sum((found.count - 1) * float(found.sd or 0.0) ** 2 for found, _ in pairs)
+    noise = math.sqrt(squares / sum(found.count - 1 for found, _ in pairs))
+    largest, row = max(((abs(found.difference), row) for found, row in pairs), key=lambda pair: pair[0])
     if noise > largest:
-        seeds = seeds_to_see(largest, noise)
-        remedy = "read the intervals, not the order"
-        if seeds is None:
-            remedy += f"; {MOST_SEEDS:,} seeds would not tell them apart"
-        elif seeds > count:
-            remedy += f", or run about {seeds} seeds to tell these two apart"
         yield (
             f"the seed changes the difference of two arms by {noise:.3g} (s.d.), more than the largest difference of "
-            f"their means, {largest:.3g} ({between})",
-            remedy,
+            f"their means, {largest:.3g} ({row.arm} and {row.reference})",
+            "read the intervals, not the order",
         )
 
 
-def _few_seeds(best: Mapping[str, pd.DataFrame]) -> Iterator[Seen]:
-    seeds = {arm: int(rows["seed"].nunique()) for arm, rows in best.items()}
-    short = {arm: count for arm, count in seeds.items() if count < MIN_SEEDS}
+def _few_seeds(verdict: Verdict) -> Iterator[Seen]:
+    pairs = {row.arm: row.paired.count if row.paired else 0 for row in verdict.rows if row.verdict is not None}
+    short = [f"{arm} {count}" for arm, count in pairs.items() if count < FEWEST_PAIRS]
     if short:
-        shown = ", ".join(f"{arm} {count}" for arm, count in itertools.islice(short.items(), 4))
-        more = ", …" if len(short) > 4 else ""
+        shown = f"{', '.join(short[:4])}{', …' if len(short) > 4 else ''}"
         yield (
-            f"{len(short)} of {len(seeds)} arms have fewer than {MIN_SEEDS} seeds ({shown}{more})",
-            f"run at least {MIN_SEEDS}, or draw no conclusion about which arm is better",
+            f"fewer than {FEWEST_PAIRS} paired seeds in {len(short)} of {len(pairs)} comparisons ({shown})",
+            f"run at least {FEWEST_PAIRS}; fewer decide nothing",
         )

@@ -122,7 +122,7 @@ class DataEfficiency:
             rows.append((arm, *interval, sizes[0], sizes[-1]))
         return _table(rows, [names.ARM, "seeds", "mean", "low", "high", "from", "to"])
 
-    def compare_areas(self, treatment: str, reference: str, margin: float | None = None) -> Paired:
+    def compare_areas(self, treatment: str, reference: str) -> Paired:
         """The areas of two arms, over the sizes that both have, paired by seed.
 
         Raises:
@@ -132,13 +132,13 @@ class DataEfficiency:
         both = self.areas_by_seed([treatment, reference]).dropna()
         if not len(both):
             raise ValueError(f"no seed of both {treatment!r} and {reference!r} has two sizes and all that they share")
-        return paired(both[treatment], both[reference], margin=margin, confidence=self.confidence)
+        return paired(both[treatment], both[reference], confidence=self.confidence)
 
-    def differences(self, treatment: str, reference: str, margin: float | None = None) -> pd.DataFrame:
+    def differences(self, treatment: str, reference: str) -> pd.DataFrame:
         """Two arms at every size that both have, paired by seed.
 
         Columns: the size, `seeds`, `difference`, `low`, `high`, `p_value`, `p_permutation`, `p_holm` (of `p_value`,
-        over the sizes), `verdict`.
+        over the sizes).
 
         Raises:
             ValueError: an unknown arm.
@@ -148,13 +148,11 @@ class DataEfficiency:
         for size in self._sizes([treatment, reference]):
             both = pd.DataFrame({arm: self._of(arm)[size] for arm in (treatment, reference)}).dropna()
             if len(both):
-                of = paired(both[treatment], both[reference], margin=margin, confidence=self.confidence)
-                row = (size, of.count, of.difference, of.low, of.high, of.p_value, of.p_permutation, of.verdict)
-                rows.append(row)
-        columns = [self.axis, "seeds", "difference", "low", "high", "p_value", "p_permutation", "verdict"]
+                of = paired(both[treatment], both[reference], confidence=self.confidence)
+                rows.append((size, of.count, of.difference, of.low, of.high, of.p_value, of.p_permutation, None))
+        columns = [self.axis, "seeds", "difference", "low", "high", "p_value", "p_permutation", "p_holm"]
         table = _table(rows, columns)
         tested = table["p_value"].notna()
-        table.insert(7, "p_holm", np.nan)
         table.loc[tested, "p_holm"] = holm([float(p) for p in table.loc[tested, "p_value"]])
         return table
 
@@ -203,5 +201,5 @@ class DataEfficiency:
 def _table(rows: Sequence[tuple[object, ...]], columns: Sequence[str]) -> pd.DataFrame:
     """Numbers that are not there, None, become NaN."""
     table = pd.DataFrame(rows, columns=list(columns))
-    numbers = [column for column in columns if column not in (names.ARM, "first", "second", "verdict", "text")]
+    numbers = [column for column in columns if column not in (names.ARM, "first", "second", "text")]
     return table.astype(dict.fromkeys(numbers, float)).astype({"seeds": int} if "seeds" in columns else {})

@@ -105,7 +105,7 @@ class Evidence:
     @cached_property
     def signs(self) -> list[Diagnostic]:
         """Signs of a bad sweep."""
-        return [] if self.study is None else signs_of(self.study, self.trials)
+        return [] if self.study is None else signs_of(self.study, self.trials, self.verdict)
 
     @cached_property
     def ranges(self) -> Mapping[str, dict[str, Range]]:

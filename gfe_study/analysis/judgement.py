@@ -2,7 +2,7 @@
 
 Trials are given as a frame, from a journal or from the tracking store: one row per trial with an outcome, with `arm`,
 `stage`, `number`, `seed`, `fingerprint`, `state`, `diverged`, `failed`, `value` (the study's metric), the metrics of
-its last point, and the searched keys that apply.
+its last point, `verdict.CONDITIONS`, and the searched keys that apply.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.analysis.diagnostics import Diagnostic
+from gfe_study.analysis.diagnostics import Diagnostic, diagnose, doubts
 from gfe_study.analysis.irregular import FINISHED
 from gfe_study.analysis.tidy import RUN_ID, STOPPED
-from gfe_study.analysis.verdict import Verdict, diagnostics, judge
+from gfe_study.analysis.verdict import Verdict, judge
 from gfe_study.config import InputError, Range, Study
 
 
@@ -124,15 +124,30 @@ def tuned(study: Study, trials: pd.DataFrame) -> dict[str, int]:
     return {arm.name: int(ended.get(arm.name, 0)) for arm in study.arms}
 
 
-def signs_of(study: Study, trials: pd.DataFrame) -> list[Diagnostic]:
-    """Return signs of a bad sweep, found in the study's first stage. Raises `InputError`; see `check_unique`."""
+def signs_of(study: Study, trials: pd.DataFrame, verdict: Verdict | None) -> list[Diagnostic]:
+    """Return signs of a bad search in the study's first stage, and of comparisons that decide nothing.
+
+    Args:
+        study: the study.
+        trials: one row per trial, as described above.
+        verdict: that of `verdict_of`.
+
+    Raises:
+        InputError: see `check_unique`.
+    """
     check_unique(trials)
     trials = in_order(study, trials)
     first = of_stage(trials, 0)
     if not len(first):
         return []
+    found: list[Diagnostic] = []
+    for arm, searched in searched_ranges(study, first).items():
+        found += diagnose(first[first[names.ARM] == arm], searched, study.metric.mode) if searched else []
+    known = {(sign.kind, sign.arm) for sign in found}
     stage, _ = judged_trials(study, trials)
-    return diagnostics(first, of_stage(trials, stage), searched_ranges(study, first), study.metric.mode)
+    last = diagnose(of_stage(trials, stage), {}, study.metric.mode)
+    found += [sign for sign in last if sign.kind == "diverged" and (sign.kind, sign.arm) not in known]
+    return found + (doubts(verdict) if verdict is not None else [])
 
 
 def searched_ranges(study: Study, trials: pd.DataFrame) -> Mapping[str, dict[str, Range]]:

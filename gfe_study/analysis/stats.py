@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 Mode = Literal["min", "max"]
-Verdict = Literal["better", "worse", "equivalent", "undecided", "one seed"]
 
 EXACT_UP_TO = 14
 """Pairs up to which the sign-flip test goes through every assignment of signs."""
 FLIPS = 99_999
 """Assignments of signs drawn at random above that."""
+FEWEST_PAIRS = 3
+"""Pairs below which nothing is decided: two give hardly an estimate of the noise."""
 POWER = 0.8
 """Probability of a decision that a number of seeds is to give."""
 MOST_SEEDS = 10_000
@@ -50,6 +51,7 @@ class Paired:
     Attributes:
         count: pairs.
         difference: mean of treatment - reference.
+        sd: standard deviation of the differences.
         low, high: Student's interval of the mean difference.
         p_value: paired t-test, two-sided.
         p_permutation: sign-flip test of the mean difference, two-sided; exact up to `EXACT_UP_TO` pairs, else
@@ -57,20 +59,17 @@ class Paired:
         smallest_p: the least that `p_permutation` can be with this many pairs; 2 / 2^count where it is exact.
         effect_size: standardised mean difference of pairs d_z = difference / s.d., times Hedges's correction (1981)
             for small samples; None below 3 pairs, where the correction does not exist, and for a s.d. of 0.
-        verdict: see `paired`.
-        seeds_to_decide: of an undecided comparison, the pairs that would decide it; see `paired`.
     """
 
     count: int
     difference: float
+    sd: float | None
     low: float | None
     high: float | None
     p_value: float | None
     p_permutation: float
     smallest_p: float
     effect_size: float | None
-    verdict: Verdict
-    seeds_to_decide: int | None
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -88,44 +87,20 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, len(sample), confidence)
 
 
-def paired(
-    treatment: ArrayLike,
-    reference: ArrayLike,
-    *,
-    mode: Mode = "min",
-    margin: float | None = None,
-    confidence: float = 0.95,
-) -> Paired:
+def paired(treatment: ArrayLike, reference: ArrayLike, *, confidence: float = 0.95) -> Paired:
     """Compare two arms run with the same seeds; entry i of both is the same seed.
-
-    The verdict, in this order:
-
-    - "one seed": a single pair, and so no interval;
-    - "equivalent": the interval lies inside (-margin, margin), even where it leaves out 0. Inclusion of an interval
-      of confidence 1 - α is two one-sided tests at α / 2 each (Schuirmann 1987), half their customary α;
-    - "better", "worse": the interval leaves out 0;
-    - "undecided": none of these.
-
-    `seeds_to_decide` is the least number of pairs, above those there are, that gives one of the middle verdicts with
-    probability `POWER` if the observed mean and s.d. of the differences are the true ones; None if `MOST_SEEDS` do
-    not. It inherits the uncertainty of both, so it is a size to plan with and no promise.
 
     Args:
         treatment: metric of the treatment, one value per seed.
         reference: metric of the reference, in the same order of seeds.
-        mode: whether lower or higher is better.
-        margin: differences smaller than this are of no interest; None asks for no equivalence.
         confidence: of the interval.
 
     Raises:
-        ValueError: arms of unequal length, no values, a value that is not finite, or an impossible option.
+        ValueError: arms of unequal length, no values, a value that is not finite, or an impossible confidence.
     """
     treated, referred = _sample(treatment, "treatment"), _sample(reference, "reference")
     if len(treated) != len(referred):
         raise ValueError(f"pairs need as many values of both arms, got {len(treated)} and {len(referred)}")
-    check_mode(mode)
-    if margin is not None and not margin > 0:
-        raise ValueError(f"margin must be > 0, got {margin}")
     check_share(confidence, "confidence")
     differences = treated - referred
     # Equal differences of unequal values differ by the rounding of these.
@@ -136,45 +111,56 @@ def paired(
     count = len(differences)
     p_permutation, smallest = _sign_flips(differences), smallest_p(count)
     if count == 1:
-        return Paired(1, mean, None, None, None, p_permutation, smallest, None, "one seed", None)
+        return Paired(1, mean, None, None, None, None, p_permutation, smallest, None)
     error = sd / math.sqrt(count)
     half = critical_value(count, confidence) * error
-    low, high = mean - half, mean + half
     statistic = abs(mean) / error if error else math.inf if mean else 0.0
     p_value = 2 * float(special.stdtr(count - 1, -statistic))
-    verdict = _verdict(low, high, mode, margin)
-    seeds = None
-    if verdict == "undecided" and sd > 0:
-        seeds = _fewest(lambda pairs: _decided(pairs, mean, sd, margin, confidence), POWER, count + 1)
     effect = _hedges(mean, sd, count)
-    return Paired(count, mean, low, high, p_value, p_permutation, smallest, effect, verdict, seeds)
+    return Paired(count, mean, sd, mean - half, mean + half, p_value, p_permutation, smallest, effect)
 
 
-def seeds_to_see(difference: float, sd: float, confidence: float = 0.95, power: float = POWER) -> int | None:
-    """The fewest pairs whose interval leaves out 0, on the side of `difference`, with probability `power`.
+def seeds_to_decide(
+    difference: float,
+    sd: float,
+    *,
+    family: int = 1,
+    margin: float | None = None,
+    confidence: float = 0.95,
+    power: float = POWER,
+    least: int = FEWEST_PAIRS,
+) -> int | None:
+    """The fewest pairs that decide a comparison with probability `power`, if the true differences are as given.
 
-    P(T > t(n - 1, (1 + confidence) / 2)) for T noncentral t with n - 1 degrees of freedom and noncentrality
-    √n |difference| / sd.
+    A comparison is decided where the interval leaves out 0, on the side of `difference`, at the confidence
+    1 - (1 - `confidence`) / `family`: its p-value is then small enough whatever Holm makes of the others. It is also
+    decided where the interval at `confidence` lies inside (-`margin`, `margin`).
 
     Args:
         difference: true mean of the differences.
         sd: true standard deviation of the differences.
-        confidence: of the interval.
+        family: number of comparisons that Holm's method adjusts for.
+        margin: differences smaller than this are of no interest; None asks for no equivalence.
+        confidence: 1 - the level of the tests.
         power: the probability wanted.
+        least: the smallest answer.
 
     Returns:
-        At least 2; None if `MOST_SEEDS` do not suffice.
+        None if `MOST_SEEDS` do not suffice.
 
     Raises:
-        ValueError: a number that is not finite, a negative s.d., or a probability outside (0, 1).
+        ValueError: a number that is not finite, a negative s.d., or an impossible option.
     """
     if not math.isfinite(difference) or not math.isfinite(sd) or sd < 0:
         raise ValueError(f"a finite difference and a finite sd >= 0 are needed, got {difference} and {sd}")
+    if margin is not None and not margin > 0:
+        raise ValueError(f"margin must be > 0, got {margin}")
+    _check_family(family)
     check_share(confidence, "confidence")
     check_share(power, "power")
     if sd == 0:
-        return 2 if difference else None
-    return _fewest(lambda pairs: _decided(pairs, difference, sd, None, confidence), power, 2)
+        return least if difference or margin is not None else None
+    return _fewest(lambda pairs: _decided(pairs, difference, sd, family, margin, confidence), power, least)
 
 
 def smallest_p(count: int) -> float:
@@ -192,8 +178,7 @@ def seeds_to_reach(level: float = 0.05, family: int = 1) -> int | None:
         ValueError: a level outside (0, 1), or an empty family.
     """
     check_share(level, "level")
-    if family < 1:
-        raise ValueError(f"family: the number of comparisons must be at least 1, got {family}")
+    _check_family(family)
     return next((count for count in range(1, MOST_SEEDS) if family * smallest_p(count) <= level), None)
 
 
@@ -260,6 +245,11 @@ def check_share(share: float, what: str) -> None:
         raise ValueError(f"{what} must lie in (0, 1), got {share}")
 
 
+def _check_family(family: int) -> None:
+    if family < 1:
+        raise ValueError(f"family: the number of comparisons must be at least 1, got {family}")
+
+
 def critical_value(count: int, confidence: float) -> float:
     """Student's t(n - 1, (1 + confidence) / 2) of n = `count` values."""
     return float(special.stdtrit(count - 1, (1 + confidence) / 2))
@@ -280,14 +270,6 @@ def _mean_and_sd(sample: NDArray[np.float64], rounding: float = 0.0) -> tuple[fl
         constant = float(sample[0])
         return (constant if abs(constant) > rounding else 0.0), 0.0
     return float(sample.mean()), float(sample.std(ddof=1))
-
-
-def _verdict(low: float, high: float, mode: Mode, margin: float | None) -> Verdict:
-    if margin is not None and -margin < low and high < margin:
-        return "equivalent"
-    if low <= 0 <= high:
-        return "undecided"
-    return "better" if (high < 0) == (mode == "min") else "worse"
 
 
 def _hedges(mean: float, sd: float, count: int) -> float | None:
@@ -318,22 +300,23 @@ def _sign_flips(differences: NDArray[np.float64]) -> float:
     return (1 + as_extreme) / (1 + FLIPS)
 
 
-def _decided(count: int, difference: float, sd: float, margin: float | None, confidence: float) -> float:
-    """Probability that the interval of `count` pairs leaves out 0, on the side of `difference`, or is inside ±margin.
+def _decided(count: int, difference: float, sd: float, family: int, margin: float | None, confidence: float) -> float:
+    """Probability that `count` pairs decide a comparison, as `seeds_to_decide` says.
 
-    The first is noncentral t. What the second adds, the interval x̄ ± q being inside and holding 0, is
-    |x̄| < min(q, margin - q): normal in x̄ given q, averaged over q, which is a multiple of √χ²_{n - 1}, at the
-    midpoints of 256 equally likely classes.
+    The first of its two ways is noncentral t. With q the half width of the interval that has to leave out 0, and r that
+    of the one that has to be inside ±margin, the second adds |x̄| < min(q, margin - r): normal in x̄ given the sample's
+    s.d., averaged over this, a multiple of √χ²_{n - 1}, at the midpoints of 256 equally likely classes.
     """
     freedom, error = count - 1, sd / math.sqrt(count)
-    critical = critical_value(count, confidence)
+    critical = critical_value(count, 1 - (1 - confidence) / family)
     missed = float(special.nctdtr(freedom, abs(difference) / error, critical))
     # It gives NaN for probabilities that underflow.
     seen = 1.0 if math.isnan(missed) else 1 - missed
     if margin is None:
         return seen
-    half = critical * error * np.sqrt(special.gammaincinv(freedom / 2, _CLASSES) / (freedom / 2))
-    reach = np.maximum(np.minimum(half, margin - half), 0)
+    deviations = error * np.sqrt(special.gammaincinv(freedom / 2, _CLASSES) / (freedom / 2))
+    reach = np.minimum(critical * deviations, margin - critical_value(count, confidence) * deviations)
+    reach = np.maximum(reach, 0)
     inside = special.ndtr((reach - difference) / error) - special.ndtr((-reach - difference) / error)
     return seen + float(inside.mean())
 

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.analysis.diagnostics import Diagnostic, diagnose
-from gfe_study.analysis.stats import Interval, Paired, holm, mean_interval, paired
-from gfe_study.config import Range
+from gfe_study.analysis.stats import (
+    FEWEST_PAIRS,
+    MOST_SEEDS,
+    Interval,
+    Paired,
+    holm,
+    mean_interval,
+    paired,
+    seeds_to_decide,
+)
 
 ARM, NUMBER, FINGERPRINT = "arm", "number", "fingerprint"
+
+Word = Literal["better", "worse", "equivalent", "undecided"]
+
+CONDITIONS = {
+    names.DEVICE: ("device", "on {}"),
+    names.THREADS: ("number of threads", "with a thread count of {}"),
+    names.SIDE_BY_SIDE: ("number of trials side by side", "{} at a time"),
+}
+"""What seconds depend on besides the arm: a tag of a trial, its name, and how trials ran."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +46,15 @@ class Row:
         reference: the arm that this one is compared with; None for a reference itself.
         paired: result of the comparison, paired by seed; None if there is none.
         p_holm: p-value, adjusted by Holm's method over the study's comparisons.
-        seconds_ratio, nfe_ratio: `seconds` and `nfe` over the shared seeds, divided by the reference's.
-        lost: number of seeds that failed or diverged.
+        seconds_ratio, nfe_ratio: `seconds` and `nfe` over the shared seeds, divided by the reference's; no ratio of
+            seconds if these trials ran under unequal or unknown `CONDITIONS`.
+        ended: number of seeds that ended, with or without a result.
+        lost: number of those that failed, diverged or lack the metric.
         cut: whether the arms are compared before the end of one of them, because their budgets differ.
         alone: why the arm has no comparison although it is not a reference.
-        text: the verdict in words.
+        verdict: see `judge`; None without a reference.
+        seeds_to_decide: pairs that would decide an undecided comparison; None if there is no such number.
+        text: the verdict in words, and why it is undecided.
     """
 
     arm: str
@@ -49,9 +69,12 @@ class Row:
     p_holm: float | None = None
     seconds_ratio: float | None = None
     nfe_ratio: float | None = None
+    ended: int = 0
     lost: int = 0
     cut: bool = False
     alone: str = ""
+    verdict: Word | None = None
+    seeds_to_decide: int | None = None
     text: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,9 +122,20 @@ def judge(
     each are considered, n being the smallest number. If the arms have unequal budgets, they are compared where the
     smaller budget ends. Both cases are reported as warnings.
 
+    The verdict of a comparison:
+
+    - "equivalent": the interval of the difference lies inside (-margin, margin), even where it leaves out 0. This is
+      two one-sided tests at half of 1 - `confidence` each (Schuirmann 1987), half their customary level;
+    - "better", "worse": the p-value of the paired t-test, adjusted by Holm's method, is at most 1 - `confidence`;
+    - "undecided": neither; or fewer than `FEWEST_PAIRS` pairs; or a share of the arm's seeds is lost that is larger
+      than that of its reference. Nothing but "better" can be said of an arm whose reference lost the larger share.
+
+    `Row.seeds_to_decide` takes the observed mean and s.d. of the differences for the true ones. It inherits the
+    uncertainty of both, so it is a size to plan with and no promise.
+
     Args:
         trials: one row per finished or failed trial: `arm`, `number`, `seed`, `fingerprint`, `diverged`, `failed`,
-            and metrics.
+            `CONDITIONS` as text ("" if unknown), and metrics.
         curves: one row per (fingerprint, images seen), with metrics.
         references: arm -> the arm that it is compared with, or None; the result keeps this order.
         metric: the metric to compare; lower is better.
@@ -124,21 +158,27 @@ def judge(
     }
     causes: dict[str, list[str]] = {}
     given = budgets or {arm: float(rows.loc[_usable(rows, metric), equal].max()) for arm, rows in chosen.items()}
-    rows = []
+    apart = alone or {}
+    rows = {}
     for arm, reference in references.items():
         if arm not in chosen:
             causes.setdefault("arm {arms} has no complete configuration; it is not compared", []).append(arm)
             continue
         beside = reference if reference in chosen else None
+        missing = f"not compared: {reference} has no complete configuration" if beside != reference else ""
         limit = _limit(arm, beside, given, equal, causes, as_declared=as_declared)
-        rows.append(_row(arm, beside, chosen, curves, equal, limit, verdict, causes, (alone or {}).get(arm, "")))
-    verdict.warnings.extend(cause.replace("{arms}", ", ".join(map(repr, arms))) for cause, arms in causes.items())
-    compared = [row for row in rows if row.paired is not None and row.paired.p_value is not None]
-    adjusted = holm([float(row.paired.p_value) for row in compared if row.paired and row.paired.p_value is not None])
-    by_arm = dict(zip([row.arm for row in compared], adjusted, strict=True))
-    for row in rows:
-        verdict.rows.append(_with_words(row, by_arm.get(row.arm), len(compared), verdict))
+        rows[arm] = _row(arm, beside, chosen, curves, equal, limit, verdict, causes, missing or apart.get(arm, ""))
+    verdict.warnings.extend(_named(cause, arms) for cause, arms in causes.items())
+    tested = {arm: row.paired.p_value for arm, row in rows.items() if row.paired and row.paired.p_value is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    for arm, row in rows.items():
+        beside_it = rows[row.reference] if row.reference is not None else None
+        verdict.rows.append(_judged(replace(row, p_holm=adjusted.get(arm)), beside_it, len(tested), verdict))
     return verdict
+
+
+def _named(cause: str, arms: Sequence[str]) -> str:
+    return cause.replace("{they}", "it" if len(arms) == 1 else "they").replace("{arms}", ", ".join(map(repr, arms)))
 
 
 def _usable(rows: pd.DataFrame, metric: str) -> pd.Series[bool]:
@@ -222,24 +262,8 @@ def _row(
     other = chosen[reference][_usable(chosen[reference], verdict.metric)] if reference is not None else own.iloc[:0]
     if limit is not None:
         own, other = _cut(own, other, curves, equal, limit, verdict.metric)
-    shared = sorted(set(own.index) & set(other.index))
-    compared = None
-    ratios: tuple[float | None, float | None] = (None, None)
-    if reference is not None and shared:
-        compared = paired(
-            [float(value) for value in own.loc[shared, verdict.metric]],
-            [float(value) for value in other.loc[shared, verdict.metric]],
-            margin=verdict.margin,
-            confidence=verdict.confidence,
-        )
-        ratios = (_ratio(own, other, shared, _seconds), _ratio(own, other, shared, _nfe))
-        missing = sorted(set(rows.index) ^ set(chosen[reference].index))
-        if missing:
-            seeds = ", ".join(map(str, missing))
-            cause = f"{{arms}} and {reference!r}: seeds {seeds} exist for one of them only; not counted"
-            causes.setdefault(cause, []).append(arm)
     images = {int(seen) for seen in own[names.IMAGES_SEEN]} if len(own) else set()
-    return Row(
+    row = Row(
         arm,
         int(rows[NUMBER].iloc[0]),
         [int(seed) for seed in own.index],
@@ -250,13 +274,54 @@ def _row(
         float(_seconds(own).mean()) if len(own) else math.nan,
         float(_nfe(own).mean()) if len(own) else math.nan,
         reference,
-        compared,
-        None,
-        *ratios,
+        ended=len(rows),
         lost=lost,
         cut=limit is not None,
         alone=alone,
     )
+    return row if reference is None else _compared(row, own, other, chosen, reference, verdict, causes)
+
+
+def _compared(
+    row: Row,
+    own: pd.DataFrame,
+    other: pd.DataFrame,
+    chosen: Mapping[str, pd.DataFrame],
+    reference: str,
+    verdict: Verdict,
+    causes: dict[str, list[str]],
+) -> Row:
+    """Return the row with its comparison over the seeds that both arms have a usable result of."""
+    shared = sorted(set(own.index) & set(other.index))
+    if not shared:
+        return row
+    missing = sorted(set(chosen[row.arm].index) ^ set(chosen[reference].index))
+    if missing:
+        seeds = ", ".join(map(str, missing))
+        cause = f"{{arms}} and {reference!r}: seeds {seeds} exist for one of them only; not counted"
+        causes.setdefault(cause, []).append(row.arm)
+    unlike = _unlike(chosen[row.arm].loc[shared], chosen[reference].loc[shared], reference)
+    if unlike:
+        causes.setdefault(f"seconds are not compared for {{arms}}: {unlike}", []).append(row.arm)
+    treated, referred = ([float(value) for value in arm.loc[shared, verdict.metric]] for arm in (own, other))
+    return replace(
+        row,
+        paired=paired(treated, referred, confidence=verdict.confidence),
+        seconds_ratio=None if unlike else _ratio(own, other, shared, _seconds),
+        nfe_ratio=_ratio(own, other, shared, _nfe),
+    )
+
+
+def _unlike(own: pd.DataFrame, other: pd.DataFrame, reference: str) -> str:
+    """Return why the seconds of two arms do not compare; empty if all trials ran under the same conditions."""
+    for tag, (what, how) in CONDITIONS.items():
+        mine, others = (sorted(set(rows[tag])) for rows in (own, other))
+        if "" in (*mine, *others):
+            return f"the {what} was not recorded"
+        if len({*mine, *others}) > 1:
+            ran, beside = (how.format(" and ".join(each)) for each in (mine, others))
+            return f"{{they}} ran {ran}, {reference!r} {beside}"
+    return ""
 
 
 def _cut(
@@ -293,65 +358,74 @@ def _ratio(rows: pd.DataFrame, other: pd.DataFrame, seeds: Sequence[int], of: An
     return float(of(rows.loc[list(seeds)]).mean()) / below if below > 0 else None
 
 
-def _with_words(row: Row, p_holm: float | None, family: int, verdict: Verdict) -> Row:
-    return Row(**{**vars(row), "p_holm": p_holm, "text": _words(row, p_holm, family, verdict)})
+def _judged(row: Row, reference: Row | None, family: int, verdict: Verdict) -> Row:
+    """Return the row with its verdict; no other function decides."""
+    lost = f"{row.lost} of {row.ended} seeds lost" if row.lost else ""
+    if reference is None:
+        found = {0: "no seed finished", 1: "no interval: one seed"}.get(row.value.count, "reference")
+        return replace(row, text="; ".join(filter(None, [row.alone or found, lost])))
+    word, reason, seeds = _decide(row, reference, family, verdict)
+    words = _words(row, word, reason, verdict)
+    more = "" if reason.startswith(lost) else f"; {lost}"
+    return replace(row, verdict=word, seeds_to_decide=seeds, text=f"{words}{more}")
 
 
-def _words(row: Row, p_holm: float | None, family: int, verdict: Verdict) -> str:
-    where = f" at {row.images:,} images" if row.cut and row.images is not None else " within the smaller budget"
-    lost = f"; {row.lost} seeds lost" if row.lost else ""
-    return f"{_found(row, p_holm, family, verdict)}{where if row.cut and row.paired is not None else ''}{lost}"
+def _decide(row: Row, reference: Row, family: int, verdict: Verdict) -> tuple[Word, str, int | None]:
+    """Return the verdict of a comparison, why it is undecided, and how many seeds would decide it."""
+    found, p_holm = row.paired, row.p_holm
+    if found is None:
+        return "undecided", "no seed of both has finished, or has a point within the budget", None
+    if found.count < FEWEST_PAIRS or found.sd is None or found.p_value is None or p_holm is None:
+        return "undecided", f"at least {FEWEST_PAIRS} paired seeds are needed", None
+    word = _by_numbers(found, p_holm, verdict)
+    if lost := _unlike_losses(row, reference, word == "better" or (word == "undecided" and found.difference < 0)):
+        return "undecided", lost, None
+    if word != "undecided":
+        return word, "", None
+    seeds = seeds_to_decide(
+        found.difference,
+        found.sd,
+        family=family,
+        margin=verdict.margin,
+        confidence=verdict.confidence,
+        least=found.count + 1,
+    )
+    reason = f"about {seeds} seeds would decide" if seeds else f"{MOST_SEEDS:,} seeds would not decide"
+    if found.p_value <= 1 - verdict.confidence:
+        reason = f"p {found.p_value:.2g}, {p_holm:.2g} after Holm over {family} comparisons; {reason}"
+    return word, reason, seeds
 
 
-def _found(row: Row, p_holm: float | None, family: int, verdict: Verdict) -> str:
-    compared = row.paired
-    if compared is None:
-        if row.alone:
-            return row.alone
-        if row.reference is not None:
-            return (
-                f"not comparable with {row.reference}: no seed of both has finished, or has a point within the budget"
-            )
-        return (
-            "no interval: one seed" if row.value.count == 1 else "reference" if row.value.count else "no seed finished"
-        )
-    match compared.verdict:
-        case "one seed":
-            return "no interval: one seed"
+def _by_numbers(found: Paired, p_holm: float, verdict: Verdict) -> Word:
+    assert found.low is not None
+    assert found.high is not None
+    if verdict.margin is not None and max(-found.low, found.high) < verdict.margin:
+        return "equivalent"
+    if p_holm > 1 - verdict.confidence:
+        return "undecided"
+    return "better" if found.difference < 0 else "worse"
+
+
+def _unlike_losses(row: Row, reference: Row, favourable: bool) -> str:
+    """Return how many seeds two arms lost, if that forbids a verdict, which may be favourable to the arm or not."""
+    own, others = row.lost * reference.ended, reference.lost * row.ended
+    if own == others or (own < others and favourable):
+        return ""
+    of = "" if row.ended == reference.ended else f" {reference.ended}"
+    return f"{row.lost} of {row.ended} seeds lost, {reference.lost} of its reference's{of}"
+
+
+def _words(row: Row, word: Word, reason: str, verdict: Verdict) -> str:
+    if row.paired is None:
+        return f"not comparable with {row.reference}: {reason}"
+    at = f" at {row.images:,} images" if row.images is not None else " within the smaller budget"
+    where = at if row.cut else ""
+    if row.paired.count == 1:
+        return f"no interval: one seed{where}"
+    match word:
         case "equivalent":
-            return f"equivalent to {row.reference} within {verdict.margin:g}"
-        case "better" | "worse" as found:
-            doubt = ""
-            if family > 1 and p_holm is not None and p_holm > 1 - verdict.confidence:
-                doubt = f" (but p {p_holm:.2g} over {family} comparisons, Holm)"
-            return f"{found} than {row.reference}{doubt}"
+            return f"equivalent to {row.reference} within {verdict.margin:g}{where}"
+        case "undecided":
+            return f"undecided{where}: {reason}"
         case _:
-            needed = compared.seeds_to_decide
-            return f"undecided: {f'about {needed} seeds' if needed else 'more than 10,000 seeds'} would decide"
-
-
-def diagnostics(
-    trials: pd.DataFrame,
-    compared: pd.DataFrame,
-    ranges: Mapping[str, Mapping[str, Range]],
-    mode: Literal["min", "max"],
-) -> list[Diagnostic]:
-    """Return signs of a bad sweep; see `analysis.diagnostics`.
-
-    Args:
-        trials: one row per trial of the search with an outcome, as for `diagnose`.
-        compared: the same for the stage whose arms are compared, which may be a later one with seeds of its own.
-        ranges: arm -> the searched keys that apply to it, and their ranges.
-    """
-    found = []
-    for arm, searched in ranges.items():
-        own = trials[trials[ARM] == arm]
-        if searched and len(own):
-            found += diagnose(own, searched, mode, arms_compared=False)
-    if len(ranges) > 1 and len(compared):
-        whole = diagnose(compared, {}, mode, arms_compared=True)
-        known = {(each.kind, each.arm) for each in found}
-        found += [each for each in whole if (each.kind, each.arm) not in known and each.kind != "flat"]
-    elif not any(ranges.values()) and len(trials):
-        found += [each for each in diagnose(trials, {}, mode, arms_compared=False) if each.kind == "diverged"]
-    return found
+            return f"{word} than {row.reference}{where}"

@@ -27,6 +27,7 @@ FORMATS = {
     "p, permutation": ".2g",
     "smallest p": ".2g",
     "effect size": "+.2f",
+    "seconds": ",.2f",
     "× seconds": ".2f",
     "× evaluations": ".2f",
 }
@@ -45,8 +46,9 @@ def verdict(evidence: Evidence) -> Iterator[Exhibit]:
         "Verdict",
         f"Arms by their chosen configurations, {label(found.metric)}, {seeds_text(counts)}. Differences are of runs "
         f"paired by seed, with {level_text(found.confidence)} Student intervals, p of the paired t-test, Holm's over "
-        "the study's comparisons, and p of the sign-flip permutation test beside the smallest that so many seeds can "
-        "reach; the effect size is Hedges's, of paired differences. × are ratios to the reference.",
+        "the study's comparisons, which decides, and p of the sign-flip permutation test beside the smallest that so "
+        "many seeds can reach; the effect size is Hedges's, of paired differences. Seconds are those of training, mean "
+        "per trial. × are ratios to the reference, of seconds only where all trials ran under the same conditions.",
         table=verdict_table(found),
         formats=FORMATS,
     )
@@ -77,6 +79,7 @@ def verdict_table(found: Verdict) -> pd.DataFrame:
                 "p, permutation": pair.p_permutation if pair else None,
                 "smallest p": smallest_p(pair.count) if pair else None,
                 "effect size": pair.effect_size if pair else None,
+                "seconds": row.seconds,
                 "× seconds": row.seconds_ratio,
                 "× evaluations": row.nfe_ratio,
                 "verdict": row.text,
@@ -89,7 +92,7 @@ def verdict_table(found: Verdict) -> pd.DataFrame:
 
 
 def _differences(found: Verdict, compared: list[Row]) -> Exhibit:
-    colours = {"better": PALETTE[0], "worse": PALETTE[1], "equivalent": PALETTE[4]}
+    colours = {"better": PALETTE[0], "worse": PALETTE[1], "equivalent": PALETTE[4], "undecided": GREY}
     with drawing():
         fig = figure(PAGE, HEIGHT_OF_REST + HEIGHT_OF_ROW * len(compared))
         axes = fig.add_subplot()
@@ -101,7 +104,8 @@ def _differences(found: Verdict, compared: list[Row]) -> Exhibit:
             assert pair is not None
             assert pair.low is not None
             assert pair.high is not None
-            colour = colours.get(pair.verdict, GREY)
+            assert row.verdict is not None
+            colour = colours[row.verdict]
             axes.plot([pair.low, pair.high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
             axes.plot([pair.difference], [place], "o", color=colour)
             axes.annotate(
@@ -119,21 +123,30 @@ def _differences(found: Verdict, compared: list[Row]) -> Exhibit:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(f"difference of {label(found.metric)}")
     band = (
-        f" Grey: the margin of ±{found.margin:g} within which a difference is of no interest." if found.margin else ""
-    )
-    data = pd.DataFrame(
-        [
-            {names.ARM: row.arm, "reference": row.reference, **vars(row.paired), "p_holm": row.p_holm}
-            for row in compared
-            if row.paired is not None
-        ]
+        f" Shaded: the margin of ±{found.margin:g} within which a difference is of no interest." if found.margin else ""
     )
     counts = {row.paired.count for row in compared if row.paired is not None}
     return Exhibit(
         "differences",
         "Differences from the reference, seed by seed",
         f"Mean difference of each arm from its reference and its {level_text(found.confidence)} Student interval, "
-        f"{seeds_text(counts)}; left of 0 the arm is better.{band}",
+        f"{seeds_text(counts)}; left of 0 the arm's mean is lower. Grey intervals are undecided.{band}",
         fig,
-        data=data,
+        data=_numbers(compared),
+    )
+
+
+def _numbers(compared: list[Row]) -> pd.DataFrame:
+    more = ("p_holm", "verdict", "seeds_to_decide")
+    return pd.DataFrame(
+        [
+            {
+                names.ARM: row.arm,
+                "reference": row.reference,
+                **vars(row.paired),
+                **{key: vars(row)[key] for key in more},
+            }
+            for row in compared
+            if row.paired is not None
+        ]
     )
