@@ -492,6 +492,15 @@ def test_one_unlike_trial_is_enough(place: int, device: str, reason: str) -> Non
     assert verdict.rows[1].seconds_ratio is None
 
 
+def test_a_trial_of_two_devices_is_unlike_itself() -> None:
+    """Both arms were continued on another device, who knows after how many seconds."""
+    rows = [{**each, names.DEVICE: "cpu (A); cpu (B)"} for each in two_arms()]
+    verdict = judged(rows)
+    reason = "it ran on cpu (A) and cpu (B), 'a' on cpu (A) and cpu (B)"
+    assert verdict.warnings == [f"seconds are not compared for 'b': {reason}"]
+    assert verdict.rows[1].seconds_ratio is None
+
+
 def test_conditions_that_are_alike_but_unknown_are_unlike() -> None:
     rows = [{**each, names.THREADS: ""} for each in two_arms()]
     assert judged(rows).rows[1].seconds_ratio is None

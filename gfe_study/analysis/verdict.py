@@ -315,7 +315,8 @@ def _compared(
 def _unlike(own: pd.DataFrame, other: pd.DataFrame, reference: str) -> str:
     """Return why the seconds of two arms do not compare; empty if all trials ran under the same conditions."""
     for tag, (what, how) in CONDITIONS.items():
-        mine, others = (sorted(set(rows[tag])) for rows in (own, other))
+        # A trial that was continued under other conditions has several values.
+        mine, others = (sorted({part for text in rows[tag] for part in text.split("; ")}) for rows in (own, other))
         if "" in (*mine, *others):
             return f"the {what} was not recorded"
         if len({*mine, *others}) > 1:
