@@ -27,16 +27,19 @@ storage_flag = $(if $(STORAGE),--storage $(STORAGE))
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make sweep SPACE=amd     run a study (or extend, or continue it); make spaces lists the spaces"
-	@echo "make plan SPACE=amd      what it would run, and how long that takes, without running it"
-	@echo "make resume SPACE=amd    continue an interrupted study with what it recorded"
+	@echo "make sweep SPACE=amd     run, extend or continue a study; make spaces lists them"
+	@echo "make plan SPACE=amd      what it would run, and how long that takes"
+	@echo "make resume SPACE=amd    continue an interrupted study"
 	@echo "make status              trials by state"
-	@echo "make report SPACE=amd    curves and tables of a study"
+	@echo "make report SPACE=amd    a study's verdict, figures and tables"
 	@echo "make ui                  the MLflow UI on http://127.0.0.1:5000"
 	@echo "make doctor              check versions, devices, data and the store"
-	@echo "make bench               solvers, gradients and training measured; PART=encoding, DATASET=digits"
-	@echo "make constraints         renew constraints.txt: the newest versions that fit together"
-	@echo "make test                the tests; make test-slow the long ones; make lint ruff and mypy"
+	@echo "make bench               benchmarks; PART=encoding DATASET=digits for one"
+	@echo "make constraints         renew constraints.txt with the newest versions"
+	@echo "make test                the tests; make test-slow the long ones; make lint"
+	@echo "make install             only the environment; make clean removes it"
+	@echo "sweep also takes DATASET TRIALS SEEDS STUDY CPUS GPUS ADDRESS STORAGE QUOTA"
+	@echo "REUSE and SET: see docs/studies.md"
 
 install: $(READY)
 
