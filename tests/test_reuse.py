@@ -1,0 +1,91 @@
+"""Which finished trials of other studies stand in for a study's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gfe_study import names
+from gfe_study.config import Study
+from gfe_study.study.engine import _spent_share
+from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
+from gfe_study.study.options import Options
+from gfe_study.study.plan import Job, Plan
+from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
+
+HERE = {names.HOST: "here", names.DEVICE: "cpu (A)", names.THREADS: "1"}
+
+
+def job_with(budget: dict[str, Any], folder: Path) -> tuple[Job, Journal]:
+    journal = Journal(folder)
+    plan = Plan.make(Study.build({"question": "?", "budget": budget}, "mine.yaml"), "0" * 64, journal)
+    (job,) = plan.jobs.values()
+    return job, journal
+
+
+def elsewhere(folder: Path, job: Job, outcome: Outcome) -> None:
+    with Journal.open(folder / "other") as journal:
+        journal.record_points(job.fingerprint, [{names.IMAGES_SEEN: 64.0, names.VAL_LOSS: 0.5}])
+        journal.record_outcome(job.fingerprint, outcome)
+
+
+@pytest.mark.parametrize(
+    ("machine", "reused"),
+    [
+        (HERE, True),
+        (HERE | {names.HOST: "there"}, False),
+        (HERE | {names.DEVICE: "NVIDIA H100"}, False),
+        (HERE | {names.THREADS: "2"}, False),
+        (None, False),
+    ],
+)
+def test_seconds_are_reused_on_the_same_machine(tmp_path: Path, machine: dict[str, str] | None, reused: bool) -> None:
+    job, journal = job_with({"seconds": 5}, tmp_path / "mine")
+    elsewhere(tmp_path, job, Outcome(FINISHED, run={**HERE, names.SIDE_BY_SIDE: "2"}))
+    found = finished_elsewhere(tmp_path / "mine", Options(str(tmp_path)))
+    assert (usable(found, job, journal, machine) is not None) is reused
+
+
+def test_seconds_of_an_unknown_place_are_not_reused(tmp_path: Path) -> None:
+    job, journal = job_with({"seconds": 5}, tmp_path / "mine")
+    elsewhere(tmp_path, job, Outcome(FINISHED))
+    found = finished_elsewhere(tmp_path / "mine", Options(str(tmp_path)))
+    assert usable(found, job, journal, HERE) is None
+
+
+def test_images_are_reused_from_everywhere(tmp_path: Path) -> None:
+    job, journal = job_with({"images": 64}, tmp_path / "mine")
+    elsewhere(tmp_path, job, Outcome(FINISHED, run={names.HOST: "there"}))
+    options = Options(str(tmp_path))
+    found = finished_elsewhere(tmp_path / "mine", options)
+    assert usable(found, job, journal, None) is not None
+    assert finished_elsewhere(tmp_path / "mine", Options(str(tmp_path), reuse=False)) == {}
+    assert finished_elsewhere(tmp_path / "other", options) == {}
+    journal.again.add(job.fingerprint)
+    assert usable(found, job, journal, None) is None
+
+
+def test_failed_trials_are_not_reused(tmp_path: Path) -> None:
+    job, _ = job_with({"images": 64}, tmp_path / "mine")
+    elsewhere(tmp_path, job, Outcome(FAILED, "no more"))
+    assert finished_elsewhere(tmp_path / "mine", Options(str(tmp_path))) == {}
+
+
+def test_a_cluster_is_no_known_machine() -> None:
+    assert this_machine(Options(address="auto")) is None
+    here = this_machine(Options(cpus_per_trial=2.5))
+    assert here is not None
+    assert here[names.THREADS] == "2"
+    assert here[names.DEVICE].startswith("cpu (")
+
+
+@pytest.mark.parametrize(
+    ("budget", "share"),
+    [({"images": 100}, 0.2), ({"seconds": 8}, 0.25), ({"images": 100, "seconds": 2.5}, 0.8), ({"nfe": 300}, 0.4)],
+)
+def test_the_nearest_limit_tells_the_progress(budget: dict[str, Any], share: float, tmp_path: Path) -> None:
+    job, _ = job_with(budget, tmp_path)
+    point = {names.IMAGES_SEEN: 20.0, names.TRAIN_SECONDS: 2.0, names.NFE_FORWARD: 4.0, names.NFE_BACKWARD: 2.0}
+    assert _spent_share(job.trial.budget, point) == pytest.approx(share)
