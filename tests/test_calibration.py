@@ -81,7 +81,7 @@ def test_the_sign_flip_test_is_exact_at_every_level_it_can_reach(count: int) -> 
 
 @pytest.mark.parametrize("effect", [0.25, 0.5, 0.8])
 @pytest.mark.parametrize("family", [1, 5])
-def test_seeds_to_decide_decide_four_times_in_five(effect: float, family: int) -> None:
+def test_seeds_to_decide_do_four_times_in_five(effect: float, family: int) -> None:
     count = seeds_to_decide(effect, 1.0, family=family)
     assert count is not None
     low, high = interval_bounds(normal(31, 4000, count) + effect, 1 - 0.05 / family)

@@ -256,7 +256,7 @@ def test_noise_that_the_seeds_share_is_none() -> None:
     assert kinds(judged(amd=[1.4, 0.82, 1.24], rk4=[1.3, 0.7, 1.15])) == []
 
 
-def test_where_something_is_decided_there_is_no_noise() -> None:
+def test_a_decision_is_no_noise() -> None:
     # The s.d. is larger than the difference, and 12 seeds tell the arms apart all the same.
     differences = [0.8 + 1.1 * sign for sign in (1, -1)] * 6
     verdict = judged(amd=[0.0] * 12, rk4=differences)
@@ -280,7 +280,7 @@ def test_few_seeds_are_those_of_the_comparisons() -> None:
     assert "in 6 of 6 comparisons (b 1, c 1, d 1, e 1, …)" in doubts(many)[0].text
 
 
-def test_a_study_that_compares_nothing_has_no_doubts() -> None:
+def test_where_nothing_is_compared_nothing_is_few() -> None:
     assert doubts(judged(a=[1.0])) == []
 
 

@@ -210,7 +210,7 @@ def test_seconds_stand_without_a_ratio(tmp_path: Path, tags: dict[str, str], rat
     assert of.verdict.warnings == ([] if ratio else told)
 
 
-def test_the_page_and_the_terminal_have_one_verdict(tmp_path: Path) -> None:
+def test_page_and_terminal_have_one_verdict(tmp_path: Path) -> None:
     of = three_against_one(tmp_path, **RUNS_ALIKE)
     assert of.verdict is not None
     page = write_report(of.store, "given", tmp_path / "report")[0].read_text()

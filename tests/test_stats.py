@@ -190,7 +190,7 @@ def test_a_comparison_needs_pairs_of_finite_numbers(treatment: list[float], refe
         paired(treatment, reference)
 
 
-def test_the_confidence_of_a_comparison_is_a_probability() -> None:
+def test_the_level_of_a_pair_is_a_probability() -> None:
     with pytest.raises(ValueError, match="confidence must lie in"):
         paired([1.0], [2.0], confidence=1)
 

@@ -408,7 +408,7 @@ def test_equal_losses_forbid_nothing() -> None:
     assert losing(1, 1, LOST[0], margin=1.0).text == "equivalent to a within 1; 1 of 5 seeds lost"
 
 
-def test_losses_without_a_verdict_promise_no_seeds() -> None:
+def test_forbidden_verdicts_promise_no_seeds() -> None:
     """Where the numbers lean to a verdict that the losses forbid, more seeds would not bring it."""
     rows = arms(a=[0.0] * 4, b=[-0.4, -0.1, 0.3, 0.1], c=[0.4, 0.1, -0.3, 0.1])
     rows[3] |= LOST[0]
@@ -417,7 +417,7 @@ def test_losses_without_a_verdict_promise_no_seeds() -> None:
     assert (high.text, high.seeds_to_decide) == ("undecided: 0 of 4 seeds lost, 1 of its reference's", None)
 
 
-def test_losses_are_shares_of_the_seeds_that_ended() -> None:
+def test_losses_are_shares_of_ended_seeds() -> None:
     rows = arms(a=[*LEFT, 0.2, 0.2, 0.2], b=[value - 0.05 + 0.001 * s for s, value in enumerate(LEFT)])
     rows[0] |= LOST[0]
     rows[8] |= LOST[0]
@@ -440,7 +440,7 @@ def test_an_arm_that_lost_every_seed_is_undecided() -> None:
     assert found.text.endswith("; 5 of 5 seeds lost")
 
 
-def test_words_come_before_the_point_of_comparison() -> None:
+def test_words_come_before_the_images() -> None:
     rows = [row("a", s, v, images=960) for s, v in enumerate([0.2, 0.3, 0.25])]
     rows += [row("b", s, v, images=1920) for s, v in enumerate([0.105, 0.14, 0.125])]
     assert judged(rows).rows[1].text.startswith("undecided at 960 images: about ")
@@ -501,7 +501,7 @@ def test_a_trial_of_two_devices_is_unlike_itself() -> None:
     assert verdict.rows[1].seconds_ratio is None
 
 
-def test_conditions_that_are_alike_but_unknown_are_unlike() -> None:
+def test_unknown_conditions_are_unlike() -> None:
     rows = [{**each, names.THREADS: ""} for each in two_arms()]
     assert judged(rows).rows[1].seconds_ratio is None
 
@@ -515,7 +515,7 @@ def test_arms_with_the_same_cause_share_a_warning() -> None:
     assert [each.seconds_ratio is None for each in verdict.rows] == [True, True, True, False]
 
 
-def test_trials_that_are_not_compared_may_run_anywhere() -> None:
+def test_uncompared_trials_may_run_anywhere() -> None:
     rows = two_arms()
     rows[0] |= {"failed": True, names.DEVICE: "", METRIC: math.nan}
     rows[5] |= {names.DEVICE: "NVIDIA H100"}
@@ -533,6 +533,6 @@ def test_nothing_finished_is_no_traceback() -> None:
     assert "arm 'b' has no complete configuration" in missing.warnings[0]
 
 
-def test_an_arm_whose_reference_is_missing_is_none() -> None:
+def test_without_its_reference_an_arm_is_alone() -> None:
     (found,) = judged(arms(b=RIGHT)).rows
     assert (found.verdict, found.text) == (None, "not compared: a has no complete configuration")
