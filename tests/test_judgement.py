@@ -107,7 +107,7 @@ def test_no_trials_are_unique() -> None:
     ids=["verdict", "signs", "chosen", "configurations", "ends"],
 )
 def test_no_statement_has_a_larger_sample(tmp_path: Path, statement: Any) -> None:
-    """An edited study leaves its earlier trials in the store; they are no further seeds."""
+    """A second trial of a seed, as another tool may leave it in the store, is no further seed."""
     deliveries = [run(arm, "gfe", "digits", seed, [point(480)]) for arm in "ab" for seed in range(3)]
     earlier = run("b", "gfe", "digits", 1, [point(480, 0.1)], fingerprint="earlier")
     of: Evidence = evidence(tmp_path, [*deliveries, earlier], f"{DECLARED}seeds: 3\n")
