@@ -183,7 +183,9 @@ def _asked_and_ran(evidence: Evidence) -> str:
         if study.scientific is not None:
             about["compared"] = "; ".join(arm.name for arm in study.arms)
         if study.nuisance:
-            about["searched"] = f"{', '.join(study.nuisance)} ({study.sampler}, {study.trials} configurations per arm)"
+            count = "1 configuration" if study.trials == 1 else f"{study.trials} configurations"
+            per_arm = " per arm" if study.scientific is not None else ""
+            about["searched"] = f"{', '.join(study.nuisance)} ({study.sampler}, {count}{per_arm})"
         about["budget of a trial"] = _budgets(study)
         stages = [f"{len(study.seeds_of(stage))}" for stage in study.stages()]
         about["seeds"] = " in the first stage, ".join(stages) + (" in the second" if len(stages) > 1 else "")
@@ -256,7 +258,7 @@ def _best(evidence: Evidence) -> list[str]:
         line += f": trial {', '.join(own[names.FINGERPRINT])}"
         seen, used = own[names.IMAGES_SEEN].mean(), own[names.IMAGES_USED].mean()
         line += f", {seen:,.0f} training images seen" if not math.isnan(seen) else ""
-        line += f" (counted once; {used:,.0f} counted once per weight update)" if not math.isnan(used) else ""
+        line += f" ({used:,.0f} counting every weight update)" if not math.isnan(used) else ""
         lines.append(f"{f'<b>{escape(arm)}</b>: ' if arm else ''}{escape(line)}")
     return lines or ["no trial has a result"]
 

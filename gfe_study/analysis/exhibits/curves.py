@@ -106,9 +106,9 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
     counts = set(means.groupby(names.ARM)["seeds"].max())
     shade = "" if counts == {1} else _shade_text(evidence.confidence)
     about = {
-        names.IMAGES_SEEN: "the papers' axis: training images, repetitions counted",
-        names.TRAIN_SECONDS: "seconds spent in training updates, evaluation left out; they compare only on one machine "
-        "that did the same beside",
+        names.IMAGES_SEEN: "training images seen, repetitions counted, as in the papers",
+        names.TRAIN_SECONDS: "seconds spent in training updates, without evaluation; comparable only on one machine "
+        "with equal load",
         "nfe": "decoder evaluations and pullbacks spent in training, all images together",
     }[axis]
     return Exhibit(
@@ -242,8 +242,8 @@ def _search(evidence: Evidence) -> Iterator[Exhibit]:
     yield Exhibit(
         AXES[names.IMAGES_SEEN],
         f"{_title(evidence.metric)} over {label(names.IMAGES_SEEN)}",
-        f"Every trial of the search. The best is the best of {points[RUN_ID].nunique()}: a value too good to expect "
-        f"again. {seeds_text({seeds}).capitalize()} of each configuration.",
+        f"Every trial of the search. The best is the best of {points[RUN_ID].nunique()}, so another "
+        f"run of it will probably be worse. {seeds_text({seeds}).capitalize()} of each configuration.",
         fig,
         data=points[[RUN_ID, names.NUMBER, names.SEED, names.IMAGES_SEEN, evidence.metric]],
     )

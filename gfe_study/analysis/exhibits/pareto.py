@@ -50,7 +50,8 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
     yield Exhibit(
         "pareto",
         "Loss against time" if axis in TIMES else f"Loss against the {label(axis).partition(' (')[0]}",
-        f"Every complete configuration, mean over its seeds; no other beats {len(front)} of {len(table)} in both. "
+        f"Every complete configuration, mean over its seeds; {len(front)} of {len(table)} are on the front: no other "
+        "is better in both. "
         f"{_about(axis, len(valued) - len(table))}",
         fig,
         table=_shown(front, axis, metric),
@@ -61,11 +62,11 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
 
 def _about(axis: str, left_out: int) -> str:
     if axis in TIMES:
-        return "Seconds compare only between trials of one machine that did the same beside."
-    told = f" Left out: {left_out} without an entropy, their latents having collapsed." if left_out else ""
+        return "Seconds are comparable only between trials on one machine with equal load."
+    told = f" Not shown: {left_out} whose latents have collapsed and have no entropy." if left_out else ""
     return (
-        "The gap is what the whitened latents of the test images lack of the entropy of as many samples of the "
-        f"standard normal, by a kernel density estimate: 0 of latents that fill it.{told}"
+        "The gap is the entropy of samples of the standard normal minus that of as many whitened latents of test "
+        f"images, by a kernel density estimate; it is 0 if the latents are normal.{told}"
     )
 
 

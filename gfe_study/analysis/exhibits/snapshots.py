@@ -204,12 +204,12 @@ def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots],
     yield Exhibit(
         "latents",
         "Latents of test images",
-        f"t-SNE of the latents of {images:,} test images, coloured by their class, which training never saw; "
+        f"t-SNE of the latents of {images:,} test images, coloured by class; training never uses classes; "
         f"{_seeds(shown)}. Pictures of t-SNE cannot be compared by eye, so the table measures the latents themselves: "
         f"the share of test images whose class is that of most of their {NEIGHBOURS} nearest neighbours in latent "
-        f"space ({seeds_text(set(table['seeds']))}; early and at the end of training, at the mean of "
-        "the images seen where seeds ended apart), and how far the map keeps neighbourhoods (1: all of them). As in "
-        f"Figures 6 and 7 of the paper.{told}",
+        f"space ({seeds_text(set(table['seeds']))}; early and at the end of training, at the mean "
+        "number of images seen if seeds ended at different ones), and how far the map keeps neighbourhoods (1: all of "
+        f"them). As in Figures 6 and 7 of the paper.{told}",
         fig,
         table.dropna(axis="columns", how="all"),
         {"images seen": ",.0f", "k-NN accuracy": ".3f", "±": ".3f", "trustworthiness of the map": ".3f"},

@@ -83,8 +83,8 @@ def _isolation(evidence: Evidence, study: Study, table: pd.DataFrame) -> Exhibit
     return Exhibit(
         "isolation",
         "Best over the nuisance parameters, by scientific value",
-        f"Every configuration that was tried (grey, {counts} an arm, mean over its seeds) and "
-        "the best of each arm. A best of few trials is a draw of luck; the verdict's seeds are the comparison.",
+        f"Every configuration that was tried (grey, {counts} per arm, mean over its seeds) and "
+        "the best of each arm. The best of few trials is partly luck; compare arms by the verdict.",
         fig,
         data=table,
     )
@@ -125,8 +125,8 @@ def _slices(evidence: Evidence, study: Study, table: pd.DataFrame) -> Iterator[E
     yield Exhibit(
         "slices",
         "Loss over each searched value",
-        "Every configuration once in each panel; the worst tenth may lie outside. Panels are as wide as what was "
-        "searched: a best at the edge of one asks for a wider range.",
+        "Every configuration once in each panel; the worst tenth may lie outside. Each panel spans the "
+        "searched range: a best value at its edge calls for a wider range.",
         fig,
         data=table,
     )
@@ -238,10 +238,10 @@ def _expected(evidence: Evidence, study: Study) -> Iterator[Exhibit]:
             legend(fig)
     yield Exhibit(
         "expected_best",
-        "What tuning brings: the expected best of so many trials",
-        "The unbiased (U-statistic) estimate of the best of k trials drawn from those that were run, by their number "
-        "and by their mean training time; shaded where an interval can be had, up to a quarter of the trials. Of a "
-        f"search that learns it is what the same trials in random order would have given.{early}",
+        "What tuning gains: the expected best of a number of trials",
+        "The unbiased (U-statistic) estimate of the best of k trials drawn from those that were run, over their number "
+        "and over their mean training time; the interval is shaded up to a quarter of the trials. For a search that "
+        f"learns, it is what the same trials in random order would have given.{early}",
         fig,
         data=whole,
     )
