@@ -331,6 +331,8 @@ def _last_lines(outcome: Outcome) -> list[str]:
         )
     if outcome.stopped:
         lines.append(f"stopped: {outcome.stopped}")
+    elif outcome.interrupted:
+        lines.append("interrupted; every result so far is kept")
     if not outcome.delivered:
         lines.append("the tracking store is incomplete; resume the study to deliver the rest")
     if outcome.slots and outcome.seconds.get("trials"):

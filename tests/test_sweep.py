@@ -97,7 +97,9 @@ def test_an_interrupted_sweep_says_so_and_loses_nothing(tmp_path: Path, number: 
         wait_until(reached, process, tmp_path / "output.log")
         process.send_signal(number)
         assert process.wait(timeout=60) == 130
-    assert "interrupted; run the same command to continue" in (tmp_path / "output.log").read_text()
+    told = (tmp_path / "output.log").read_text()
+    assert "interrupted; every result so far is kept" in told
+    assert "resume longer  # continue" in told
     assert not [run for run in children(tmp_path, "longer") if run.info.status == "RUNNING"]
     again = gfe_study(tmp_path, "resume", "longer")
     assert again.returncode == 0, again.stderr
