@@ -1,7 +1,7 @@
 """A study with nothing left to do says so from its journal's last line, without loading torch, MLflow or the images.
 
-The line holds what the last start showed, and what that depended on: the command, this package, the images' files, and
-the store. If any of them has changed, the study is planned as usual.
+The line holds what the last start showed, and what that depended on: the command, this package and those it uses, the
+images' files, and the store. If any of them has changed, the study is planned as usual.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from gfe_study.config import TRAINING_VERSION
 from gfe_study.names import DATA_DIR_VARIABLE
-from gfe_study.provenance import PACKAGE, own_version
+from gfe_study.provenance import PACKAGE, own_version, package_versions
 from gfe_study.study.events import Settled, read_record
 from gfe_study.study.storage import JOURNAL_FILE, is_url, study_folder
 from gfe_study.tracking.sqlite import count_finished
@@ -32,7 +32,7 @@ def start_key(command: Any) -> str:
     """
     code = sorted((str(path), path.stat().st_mtime_ns) for path in PACKAGE.rglob("*.py"))
     surroundings = [os.environ.get(DATA_DIR_VARIABLE), str(Path.cwd()), store_uri()]
-    content = [command, surroundings, own_version(), TRAINING_VERSION, code]
+    content = [command, surroundings, own_version(), package_versions(), TRAINING_VERSION, code]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
