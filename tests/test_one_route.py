@@ -17,7 +17,7 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
-from stores import fresh
+from stores import fresh, server
 from sweeps import children, gfe_study
 
 from gfe_study import names
@@ -246,6 +246,18 @@ def edit_at_random(seed: int) -> None:
             if editor.luck.random() < 0.2:
                 check(sweep(editor.declared, where, "another"), "another")  # whose trials are reused
             check(sweep(editor.declared, where))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_edited_study_on_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(tmp_path) as uri:
+        monkeypatch.setenv(URI_VARIABLE, uri)
+        editor = Editor(0)
+        check(sweep(editor.declared, tmp_path))
+        for edit in (editor.swap, editor.fewer_seeds, editor.rename, editor.design, editor.more_seeds):
+            edit()
+            check(sweep(editor.declared, tmp_path))
 
 
 @pytest.mark.slow
