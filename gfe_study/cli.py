@@ -268,11 +268,11 @@ def _run(study: Study, label: str, options: Any, json_: bool, command: list[Any]
     from gfe_study.study.settled import start_key
     from gfe_study.study.sweep import Outcome, run_sweep
 
-    shown = console()
+    shown, key = console(), start_key([options.storage, *command])
 
     def settle(outcome: Outcome) -> tuple[str, dict[str, Any], list[Any]]:
         lines = [*opening(outcome.plan, view.splits), *closing(outcome, label, options.storage)]
-        return start_key([options.storage, *command]), summary(outcome), lines
+        return key, summary(outcome), lines
 
     with StudyView(shown) as view:
         outcome = run_sweep(study, label, options, view, settle)
@@ -312,7 +312,7 @@ def status(
         counts = ", ".join(f"{count} {kind}" for kind, count in state["trials"].items()) or "no trials yet"
         best = state["best"]
         ahead = f"; best {best['metric']} {best['value']:.4f} ({best['fingerprint']})" if best else ""
-        former = f"; {state['former']} more no longer belong to the study" if state["former"] else ""
+        former = f"; not counted: {state['former']} of earlier versions of the study" if state["former"] else ""
         say(shown, f"{name}: {counts}{former}{ahead}")
         for failure in state["failures"]:
             say(shown, f"  failed {failure['fingerprint']}: {failure['reason']}")
@@ -385,8 +385,9 @@ def report(
     with console().status(f"reading and drawing {label} …"):  # silent unless it is a terminal
         from gfe_study.analysis.load import Store
         from gfe_study.analysis.report import write_report
+        from gfe_study.study.storage import study_folder
 
-        files = write_report(Store(), label, Path(storage) / label / "report")
+        files = write_report(Store(), label, study_folder(storage, label) / "report")
     if json_:
         print_json([str(file) for file in files])
     else:

@@ -72,7 +72,7 @@ class StudyView:
         self._say("starting Ray …")
 
     def ray_started(self, seconds: float, slots: int) -> None:
-        self._say(f"Ray started in {seconds:.0f} s; {slots} trials at a time")
+        self._say(f"Ray started in {seconds:.0f} s; {_count(slots, 'trial')} at a time")
         if self.console.is_terminal:
             self._live.start()
 
@@ -120,7 +120,8 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
         f"{len(splits.test):,} test images; entropy floor {floor:.4f} nats per pixel",
         f"{shape(study)}{state}",
         *(f"skipped: {hole.name}: {hole.reason}" for hole in study.holes),
-        *([former(len(plan.orphaned))] if plan.orphaned else []),
+        *([former(count)] if (count := len(plan.orphaned - plan.waiting)) else []),
+        *([f"{count} more of the second stage wait until the first is over"] if (count := len(plan.waiting)) else []),
     ]
     return [sentence(study.question, "bold"), *map(sentence, told)]
 
@@ -128,7 +129,7 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
 def former(count: int) -> str:
     """Say that trials no longer belong to the study."""
     trials, are = ("trial", "belongs") if count == 1 else ("trials", "belong")
-    return f"{count} earlier {trials} no longer {are} to this study as it is declared now: kept, and not used"
+    return f"{count} earlier {trials} no longer {are} to this study as it is declared now; they are kept but not used"
 
 
 def shape(study: Study) -> str:
@@ -327,7 +328,7 @@ def _last_lines(outcome: Outcome) -> list[str]:
         lines.append(f"{count} of them were reused from study {study}: same configuration, seed, data and code")
     if outcome.damaged:
         lines.append(
-            f"{len(outcome.damaged)} damaged checkpoints, named above; their trials continued from earlier ones"
+            f"{_count(len(outcome.damaged), 'damaged checkpoint')}, named above; an earlier one was used instead"
         )
     if outcome.stopped:
         lines.append(f"stopped: {outcome.stopped}")
@@ -339,7 +340,7 @@ def _last_lines(outcome: Outcome) -> list[str]:
         seconds = outcome.seconds
         lines.append(
             f"time: {duration(seconds['total'])}, {seconds['start_up']:.0f} s of it start-up; "
-            f"the trials took {duration(seconds['trials'])} on {outcome.slots} slots"
+            f"the trials took {duration(seconds['trials'])} on {_count(outcome.slots, 'slot')}"
         )
     return lines
 

@@ -10,13 +10,15 @@ from gfe_study.analysis.judgement import signs_of, verdict_of
 from gfe_study.analysis.stats import pareto
 from gfe_study.analysis.verdict import Verdict
 from gfe_study.study.frames import curves_frame, objectives, trials_frame
+from gfe_study.study.journal import FINISHED
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.sweep import Outcome
 
 
 def ranked(plan: Plan) -> list[tuple[Job, float]]:
-    """Return the finished trials, best first."""
-    valued = [(job, value) for job in plan.finished() if (value := plan.value(job)) is not None]
+    """Return the trials that have finished their budget, best first; those that diverged are infinitely bad."""
+    finished = (job for job in plan.finished() if plan.state(job) == FINISHED)
+    valued = [(job, value) for job in finished if (value := plan.value(job)) is not None]
     return sorted(valued, key=lambda pair: pair[1], reverse=plan.study.metric.mode == "max")
 
 

@@ -29,6 +29,7 @@ from gfe_study.data.base import Splits
 from gfe_study.results import signs, summary, verdict
 from gfe_study.study.engine import Engine, Observer
 from gfe_study.study.options import Options
+from gfe_study.study.status import state_of
 from gfe_study.study.sweep import Outcome, run_sweep
 from gfe_study.study.trial_run import TrialRun
 from gfe_study.tracking.uri import URI_VARIABLE
@@ -103,8 +104,10 @@ def check(outcome: Outcome, label: str = "edited") -> None:
         assert verdict_table(here).equals(verdict_table(there))
     if plan.stage_over(0):
         assert [sign.as_dict() for sign in signs(plan)] == [sign.as_dict() for sign in evidence.signs]
-    members = {fingerprint for each in plan.journal.membership for fingerprint in each.fingerprints}
-    assert evidence.num_former == len({*plan.journal.points, *plan.journal.outcomes} - members)
+    state, best = state_of(plan.journal), plan.best()
+    assert evidence.num_former == len(plan.orphaned) == state["former"]
+    assert plan.journal.membership == plan.membership()
+    assert (state["best"] or {}).get("fingerprint") == (best[0].fingerprint if best else None)
     check_tags(outcome, label)
 
 

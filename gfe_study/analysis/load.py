@@ -38,7 +38,7 @@ BULK_PATH = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 BULK_RUNS = 80
 """Runs in one call: a server takes 100, and the line of a request may have 4,094 characters."""
 BULK_VALUES = 25_000
-"""More than so many a server does not give, nor does it say that there are more."""
+"""A server returns at most this many values, without saying that there are more."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class _Reader(Protocol):
 class Store:
     """The studies of a tracking store.
 
-    Files that `artifact` downloads are there as long as this object is.
+    Files downloaded by `artifact` exist for the lifetime of this object.
 
     Args:
         uri: of the store; `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder, if not given.
 
     Raises:
-        TrackingError: the store is none, or cannot be reached; of every method, too.
+        TrackingError: the URI names no store, or it cannot be reached; every method may raise this.
         InputError: of every method that takes a study: the store has no such study; the message names those it has.
     """
 

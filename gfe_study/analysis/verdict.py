@@ -131,7 +131,7 @@ def judge(
       than that of its reference. Nothing but "better" can be said of an arm whose reference lost the larger share.
 
     `Row.seeds_to_decide` takes the observed mean and s.d. of the differences for the true ones. It inherits the
-    uncertainty of both, so it is a size to plan with and no promise.
+    uncertainty of both, so it is a planning figure, not a guarantee.
 
     Args:
         trials: one row per finished or failed trial: `arm`, `number`, `seed`, `fingerprint`, `diverged`, `failed`,

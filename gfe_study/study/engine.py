@@ -57,16 +57,16 @@ class Observer(Protocol):
 
 
 class Sink(Protocol):
-    """Follows the journal: every call comes after the journal holds the change, and must return at once."""
+    """Follows the journal."""
 
     def changed(self, job: Job) -> None:
-        """A trial started, reached points, or ended."""
+        """The journal holds that a trial was placed, reached points, or ended. Must return at once."""
 
     def added(self, fingerprints: Sequence[str]) -> None:
-        """These trials belong to one more configuration."""
+        """The journal holds that these trials belong to one more configuration. Must return at once."""
 
-    def reused(self, job: Job, found: Finished) -> None:
-        """A trial is reused from another study, whose files it needs."""
+    def copy_files(self, job: Job, found: Finished) -> None:
+        """Copy the files of a trial that is about to be reused from another study."""
 
 
 class Engine:
@@ -175,7 +175,7 @@ class Engine:
         return None
 
     def placed(self, fingerprint: str, attempt: int, place: dict[str, str]) -> None:
-        """Tell that a trial starts or continues on a worker; `place` holds `PLACE_KEYS` and what the backend needs."""
+        """Report that a trial starts or continues on a worker; `place` has `PLACE_KEYS` and the backend's own keys."""
         run = self._heard(fingerprint, attempt, Event.PLACE)
         if run is None:
             return
@@ -188,6 +188,7 @@ class Engine:
             run.place = place
             run.first_placed = run.last_heartbeat if run.first_placed is None else run.first_placed
             run.move(Event.PLACE)
+            self._sink.changed(run.job)
 
     def reported(
         self,
@@ -199,7 +200,7 @@ class Engine:
         done: bool = False,
         failure: str | None = None,
     ) -> bool:
-        """Tell what a trial has reached since its last report; return whether to stop its worker.
+        """Report a trial's progress since its last report; return whether to stop its worker.
 
         Args:
             fingerprint, attempt: which trial, and which attempt of it.
@@ -229,7 +230,7 @@ class Engine:
         return run.status in FINAL or self.broken is not None
 
     def lost(self, fingerprint: str, attempt: int, reason: str) -> None:
-        """Tell that a trial lost its process or node; it starts again until it has had `MAX_ATTEMPTS`."""
+        """Report that a trial lost its process or node; it starts again until it has had `MAX_ATTEMPTS`."""
         event = Event.LOSE if attempt < MAX_ATTEMPTS else Event.GIVE_UP
         run = self._heard(fingerprint, attempt, event)
         if run is None:
@@ -284,7 +285,6 @@ class Engine:
         run.move(Event.HAND_OUT)
         self._live[run.job.fingerprint] = run
         self._max_live = max(self._max_live, len(self._live))
-        self._sink.changed(run.job)
         self._show()
         return run
 
@@ -349,10 +349,12 @@ class Engine:
         if self._advanced or not self.plan.stage_over(0):
             return False
         self._advanced = True
+        known = {(arm.name, number) for arm in self.plan.study.arms for number in self.plan.configurations[1, arm.name]}
         jobs = self.plan.advance()
-        winners = {(1, job.arm, job.number): None for job in jobs}
-        for key in winners:
-            self._record_added(key)
+        for arm in self.plan.study.arms:
+            for number in self.plan.configurations[1, arm.name]:
+                if (arm.name, number) not in known:  # also if it shares all of its trials with another arm
+                    self._record_added((1, arm.name, number))
         self._enqueue(jobs)
         return True
 
@@ -372,8 +374,9 @@ class Engine:
                 self._queue.append(self.runs[job.fingerprint])
                 continue
             outcome = Outcome(FINISHED, origin=found.study, run=found.outcome.run)
+            self._sink.copy_files(job, found)
             self.plan.journal.record_reused(job.fingerprint, found.points, outcome)
-            self._sink.reused(job, found)
+            self._sink.changed(job)
             self.taken_over[found.study] += 1
 
     # Progress

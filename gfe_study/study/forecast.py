@@ -94,13 +94,16 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     folder = study_folder(options.storage, label)
     journal = Journal.read(folder, remote_folder(options.storage, label))
     plan = Plan.make(study, images.sha256, journal)
+    if options.again:
+        journal.forget([job.fingerprint for job in plan.finished()])
+        plan = Plan.make(study, images.sha256, journal)
     known = {job.fingerprint: plan.state(job) for job in plan.jobs.values()}
     add_certain(plan)
     place = {arm.name: number for number, arm in enumerate(study.arms)}
     jobs = sorted(plan.jobs.values(), key=lambda job: (job.stage, place[job.arm], job.number, job.seed))
     finished, machine = finished_elsewhere(folder, options), this_machine(options)
     found = {job.fingerprint: trial for job in jobs if (trial := usable(finished, job, journal, machine))}
-    done = {job.fingerprint for job in plan.finished()} if not options.again else set()
+    done = {job.fingerprint for job in plan.finished()}
     over = done | set(found)
     elsewhere = {name: f"in {trial.study}" for name, trial in found.items()}
     trials = [(job, known.get(job.fingerprint) or elsewhere.get(job.fingerprint, "new")) for job in jobs]

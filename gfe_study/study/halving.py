@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Sequence
 
 from gfe_study import names
@@ -26,6 +28,7 @@ class Halving:
         self._metric, self._reduction = metric, options.reduction
         self._sign = 1 if mode == "min" else -1
         self.rungs: dict[float, dict[str, float]] = {}
+        self._sorted: dict[float, list[float]] = defaultdict(list)
         rung = options.grace_images
         while rung < budget:
             self.rungs[rung] = {}
@@ -37,7 +40,9 @@ class Halving:
         for rung, values in self.rungs.items():
             point = next((p for p in points if p[names.IMAGES_SEEN] >= rung and self._metric in p), None)
             if point is not None and not point.get(names.DIVERGED):
-                values.setdefault(fingerprint, self._sign * point[self._metric])
+                if fingerprint not in values:
+                    values[fingerprint] = self._sign * point[self._metric]
+                    insort(self._sorted[rung], values[fingerprint])
                 reached = rung
         return reached
 
@@ -47,7 +52,7 @@ class Halving:
         if rung is None:
             return None
         values = self.rungs[rung]
-        better = sum(value < values[fingerprint] for value in values.values())
+        better = bisect_left(self._sorted[rung], values[fingerprint])
         places = math.ceil(len(values) / self._reduction)
         if better < places:
             return None

@@ -280,7 +280,7 @@ class Journal:
     def _append(self, record: Record) -> None:
         assert self._descriptor is not None, "the journal is open for reading only"
         entry = {"event": NAMES[type(record)], "time": time.time(), **asdict(record)}
-        line = json.dumps(entry, ensure_ascii=False).encode()
+        line = json.dumps(entry).encode()  # names of files may hold what UTF-8 cannot encode
         end = os.fstat(self._descriptor).st_size
         try:
             written = os.write(self._descriptor, line + b"\n")
@@ -323,11 +323,7 @@ class Journal:
                 self.outcomes[record.fingerprint] = record.outcome
                 self.changed.append(record.fingerprint)
             case Again():
-                self.again |= set(record.fingerprints)
-                self.changed += record.fingerprints
-                for name in record.fingerprints:
-                    for known in (self.points, self.outcomes, self.places):
-                        known.pop(name, None)
+                self.forget(record.fingerprints)
             case Parallel():
                 self.parallel = record.configurations
             case FirstPlaced():
@@ -337,6 +333,14 @@ class Journal:
                 self.changed.append(record.fingerprint)
             case Settled():
                 self.settled = record
+
+    def forget(self, fingerprints: list[str]) -> None:
+        """Drop the results of trials that are run once more."""
+        self.again |= set(fingerprints)
+        self.changed += fingerprints
+        for name in fingerprints:
+            for known in (self.points, self.outcomes, self.places):
+                known.pop(name, None)
 
     def _include(self, configuration: Configuration) -> None:
         self.membership.append(configuration)

@@ -48,7 +48,6 @@ class Plan:
         jobs: known trials that belong to the study as it is declared now, by fingerprint.
         configurations: configurations by (stage, arm), then by number, in the order in which they were added.
         members: the configurations that each trial belongs to, by fingerprint; arms may share a trial.
-        orphaned: trials with results that no longer belong to the study because its file changed; their data is kept.
         exhausted: arms whose space holds no further configuration.
     """
 
@@ -58,12 +57,12 @@ class Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
     configurations: dict[tuple[int, str], dict[int, Configuration]] = field(default_factory=dict)
     members: dict[str, list[Configuration]] = field(default_factory=dict)
-    orphaned: set[str] = field(default_factory=set)
     exhausted: set[str] = field(default_factory=set)
     # Counted as outcomes change, so that no event of a sweep costs more the more trials there are.
     _counted: dict[str, str] = field(default_factory=dict)
     _counts: Counter[tuple[int, str]] = field(default_factory=Counter)
     _num_changes: int = 0
+    _highest: dict[str, int] = field(default_factory=dict)
     _best: dict[int, tuple[Job, float]] = field(default_factory=dict)
 
     @classmethod
@@ -88,13 +87,21 @@ class Plan:
                 plan.add(0, {}, arm.name)
         if not plan.failed():  # failed trials are retried first, because one of them may be a winner
             plan.advance()
-        with_results = {*journal.points, *journal.outcomes}
-        if len(study.stages()) > 1 and not plan.stage_over(0):
-            # Until the first stage is over, it is unknown which trials of the second stage belong.
-            later = (configuration for configuration in journal.known.values() if configuration.stage)
-            with_results -= {name for configuration in later for name in configuration.fingerprints}
-        plan.orphaned = with_results - set(plan.jobs)
         return plan
+
+    @property
+    def orphaned(self) -> set[str]:
+        """Trials that ran and do not belong to the study as it is declared now; their data is kept."""
+        journal = self.journal
+        return {*journal.points, *journal.outcomes, *journal.places} - set(self.jobs)
+
+    @property
+    def waiting(self) -> set[str]:
+        """Those of them that may belong to the second stage again once the first is over."""
+        if len(self.study.stages()) == 1 or (self.stage_over(0) and not self.failed()):
+            return set()
+        later = (configuration for configuration in self.journal.known.values() if configuration.stage)
+        return self.orphaned & {name for configuration in later for name in configuration.fingerprints}
 
     def _belongs(self, configuration: Configuration) -> bool:
         arm, number = configuration.arm, configuration.number
@@ -120,6 +127,8 @@ class Plan:
         there = self.configurations[stage, arm]
         if number in there:
             return []
+        if stage == 0:
+            self._highest[arm] = max(number, self._highest.get(arm, -1))
         seeds = list(self.study.seeds_of(stage))
         jobs = [self.job(number, params, seed, arm, stage) for seed in seeds]
         there[number] = Configuration(stage, arm, number, params, seeds, [job.fingerprint for job in jobs])
@@ -148,8 +157,9 @@ class Plan:
             self._counts[job.stage, self._counted[job.fingerprint]] -= 1
         self._counts[job.stage, state] += 1
         self._counted[job.fingerprint] = state
-        value, best = self.value(job), self._best.get(job.stage)
-        if value is not None and (best is None or self._rank((job, value)) < self._rank(best)):
+        # A trial that was stopped early or diverged is no result to go by.
+        value, best = self.value(job) if state == FINISHED else None, self._best.get(job.stage)
+        if value is not None and math.isfinite(value) and (best is None or self._rank((job, value)) < self._rank(best)):
             self._best[job.stage] = job, value
         elif best is not None and best[0] is job and value is None:  # it runs again
             del self._best[job.stage]
@@ -157,8 +167,8 @@ class Plan:
                 if other.stage == job.stage:
                     self._count(other)
 
-    def _rank(self, valued: tuple[Job, float]) -> float:
-        return valued[1] if self.study.metric.mode == "min" else -valued[1]
+    def _rank(self, valued: tuple[Job, float]) -> tuple[float, str]:
+        return valued[1] if self.study.metric.mode == "min" else -valued[1], valued[0].fingerprint
 
     def advance(self) -> list[Job]:
         """Add the second stage once the first is over; return the new jobs."""
@@ -211,7 +221,7 @@ class Plan:
 
     def next_number(self, arm: str = "") -> int:
         """Return the number of an arm's next configuration; no number is used twice, not even an orphan's."""
-        return max([self.journal.highest.get(arm, -1), *self.configurations[0, arm]]) + 1
+        return max(self.journal.highest.get(arm, -1), self._highest.get(arm, -1)) + 1
 
     def unasked(self, arm: str | None = None) -> int:
         """Return how many configurations the search has yet to suggest, for one arm or for all."""

@@ -74,6 +74,9 @@ class Recorder:
             self._tidy(job)
             if not self.tracker.is_closed(job.fingerprint):
                 self._behind[job.fingerprint] = job
+        for job in self.plan.failed():  # a kill may have come before the failure was delivered
+            if not self.tracker.has_failed(job.fingerprint):
+                self._behind[job.fingerprint] = job
         self._thread = threading.Thread(target=self._deliver_for_ever, name="tracking", daemon=True)
         self._thread.start()
 
@@ -84,18 +87,17 @@ class Recorder:
         self._deliver(job)
 
     def added(self, fingerprints: Sequence[str]) -> None:
-        """Bring the runs of trials level that belong to one more configuration."""
+        """Update the runs of trials that have joined another configuration."""
         with self._changed:
             self._unlabelled.update(fingerprints)
             self._changed.notify()
 
-    def reused(self, job: Job, found: Finished) -> None:
-        """Copy the files of a trial that another study has finished, and deliver the trial."""
+    def copy_files(self, job: Job, found: Finished) -> None:
+        """Copy the files of a trial that is about to be reused from another study."""
         try:
             found.copy_files(self.plan.trial_folder(job))
         except OSError as error:
             self._on_problem(f"the decoder of {job.fingerprint} cannot be copied from {found.study} ({error.strerror})")
-        self.changed(job)
 
     def _tidy(self, job: Job) -> None:
         """Remove the checkpoints of a trial that is over, and decoders that are no longer among an arm's best."""
@@ -132,12 +134,13 @@ class Recorder:
         self._level()
         try:
             for job in self.plan.missing():
-                if self.tracker.is_running(job.fingerprint):
+                if job.fingerprint not in self.plan.journal.outcomes and self.tracker.is_running(job.fingerprint):
                     self.tracker.kill(job.fingerprint)
             self._close_orphans()
             self._keep_best()
             best = self.plan.best()
-            tags = {names.BEST_FINGERPRINT: best[0].fingerprint, names.BEST_VALUE: f"{best[1]:.6f}"} if best else {}
+            named = (best[0].fingerprint, f"{best[1]:.6f}") if best else ("", "")  # an edit may leave none
+            tags = dict(zip((names.BEST_FINGERPRINT, names.BEST_VALUE), named, strict=True))
             files = self._files(best[0], names.BEST_CHECKPOINT, names.RECONSTRUCTION) if best else []
             self.tracker.close_study(RUN_KILLED if interrupted else RUN_FINISHED, tags, files)
         except (InputError, OSError) as error:
@@ -163,7 +166,7 @@ class Recorder:
             self.tracker.keep_decoder(job.fingerprint, files)
 
     def _label(self, fingerprint: str) -> Label:
-        """Say by a run's name and tags under which configurations the study has its trial now, or that it has not."""
+        """Return the name and tags that show which configurations a trial belongs to now, if to any."""
         members, job = self.plan.members.get(fingerprint), self.plan.jobs.get(fingerprint)
         if not members or job is None:
             return Label("", {names.ROLE: names.ROLE_FORMER})

@@ -30,7 +30,7 @@ def start_key(command: Any) -> str:
     Args:
         command: plain data that describes the command and the content of its files.
     """
-    code = sorted((str(path), path.stat().st_mtime_ns) for path in PACKAGE.rglob("*.py"))
+    code = sorted(file_states(PACKAGE.rglob("*.py")).items())
     surroundings = [os.environ.get(DATA_DIR_VARIABLE), str(Path.cwd()), store_uri()]
     content = [command, surroundings, own_version(), package_versions(), TRAINING_VERSION, code]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

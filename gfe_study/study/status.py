@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -26,13 +27,15 @@ def state_of(journal: Journal) -> dict[str, Any]:
         and (points := journal.points.get(name))
         and metric["name"] in points[-1]
         and not points[-1].get(names.DIVERGED)
+        and math.isfinite(points[-1][metric["name"]])
     }
     last = max((stages[name] for name in values), default=0)  # the same choice as `Plan.best`
-    choose = min if metric["mode"] == "min" else max
-    best = choose((name for name in values if stages[name] == last), key=lambda name: values[name], default=None)
+    sign = 1 if metric["mode"] == "min" else -1
+    valued = {name: value for name, value in values.items() if stages[name] == last}
+    best = min(valued, key=lambda name: (sign * valued[name], name), default=None)
     return {
         "trials": dict(states),
-        "former": len({*journal.points, *journal.outcomes} - set(members)),
+        "former": len({*journal.points, *journal.outcomes, *journal.places} - set(members)),
         "best": {"fingerprint": best, "metric": metric["name"], "value": values[best]} if best else None,
         "failures": [
             {"fingerprint": name, "reason": outcome.reason}

@@ -30,6 +30,7 @@ from gfe_study.study.runner import CONTINUATION
 from gfe_study.study.settled import file_states
 from gfe_study.study.storage import remote_folder, study_folder
 from gfe_study.tracking.client import Tracker
+from gfe_study.tracking.runs import FAILED
 from gfe_study.tracking.uri import writable
 from gfe_study.tracking.views import COMPARISON, STUDY_FILE, link
 
@@ -111,17 +112,18 @@ def run_sweep(
     options = replace(options, data_folders=tuple(map(str, folders))).granted(study.resources)
     images = Images.of_study(study, folders, download=True)
     folder = study_folder(options.storage, label)
+    files = file_states(images.sources())
     writable(folder, "choose another --storage")
-    tracker = Tracker(label)
     with Journal.open(folder, remote_folder(options.storage, label)) as journal:
         source = {"source": study.source, "source_sha256": study.source_sha256}
         recorded = {key: value for key, value in asdict(options).items() if key != "again"}
         journal.record_study(study.model_dump(mode="json"), source, recorded)
         plan = Plan.make(study, images.sha256, journal)
-        if options.again and not journal.again:
-            _run_again(plan, tracker)
+        if options.again and not journal.again & set(plan.jobs):
+            journal.record_again([job.fingerprint for job in plan.finished()])
+        tracker = Tracker(label)  # after the journal is locked: another sweep may have added runs before
+        _set_aside(plan, tracker)
         observer.planned(plan, images.of(study.example(study.arms[0])))
-        declare(plan)
         outcome = Outcome(plan, comparison=tracker.page(link(tracker.experiment_id, COMPARISON)))
         recorder = _open_store(plan, tracker, label, images, observer)
         with contextlib.ExitStack() as at_last:  # the backend ends only once everything is recorded
@@ -132,29 +134,38 @@ def run_sweep(
                 recorder.close(interrupted=True)
                 raise
             outcome.delivered = recorder.close(outcome.interrupted)
+        if outcome.delivered:
+            _mark_level(tracker, study)
         if settle is not None and outcome.complete:
-            journal.record_settled(_settled(settle, outcome, images))
+            key, shown, lines = settle(Outcome(plan, comparison=outcome.comparison))
+            journal.record_settled(Settled(key, files, shown, lines))
         outcome.seconds |= {"total": time.monotonic() - started, "tracking": recorder.tracking_seconds}
         return outcome
 
 
 def _open_store(plan: Plan, tracker: Tracker, label: str, images: Images, observer: Observer) -> Recorder:
     """Open the study's own run, and bring the runs of its trials level with the study as it is declared now."""
-    study = plan.study
-    shared = _tags(study, label)
-    declared = to_yaml(study.model_dump(mode="json"))
-    tracker.open_study(shared, study.question, {STUDY_FILE: declared})
+    study, shared = plan.study, _tags(plan.study, label)
+    pending = {**shared, names.LEVELLED: "pending"}  # so that no report mixes the old runs with the new membership
+    tracker.open_study(pending, study.question, {STUDY_FILE: _declaration(study)})
+    try:
+        declare(plan)
+    except InputError:
+        tracker.close_study(FAILED, {}, [])
+        raise
     recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
     if recorder.flush():
-        tracker.tag_study({names.LEVELLED: hashlib.sha256(declared.encode()).hexdigest()})
+        _mark_level(tracker, study)
     return recorder
 
 
-def _settled(
-    settle: Callable[[Outcome], tuple[str, dict[str, Any], list[Any]]], outcome: Outcome, images: Images
-) -> Settled:
-    key, summary, lines = settle(Outcome(outcome.plan, comparison=outcome.comparison))
-    return Settled(key, file_states(images.sources()), summary, lines)
+def _declaration(study: Study) -> str:
+    return to_yaml(study.model_dump(mode="json"))
+
+
+def _mark_level(tracker: Tracker, study: Study) -> None:
+    """Tag the study's own run: the names and tags of all runs agree with the declaration in the store."""
+    tracker.tag_study({names.LEVELLED: hashlib.sha256(_declaration(study).encode()).hexdigest()})
 
 
 def _tags(study: Study, label: str) -> dict[str, str]:
@@ -167,12 +178,12 @@ def _tags(study: Study, label: str) -> dict[str, str]:
     }
 
 
-def _run_again(plan: Plan, tracker: Tracker) -> None:
-    jobs = plan.finished()
-    plan.journal.record_again([job.fingerprint for job in jobs])
-    for job in jobs:
-        tracker.supersede(job.fingerprint)
-        mirror_of(plan, job).remove(*CONTINUATION, *names.KEPT_FILES)
+def _set_aside(plan: Plan, tracker: Tracker) -> None:
+    """Set aside runs and files of trials that are run again and have not begun, also if an earlier start was killed."""
+    for name in plan.journal.again & set(plan.jobs):
+        if not plan.journal.points.get(name) and name not in plan.journal.outcomes:
+            tracker.supersede(name)
+            mirror_of(plan, plan.jobs[name]).remove(*CONTINUATION, *names.KEPT_FILES)
 
 
 def _run_missing(
@@ -194,7 +205,7 @@ def _run_missing(
     at_last.enter_context((backend or ray_backend)(engine, options, images.loaded, observer, started))
     outcome.interrupted = not engine.done
     outcome.damaged = engine.damaged
-    outcome.stopped = engine.stopped
+    outcome.stopped = engine.stopped if not engine.done else ""  # a stop after the last trial stops nothing
     outcome.slots = engine.slots
     outcome.seconds = {"start_up": engine.start_up_seconds, "trials": engine.trial_seconds}
     if engine.broken is not None:

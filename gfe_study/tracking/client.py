@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from gfe_study import names
 from gfe_study.tracking import views
-from gfe_study.tracking.runs import FINISHED, KILLED, RUNNING, Change, Delivery, Label, Run, RunSpec, Writer
+from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change, Delivery, Label, Run, RunSpec, Writer
 from gfe_study.tracking.sqlite import SqliteWriter
 from gfe_study.tracking.uri import (
     ARTIFACTS,
@@ -203,6 +203,11 @@ class Tracker:
         """Return whether a trial's run exists and is finished, as far as this process knows."""
         run = self._runs.get(fingerprint)
         return run is not None and run.status == FINISHED and fingerprint not in self._open
+
+    def has_failed(self, fingerprint: str) -> bool:
+        """Return whether a trial's run is marked as failed."""
+        run = self._runs.get(fingerprint)
+        return run is not None and run.status == FAILED
 
     def is_running(self, fingerprint: str) -> bool:
         """Return whether a trial's run is marked as running, by this process or by one that was killed."""

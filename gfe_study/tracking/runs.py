@@ -1,4 +1,4 @@
-"""What a tracking store must hold of trials, and the protocol of those who write it."""
+"""What a tracking store must hold for each trial, and the protocol for its writers."""
 
 from __future__ import annotations
 
