@@ -334,6 +334,10 @@ class Journal:
             case Settled():
                 self.settled = record
 
+    def begun(self) -> set[str]:
+        """Return all trials that ever ran or failed, whether they belong to the study or not."""
+        return {*self.points, *self.outcomes, *self.places, *self.again}
+
     def forget(self, fingerprints: list[str]) -> None:
         """Drop the results of trials that are run once more."""
         self.again |= set(fingerprints)

@@ -92,8 +92,7 @@ class Plan:
     @property
     def orphaned(self) -> set[str]:
         """Trials that ran and do not belong to the study as it is declared now; their data is kept."""
-        journal = self.journal
-        return {*journal.points, *journal.outcomes, *journal.places} - set(self.jobs)
+        return self.journal.begun() - set(self.jobs)
 
     @property
     def waiting(self) -> set[str]:

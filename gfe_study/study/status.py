@@ -35,7 +35,7 @@ def state_of(journal: Journal) -> dict[str, Any]:
     best = min(valued, key=lambda name: (sign * valued[name], name), default=None)
     return {
         "trials": dict(states),
-        "former": len({*journal.points, *journal.outcomes, *journal.places} - set(members)),
+        "former": len(journal.begun() - set(members)),
         "best": {"fingerprint": best, "metric": metric["name"], "value": values[best]} if best else None,
         "failures": [
             {"fingerprint": name, "reason": outcome.reason}
