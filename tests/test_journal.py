@@ -89,6 +89,19 @@ def test_a_journal_says_its_format(tmp_path: Path) -> None:
     assert (first["event"], first["format"]) == ("study", FORMAT)
 
 
+def test_a_journal_of_format_1_is_read(tmp_path: Path) -> None:
+    """Its trials are single records, one for each seed of a configuration."""
+    asked = {"event": "asked", "number": 3, "params": {"optim.lr": 1e-3}, "trial": {}, "arm": "a", "stage": 0}
+    lines = [{**asked, "seed": seed, "fingerprint": name} for seed, name in enumerate(("aa", "bb"))]
+    (tmp_path / JOURNAL_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    journal = Journal.read(tmp_path)
+    assert [(each.number, each.seeds, each.fingerprints) for each in journal.membership] == [
+        (3, [0], ["aa"]),
+        (3, [1], ["bb"]),
+    ]
+    assert journal.highest == {"a": 3}
+
+
 @pytest.mark.parametrize(
     "line",
     [
