@@ -209,7 +209,7 @@ def test_the_front_is_of_loss_and_entropy_where_the_search_was_for_these(tmp_pat
     exhibit = shown(pareto, evidence(tmp_path, deliveries, DECLARED_FRONT))["pareto"]
     assert exhibit.title == "Loss against the entropy gap to the normal"
     assert "2 of 3 are on the front" in exhibit.caption
-    assert "Left out: 1 without an entropy" in exhibit.caption
+    assert "Not shown: 1 whose latents have collapsed" in exhibit.caption
     assert "econds" not in exhibit.caption
     assert exhibit.table is not None
     assert exhibit.table[[names.VAL_LOSS, names.ENTROPY_GAP]].to_numpy().tolist() == [[0.3, 0.1], [0.2, 1.0]]
