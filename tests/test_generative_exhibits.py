@@ -83,7 +83,7 @@ def test_arms_stand_beside_the_papers_table_by_their_method(of: Evidence) -> Non
     assert "all latents" not in table
     assert exhibit.title.startswith("Table 2 of the GEN paper")
     assert "11.35 in 8 dimensions" in exhibit.caption
-    assert "Left out" not in exhibit.caption
+    assert "Not shown" not in exhibit.caption
 
 
 @pytest.mark.parametrize("other", [{"dataset": "digits"}, {"latent_dim": 10}, {"data.held_out": 3}], ids=str)
