@@ -51,7 +51,7 @@ SEARCH = {"solver.beta": {"uniform": [0.3, 0.95]}}
 
 
 class Quiet:
-    """An observer that keeps what it is told."""
+    """An observer that ignores every message."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None

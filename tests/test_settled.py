@@ -17,6 +17,7 @@ from test_one_route import BASE, Quiet, at_once
 
 from gfe_study import names
 from gfe_study.config import Study
+from gfe_study.study.images import Images
 from gfe_study.study.journal import JOURNAL_FILE, Journal
 from gfe_study.study.options import Options
 from gfe_study.study.settled import file_states, settled, start_key
@@ -80,6 +81,26 @@ def lose_run(storage: str) -> None:
 def test_a_change_unsettles_a_study(storage: str, change: Callable[[str], None]) -> None:
     change(storage)
     assert settled(storage, LABEL, "key") is None
+
+
+@pytest.mark.parametrize("changes", ["never", "while trials run", "afterwards"])
+def test_changed_images_unsettle_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: str) -> None:
+    """A result belongs to the images that were there before it; a change while trials run is a change."""
+    monkeypatch.setenv(URI_VARIABLE, fresh(tmp_path / "store.db"))
+    images = tmp_path / "images"
+    images.write_bytes(b"pixels")
+    monkeypatch.setattr(Images, "sources", lambda self: [images])
+
+    def changing(*given: Any) -> Any:
+        if changes == "while trials run":
+            images.write_bytes(b"other pixels")
+        return at_once(*given)
+
+    study, options = Study.build({**BASE, "seeds": 1, "scientific": ARMS}, "small.yaml"), Options(str(tmp_path / "r"))
+    run_sweep(study, LABEL, options, Quiet(), lambda _: ("key", {"trials": {"finished": 2}}, []), changing)  # type: ignore[arg-type]
+    if changes == "afterwards":
+        images.write_bytes(b"other pixels")
+    assert (settled(options.storage, LABEL, "key") is not None) == (changes == "never")
 
 
 def test_a_failed_trial_leaves_something_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

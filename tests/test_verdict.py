@@ -353,7 +353,7 @@ def test_seeds_to_decide_reckon_with_the_margin() -> None:
 
 
 def test_seeds_to_decide_are_more_than_there_are() -> None:
-    """An interval just beyond both 0 and the margin: so many other seeds would decide more often than not."""
+    """An interval just beyond both 0 and the margin: this many new seeds would decide more often than not."""
     half = stats.t.ppf(0.975, 11) / math.sqrt(12)
     deviations = np.arange(12) - 5.5
     losses = 0.99 * half + deviations / deviations.std(ddof=1)

@@ -112,7 +112,7 @@ class Rows:
         runs: `run_id`, `name`, `status`, and `start_time` and `end_time` in milliseconds since the epoch.
         tags, params: `run_id`, `key`, `value`, as text.
         latest: `run_id`, `key`, `value` of every metric at its largest step.
-        num_former: number of runs that were left out because their trials no longer belong to the study.
+        num_former: number of runs excluded because their trials no longer belong to the study.
     """
 
     runs: pd.DataFrame

@@ -277,7 +277,7 @@ class Engine:
         run.last_heartbeat = self._clock()
         return run
 
-    def _hand_out(self, run: TrialRun) -> TrialRun | None:
+    def _hand_out(self, run: TrialRun) -> TrialRun:
         outcome = self.plan.journal.outcomes.get(run.job.fingerprint)
         if outcome is not None and outcome.state == FAILED:
             self.plan.journal.record_retry(run.job.fingerprint)

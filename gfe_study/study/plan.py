@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def waiting(self) -> set[str]:
-        """Those of them that may belong to the second stage again once the first is over."""
+        """Orphaned trials that may return with the second stage once the first is over."""
         if len(self.study.stages()) == 1 or (self.stage_over(0) and not self.failed()):
             return set()
         later = (configuration for configuration in self.journal.known.values() if configuration.stage)

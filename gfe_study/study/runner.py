@@ -143,7 +143,7 @@ def device_name(device: str) -> str:
 
 
 def num_threads(cpus: float) -> int:
-    """Return the number of threads of a trial that is granted so many CPUs."""
+    """Return the number of threads of a trial with this many CPUs."""
     return max(1, int(cpus))
 
 

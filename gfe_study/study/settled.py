@@ -16,7 +16,7 @@ from typing import Any
 from gfe_study.config import TRAINING_VERSION
 from gfe_study.names import DATA_DIR_VARIABLE
 from gfe_study.provenance import PACKAGE, own_version, package_versions
-from gfe_study.study.events import Settled, read_record
+from gfe_study.study.events import NewerRecord, Settled, read_record
 from gfe_study.study.storage import JOURNAL_FILE, is_url, study_folder
 from gfe_study.tracking.sqlite import count_finished
 from gfe_study.tracking.uri import sqlite_file, store_uri
@@ -74,8 +74,6 @@ def _last_record(journal: Path) -> Settled | None:
             file.seek(max(0, size - LONGEST_LINE))
             *_, last, rest = [b"", b"", *file.read().split(b"\n")]
         record = read_record(last) if not rest else None
-    except (OSError, ValueError):
-        return None
-    except Exception:  # a record of a newer version: the usual way reports it
+    except (OSError, ValueError, NewerRecord):  # the usual start reports what is wrong with the journal
         return None
     return record if isinstance(record, Settled) else None

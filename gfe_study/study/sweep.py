@@ -125,7 +125,7 @@ def run_sweep(
         _set_aside(plan, tracker)
         observer.planned(plan, images.of(study.example(study.arms[0])))
         outcome = Outcome(plan, comparison=tracker.page(link(tracker.experiment_id, COMPARISON)))
-        recorder = _open_store(plan, tracker, label, images, observer)
+        recorder, level = _open_store(plan, tracker, label, images, observer)
         with contextlib.ExitStack() as at_last:  # the backend ends only once everything is recorded
             try:
                 if plan.missing() or plan.unasked() or len(study.stages()) > 1:
@@ -135,7 +135,7 @@ def run_sweep(
                 raise
             outcome.delivered = recorder.close(outcome.interrupted)
         if outcome.delivered:
-            _mark_level(tracker, study)
+            tracker.tag_study(level)
         if settle is not None and outcome.complete:
             key, shown, lines = settle(Outcome(plan, comparison=outcome.comparison))
             journal.record_settled(Settled(key, files, shown, lines))
@@ -143,29 +143,27 @@ def run_sweep(
         return outcome
 
 
-def _open_store(plan: Plan, tracker: Tracker, label: str, images: Images, observer: Observer) -> Recorder:
-    """Open the study's own run, and bring the runs of its trials level with the study as it is declared now."""
+def _open_store(
+    plan: Plan, tracker: Tracker, label: str, images: Images, observer: Observer
+) -> tuple[Recorder, dict[str, str]]:
+    """Open the study's own run, and bring the runs of its trials level with the study as it is declared now.
+
+    Returns the recorder, and the tag that says that all names and tags agree with the declaration in the store.
+    """
     study, shared = plan.study, _tags(plan.study, label)
     pending = {**shared, names.LEVELLED: "pending"}  # so that no report mixes the old runs with the new membership
-    tracker.open_study(pending, study.question, {STUDY_FILE: _declaration(study)})
+    declared = to_yaml(study.model_dump(mode="json"))
+    tracker.open_study(pending, study.question, {STUDY_FILE: declared})
     try:
         declare(plan)
     except InputError:
         tracker.close_study(FAILED, {}, [])
         raise
     recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
+    level = {names.LEVELLED: hashlib.sha256(declared.encode()).hexdigest()}
     if recorder.flush():
-        _mark_level(tracker, study)
-    return recorder
-
-
-def _declaration(study: Study) -> str:
-    return to_yaml(study.model_dump(mode="json"))
-
-
-def _mark_level(tracker: Tracker, study: Study) -> None:
-    """Tag the study's own run: the names and tags of all runs agree with the declaration in the store."""
-    tracker.tag_study({names.LEVELLED: hashlib.sha256(_declaration(study).encode()).hexdigest()})
+        tracker.tag_study(level)
+    return recorder, level
 
 
 def _tags(study: Study, label: str) -> dict[str, str]:

@@ -174,9 +174,9 @@ class Tracker:
 
     def close_study(self, status: str, tags: dict[str, str], files: list[Path]) -> None:
         """End the parent run, with tags that name the best trial and with that trial's files."""
+        self.tag_study(tags)
         assert self.parent_id is not None
         with explained(self.uri):
-            self.client.log_batch(self.parent_id, tags=[RunTag(*tag) for tag in tags.items()])
             for file in files:
                 self.client.log_artifact(self.parent_id, str(file))
             self.client.set_terminated(self.parent_id, status)
