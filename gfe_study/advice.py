@@ -19,9 +19,9 @@ def program() -> str:
     """Return the text that calls this program from the working folder."""
     typed = Path(sys.argv[0])
     if typed.name == "__main__.py":
-        return f"{_near(Path(sys.executable))} -m gfe_study"
+        return f"{near(Path(sys.executable))} -m gfe_study"
     found = shutil.which(typed.name)
-    return typed.name if found and Path(found).samefile(typed) else _near(typed)
+    return typed.name if found and Path(found).samefile(typed) else near(typed)
 
 
 def in_checkout() -> bool:
@@ -48,7 +48,7 @@ def mlflow_ui() -> str:
 
 def _mlflow() -> str:
     beside = Path(sys.executable).with_name("mlflow")
-    return "mlflow" if shutil.which("mlflow") or not beside.exists() else _near(beside)
+    return "mlflow" if shutil.which("mlflow") or not beside.exists() else near(beside)
 
 
 def train_command(decoder: Path, width: int) -> list[str]:
@@ -65,10 +65,10 @@ def encode_command(decoder: Path, width: int) -> list[str]:
 
 
 def _quoted(path: Path) -> str:
-    return shlex.quote(_near(path))
+    return shlex.quote(near(path))
 
 
-def _near(path: Path) -> str:
+def near(path: Path) -> str:
     """Return a path relative to the working folder if the path lies below it."""
     absolute = Path.cwd() / path  # not resolved: a virtual environment's python is a link to the system's
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from gfe_study import density_cli, names
+from gfe_study.advice import near
 from gfe_study.config import (
     InputError,
     Study,
@@ -391,7 +392,7 @@ def report(
     if json_:
         print_json([str(file) for file in files])
     else:
-        print("\n".join(map(str, files)))
+        print("\n".join(map(near, files)))
 
 
 @app.command()
