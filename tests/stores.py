@@ -16,7 +16,7 @@ from typing import Any
 
 from gfe_study import names
 from gfe_study.tracking.client import Tracker, connect
-from gfe_study.tracking.runs import Delivery, End, RunSpec
+from gfe_study.tracking.runs import RUNNING, Change
 
 STUDY = "amd"
 DECLARED = "question: Which?\nscientific:\n  arms: {a: {}, b: {method: ae}}\n"
@@ -56,12 +56,20 @@ def trial(
     params: dict[str, Any] | None = None,
     ending: dict[str, str] | None = None,
     **tags: Any,
-) -> Delivery:
+) -> Change:
     """A trial's run as a study logs it; a status of None leaves it running."""
     about = {names.ARM: "a", names.STAGE: "0", names.SEED: "0", names.GROUP: group, names.ENTROPY_FLOOR: "0.058"}
     about |= {key: str(value) for key, value in tags.items()}
-    spec = RunSpec(fingerprint, f"run of {fingerprint}", about, params or {}, {names.TRIAL_FILE: "seed: 0\n"})
-    return Delivery(spec, points, None if status is None else End(status, ending or {}, []))
+    return Change(
+        fingerprint,
+        f"run of {fingerprint}",
+        status or RUNNING,
+        ending or {},
+        points,
+        initial_tags=about,
+        params=params or {},
+        texts={names.TRIAL_FILE: "seed: 0\n"},
+    )
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from gfe_study import names
 from gfe_study.config import space_files
 from gfe_study.study.journal import Journal
 from gfe_study.tracking.client import Tracker
-from gfe_study.tracking.runs import Delivery, RunSpec
+from gfe_study.tracking.runs import RUNNING, Change
 from gfe_study.tracking.uri import URI_VARIABLE
 
 Run = Callable[..., tuple[int, str, str]]
@@ -285,7 +285,7 @@ def test_doctor_closes_runs_that_a_killed_driver_left(
         journal.record_study({}, {}, {})
     tracker = Tracker("amd")
     tracker.open_study({}, "?", {})
-    tracker.bring_level([Delivery(RunSpec("f" * 16, "left behind", {}, {}, {}), [])])
+    tracker.write([Change("f" * 16, "left behind", RUNNING)])
     code, out, _ = run("doctor")
     assert code == 1
     assert "BAD  study amd: 1 runs marked running that nobody writes to" in out

@@ -37,20 +37,20 @@ from gfe_study.analysis.style import COLOURS, GREY, PALETTE, styles
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.config import Range, space_files
 from gfe_study.console import verdict_table as verdict_listing
-from gfe_study.tracking.runs import Delivery
+from gfe_study.tracking.runs import Change
 
 
-def evidence(folder: Path, deliveries: list[Delivery], declared: str | None = None) -> Evidence:
+def evidence(folder: Path, deliveries: list[Change], declared: str | None = None) -> Evidence:
     """Of a study as it is declared; or of one whose declaration is lost."""
     uri = fresh(folder / "store.db")
-    opened(uri, "given", declared or DECLARED).bring_level(deliveries)
+    opened(uri, "given", declared or DECLARED).write(deliveries)
     store = Store(uri)
     if declared is not None:
         return Evidence.load(store, "given")
     return Evidence("given", store, None, "Which?", store.parent("given"), *store.frames("given"))
 
 
-def run(arm: str, method: str, dataset: str, seed: int, points: list[dict[str, float]], **tags: Any) -> Delivery:
+def run(arm: str, method: str, dataset: str, seed: int, points: list[dict[str, float]], **tags: Any) -> Change:
     params = {"eval.test_images": 1000, **tags.pop("params", {})}
     name = f"{arm}/{dataset}/{seed}/{params.get('data.train_images', '')}{tags.pop('fingerprint', '')}"
     about = {names.ARM: arm, names.METHOD: method, names.DATASET: dataset, names.SEED: seed, names.NUMBER: 0, **tags}
@@ -301,7 +301,7 @@ seeds: 1
 """
 
 
-def searched(arm: str, method: str, number: int) -> Delivery:
+def searched(arm: str, method: str, number: int) -> Change:
     sizes = [8, 16, 32] if arm == "a" else [16, 64]
     params: dict[str, Any] = {"optim.lr": 1e-3 * (1 + number / 12), "optim.batch_size": sizes[number % len(sizes)]}
     if arm == "a":

@@ -91,7 +91,7 @@ def test_trials_run_again_after_a_kill(folder: Path, monkeypatch: pytest.MonkeyP
     outcome = sweep(TWO_ARMS, folder)
     check(outcome)
     assert outcome.plan.best() is not None
-    losses = sorted(Store().runs("edited")[names.VAL_LOSS])
+    losses = sorted(Store().frames("edited")[0][names.VAL_LOSS])
     assert losses == pytest.approx([0.1, 0.1, 0.101, 0.101, 0.102, 0.102])
 
 
@@ -107,7 +107,7 @@ def test_an_edit_does_not_disarm_no_reuse(folder: Path, monkeypatch: pytest.Monk
     sweep(edited, folder)
     monkeypatch.setattr(test_one_route, "made_up", trials(lambda run: 0.1))
     check(again(edited, folder))
-    losses = sorted(Store().runs("edited")[names.VAL_LOSS])
+    losses = sorted(Store().frames("edited")[0][names.VAL_LOSS])
     assert losses == pytest.approx([0.1, 0.1, 0.101, 0.101, 0.102, 0.102])
 
 
@@ -122,22 +122,22 @@ def test_a_failure_outlives_a_kill(folder: Path, monkeypatch: pytest.MonkeyPatch
     outcome = sweep(TWO_ARMS, folder)
     check(outcome)
     assert len(outcome.failed) == 2
-    assert list(Store().runs("edited")["failed"]).count(True) == 2
+    assert list(Store().frames("edited")[0]["failed"]).count(True) == 2
 
 
 def test_a_store_that_failed_once_is_level_in_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_one_route, "made_up", trials())
     sweep(TWO_ARMS, folder)
     edited = {**TWO_ARMS, "seeds": 2}
-    real, calls = Tracker.label, []
+    real, calls = Tracker.write, []
 
-    def fails_once(self: Tracker, labels: Any) -> None:
-        calls.append(labels)
+    def fails_once(self: Tracker, changes: Any) -> None:
+        calls.append(changes)
         if len(calls) == 1:
             raise InputError("the store does not answer")
-        real(self, labels)
+        real(self, changes)
 
-    monkeypatch.setattr(Tracker, "label", fails_once)
+    monkeypatch.setattr(Tracker, "write", fails_once)
     check(sweep(edited, folder))
 
 

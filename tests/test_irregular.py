@@ -14,7 +14,7 @@ from gfe_study.analysis.irregular import Irregularity, ended, irregularities, us
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.verdict import judge
 from gfe_study.tracking.client import Tracker
-from gfe_study.tracking.runs import Delivery, Label
+from gfe_study.tracking.runs import Change
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def uri(tmp_path: Path) -> str:
 
 
 def frames(uri: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    store = Store(uri)
-    return store.runs(STUDY), store.curves(STUDY)
+    runs, points, _ = Store(uri).frames(STUDY)
+    return runs, points
 
 
 def found(uri: str) -> list[tuple[str, str, str]]:
@@ -41,11 +41,10 @@ def found(uri: str) -> list[tuple[str, str, str]]:
     return texts
 
 
-def by_hand(tracker: Tracker, delivery: Delivery, values: list[tuple[int, float]], status: str) -> str:
+def by_hand(tracker: Tracker, trial: Change, values: list[tuple[int, float]], status: str) -> str:
     """A run made with MLflow's own client, which takes any number of one fingerprint, and NaN; returns its id."""
-    spec = delivery.spec
-    tags = {**spec.tags, names.FINGERPRINT: spec.fingerprint, names.ROLE: names.ROLE_TRIAL}
-    run = tracker.client.create_run(tracker.experiment_id, run_name=spec.name, tags=tags)
+    tags = {**trial.initial_tags, names.FINGERPRINT: trial.fingerprint, names.ROLE: names.ROLE_TRIAL}
+    run = tracker.client.create_run(tracker.experiment_id, run_name=trial.name, tags=tags)
     for step, value in values:
         tracker.client.log_metric(run.info.run_id, names.VAL_LOSS, value, step=step)
     tracker.client.set_terminated(run.info.run_id, status)
@@ -53,7 +52,7 @@ def by_hand(tracker: Tracker, delivery: Delivery, values: list[tuple[int, float]
 
 
 def test_a_sound_study_has_none(uri: str) -> None:
-    opened(uri).bring_level([trial("f1", [point(480), point(960)]), trial("f2", [point(480)], seed=1)])
+    opened(uri).write([trial("f1", [point(480), point(960)]), trial("f2", [point(480)], seed=1)])
     assert irregularities(*frames(uri)) == []
 
 
@@ -61,7 +60,7 @@ def test_no_runs_have_none(uri: str) -> None:
     opened(uri)
     runs, curves = frames(uri)
     assert irregularities(runs, curves) == []
-    assert [len(frame) for frame in (*ended(runs, curves), *usable(runs, curves))] == [0] * 4
+    assert [len(frame) for frame in (*ended(runs, curves), *usable(*ended(runs, curves)))] == [0] * 4
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_how_a_run_ended_is_said(
     uri: str, points: int, status: str | None, ending: dict[str, str], expected: list[str]
 ) -> None:
     logged = [point(480 * (k + 1)) for k in range(points)]
-    opened(uri).bring_level([trial("f1", logged, status, ending=ending)])
+    opened(uri).write([trial("f1", logged, status, ending=ending)])
     assert [text for _, _, text in found(uri)] == [f"run of f1 {text}" for text in expected]
 
 
@@ -125,7 +124,7 @@ def test_points_logged_again_and_too_late_are_said(uri: str) -> None:
 
 def test_a_stranger_is_named_and_left_out(uri: str) -> None:
     tracker = opened(uri)
-    tracker.bring_level([trial("f1", [point(480)])])
+    tracker.write([trial("f1", [point(480)])])
     for tags in ({}, {names.FINGERPRINT: "f2", names.SEED: "0"}, {names.FINGERPRINT: "f3", names.GROUP: "g"}):
         run = tracker.client.create_run(tracker.experiment_id, run_name="odd", tags=tags)
         tracker.client.log_metric(run.info.run_id, names.VAL_LOSS, 0.1, step=480)
@@ -171,11 +170,11 @@ def test_of_two_runs_of_one_configuration_one_counts(uri: str, runs: list[tuple[
 
 def test_an_arm_that_shares_a_run_does_not_double_it(uri: str) -> None:
     tracker = opened(uri)
-    tracker.bring_level([trial("f1", [point(480)])])
-    tracker.label({"f1": Label("", {names.SHARED_BY: '[[0, "a", 0], [0, "b", 3]]'})})
+    tracker.write([trial("f1", [point(480)])])
+    tracker.write([Change("f1", tags={names.SHARED_BY: '[[0, "a", 0], [0, "b", 3]]'})])
     runs, curves = frames(uri)
     assert irregularities(runs, curves) == []
-    trials, points = usable(runs, curves)
+    trials, points = usable(*ended(runs, curves))
     assert trials[["arm", "number"]].to_numpy().tolist() == [["a", 0], ["b", 3]]
     assert len(points) == 1
 
@@ -186,10 +185,10 @@ def test_a_verdict_comes_from_a_store_with_everything_in_it(uri: str) -> None:
         for arm, loss in (("a", 0.5), ("b", 0.4)):
             value = loss + 0.01 * (seed % 3) + 0.001 * seed * (arm == "a")
             points = [point(480, 2 * value), point(960, value)]
-            tracker.bring_level([trial(f"{arm}{seed}", points, arm=arm, seed=seed, group=arm)])
+            tracker.write([trial(f"{arm}{seed}", points, arm=arm, seed=seed, group=arm)])
     crashed = trial("a5", [point(480, 9.0)], "FAILED", seed=5, group="a")
     diverged = [point(480, 0.1), point(960, 0.1, diverged=1.0)]
-    tracker.bring_level([crashed, trial("b5", diverged, arm="b", seed=5, group="b"), trial("b6", [point(480)], None)])
+    tracker.write([crashed, trial("b5", diverged, arm="b", seed=5, group="b"), trial("b6", [point(480)], None)])
     by_hand(tracker, trial("a0", [], group="a"), [(480, 0.0)], "FINISHED")
     tracker.client.create_run(tracker.experiment_id)
     runs, curves = frames(uri)
@@ -203,5 +202,5 @@ def test_a_verdict_comes_from_a_store_with_everything_in_it(uri: str) -> None:
     assert other.paired is not None
     assert other.paired.difference == pytest.approx(-0.1 - 0.002)
     assert other.verdict == "better"
-    fine, _ = usable(runs, curves)
+    fine, _ = usable(*ended(runs, curves))
     assert sorted(fine[names.FINGERPRINT]) == [f"{arm}{seed}" for arm in "ab" for seed in range(5)]

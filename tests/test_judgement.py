@@ -14,7 +14,7 @@ from test_verdict import LEFT, RIGHT, curves, row
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.judgement import check_unique, signs_of, verdict_of
+from gfe_study.analysis.judgement import in_order, signs_of, verdict_of
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.config import InputError, Study
 
@@ -71,7 +71,7 @@ def test_a_seed_that_counts_twice_is_refused(again: int) -> None:
         f"given {rows[again][names.FINGERPRINT]} and twin; allowed: one trial"
     )
     for state in (
-        lambda: check_unique(trials),
+        lambda: in_order(None, trials),
         lambda: verdict_of(SEEDS, trials, curves(rows)),
         lambda: signs_of(SEEDS, trials, None),
     ):
@@ -82,17 +82,17 @@ def test_a_seed_that_counts_twice_is_refused(again: int) -> None:
 def test_runs_are_named_where_there_are_runs() -> None:
     trials = pd.DataFrame([{**each, RUN_ID: run_id} for each, run_id in zip(five_seeds()[:1] * 2, "xy", strict=True)])
     with pytest.raises(InputError, match="seed 0: given x and y; allowed: one trial"):
-        check_unique(trials)
+        in_order(None, trials)
 
 
 @pytest.mark.parametrize("key", [names.STAGE, names.ARM, names.NUMBER, names.SEED])
 def test_a_trial_of_another_place_is_another(key: str) -> None:
     rows = five_seeds()[:1] * 2
-    check_unique(pd.DataFrame([rows[0], {**rows[1], key: "b" if key == names.ARM else 1}]))
+    in_order(None, pd.DataFrame([rows[0], {**rows[1], key: "b" if key == names.ARM else 1}]))
 
 
 def test_no_trials_are_unique() -> None:
-    check_unique(pd.DataFrame())
+    in_order(None, pd.DataFrame())
 
 
 @pytest.mark.parametrize(

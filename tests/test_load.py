@@ -23,7 +23,7 @@ from gfe_study.study.frames import curves_frame, trials_frame
 from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.plan import Plan
 from gfe_study.study.recorder import Recorder
-from gfe_study.tracking.runs import Label
+from gfe_study.tracking.runs import Change
 from gfe_study.tracking.uri import TrackingError
 
 
@@ -37,8 +37,8 @@ def test_a_trial_is_a_row_with_all_that_was_logged(uri: str) -> None:
     tags = {names.ARM: "b", names.STAGE: "1", names.NUMBER: "7", names.SEED: "3", names.DEVICE: "H100"}
     params = {"optim.lr": 1e-3, "solver.name": "amd"}
     points = [point(480, 0.5), point(960, 0.25)]
-    opened(uri).bring_level([trial("f1", points, params=params, ending=ending, **tags), trial("f2", [])])
-    first, second = Store(uri).runs(STUDY).to_dict("records")
+    opened(uri).write([trial("f1", points, params=params, ending=ending, **tags), trial("f2", [])])
+    first, second = Store(uri).frames(STUDY)[0].to_dict("records")
     expected = {"arm": "b", "stage": 1, "number": 7, "seed": 3, "fingerprint": "f1", "group": "g", "device": "H100"}
     expected |= {"name": "run of f1", "status": "FINISHED", "state": "stopped", "stopped_early": "among the worst"}
     expected |= {"diverged": False, "failed": False, "failure": "", "preset": "", "entropy_floor": 0.058}
@@ -54,9 +54,9 @@ def test_a_trial_is_a_row_with_all_that_was_logged(uri: str) -> None:
 def test_every_column_has_its_type_with_and_without_runs(uri: str) -> None:
     store = Store(uri)
     tracker = opened(uri)
-    none, no_points = store.runs(STUDY), store.curves(STUDY)
-    tracker.bring_level([trial("f1", [point(480)])])
-    one, a_point = store.runs(STUDY), store.curves(STUDY)
+    none, no_points, _ = store.frames(STUDY)
+    tracker.write([trial("f1", [point(480)])])
+    one, a_point, _ = store.frames(STUDY)
     assert (len(none), len(no_points), len(one), len(a_point)) == (0, 0, 1, 1)
     assert none.dtypes.to_dict() == one.dtypes.to_dict()
     assert no_points.dtypes.to_dict() == a_point.drop(columns=names.DIVERGED).dtypes.to_dict()
@@ -71,13 +71,13 @@ def test_every_column_has_its_type_with_and_without_runs(uri: str) -> None:
 
 def test_the_studys_own_run_and_what_was_set_aside_or_deleted_are_no_trials(uri: str) -> None:
     tracker = opened(uri)
-    tracker.bring_level([trial(name, [point(480)]) for name in ("kept", "superseded", "deleted")])
+    tracker.write([trial(name, [point(480)]) for name in ("kept", "superseded", "deleted")])
     tracker.supersede("superseded")
     store = Store(uri)
-    run_ids = dict(store.runs(STUDY)[[names.FINGERPRINT, "run_id"]].to_numpy())
+    run_ids = dict(store.frames(STUDY)[0][[names.FINGERPRINT, "run_id"]].to_numpy())
     tracker.client.delete_run(run_ids["deleted"])
-    assert list(store.runs(STUDY)[names.FINGERPRINT]) == ["kept"]
-    assert list(store.curves(STUDY)[names.FINGERPRINT]) == ["kept"]
+    assert list(store.frames(STUDY)[0][names.FINGERPRINT]) == ["kept"]
+    assert list(store.frames(STUDY)[1][names.FINGERPRINT]) == ["kept"]
 
 
 def test_a_run_without_our_tags_is_a_row_with_empty_fields(uri: str) -> None:
@@ -86,26 +86,26 @@ def test_a_run_without_our_tags_is_a_row_with_empty_fields(uri: str) -> None:
     for name in ("accuracy", "name", "late", "system/cpu_utilization_percentage"):
         tracker.client.log_metric(run.info.run_id, name, 0.5, step=1)
     store = Store(uri)
-    (row,) = store.runs(STUDY).to_dict("records")
+    (row,) = store.frames(STUDY)[0].to_dict("records")
     assert (row["run_id"], row["name"], row["arm"], row["stage"]) == (run.info.run_id, run.info.run_name, "", 0)
     assert pd.isna([row["seed"], row["number"], row["end_time"]]).all()
     assert (row["accuracy"], row["fingerprint"], row["state"], row["diverged"]) == (0.5, "", "running", False)
     assert "system/cpu_utilization_percentage" not in row
-    (there,) = store.curves(STUDY).to_dict("records")
+    (there,) = store.frames(STUDY)[1].to_dict("records")
     assert (there["images_seen"], there["accuracy"], there["late"], there["fingerprint"]) == (1, 0.5, False, "")
 
 
 def test_a_trial_that_arms_share_is_a_row_of_each(uri: str) -> None:
     tracker = opened(uri)
     shared = json.dumps([[0, "a", 2], [0, "b", 0], [1, "b", 0]])
-    tracker.bring_level([trial("own", [point(480)], number=1), trial("both", [point(480)], number=2)])
-    tracker.label({"both": Label("", {names.SHARED_BY: shared})})
+    tracker.write([trial("own", [point(480)], number=1), trial("both", [point(480)], number=2)])
+    tracker.write([Change("both", tags={names.SHARED_BY: shared})])
     store = Store(uri)
-    runs = store.runs(STUDY)
+    runs = store.frames(STUDY)[0]
     rows = runs[["fingerprint", "stage", "arm", "number"]].to_numpy().tolist()
     assert sorted(rows) == [["both", 0, "a", 2], ["both", 0, "b", 0], ["both", 1, "b", 0], ["own", 0, "a", 1]]
     assert str(runs["number"].dtype) == "Int64"
-    assert list(store.curves(STUDY)["fingerprint"].sort_values()) == ["both", "own"]
+    assert list(store.frames(STUDY)[1]["fingerprint"].sort_values()) == ["both", "own"]
 
 
 def test_configurations_without_a_number_are_counted_by_the_time_they_were_started(uri: str) -> None:
@@ -118,30 +118,30 @@ def test_configurations_without_a_number_are_counted_by_the_time_they_were_start
         ("f5", "numbered", {names.NUMBER: 1}),
         ("f6", "numbered", {names.SEED: 1}),
     ]:
-        tracker.bring_level([trial(name, [], group=group, **tags)])
+        tracker.write([trial(name, [], group=group, **tags)])
         time.sleep(0.002)
-    runs = Store(uri).runs(STUDY).set_index("fingerprint")
+    runs = Store(uri).frames(STUDY)[0].set_index("fingerprint")
     assert runs["number"].to_dict() == {"f1": 0, "f2": 2, "f3": 0, "f4": 0, "f5": 1, "f6": 1}
 
 
 def test_a_study_without_arms_has_none(uri: str) -> None:
     tracker = opened(uri, declared="question: Which?\nscientific: null\n")
-    tracker.bring_level([trial("f1", [], arm="gfe·amd β=0.75")])
-    assert list(Store(uri).runs(STUDY)["arm"]) == [""]
+    tracker.write([trial("f1", [], arm="gfe·amd β=0.75")])
+    assert list(Store(uri).frames(STUDY)[0]["arm"]) == [""]
 
 
 def test_metrics_are_the_last_finite_ones_and_curves_keep_what_is_not(uri: str) -> None:
     tracker = opened(uri)
-    tracker.bring_level([trial("f1", [point(480, 0.5)], None)])
-    (run_id,) = Store(uri).runs(STUDY)["run_id"]
+    tracker.write([trial("f1", [point(480, 0.5)], None)])
+    (run_id,) = Store(uri).frames(STUDY)[0]["run_id"]
     log = tracker.client.log_metric
     for step, value in ((960, 0.25), (1440, math.nan), (1920, math.inf)):
         log(run_id, names.VAL_LOSS, value, step=step)
     log(run_id, names.TEST_LOSS, 0.75, step=960)
     log(run_id, names.DIVERGED, 1.0, step=1920)
-    (row,) = Store(uri).runs(STUDY).to_dict("records")
+    (row,) = Store(uri).frames(STUDY)[0].to_dict("records")
     assert (row["val_loss"], row["test_loss"], row["diverged"]) == (0.25, 0.75, True)
-    curve = Store(uri).curves(STUDY).set_index(names.IMAGES_SEEN)
+    curve = Store(uri).frames(STUDY)[1].set_index(names.IMAGES_SEEN)
     assert list(curve.index) == [480, 960, 1440, 1920]
     assert curve["val_loss"].to_dict() == pytest.approx(
         {480: 0.5, 960: 0.25, 1440: math.nan, 1920: math.inf}, nan_ok=True
@@ -152,12 +152,12 @@ def test_metrics_are_the_last_finite_ones_and_curves_keep_what_is_not(uri: str) 
 
 def test_of_a_metric_logged_again_the_last_counts_and_it_is_said(uri: str) -> None:
     tracker = opened(uri)
-    tracker.bring_level([trial("f1", [point(480, 0.5)], None), trial("f2", [point(480), point(960)])])
-    (run_id,) = Store(uri).runs(STUDY).query("fingerprint == 'f1'")["run_id"]
+    tracker.write([trial("f1", [point(480, 0.5)], None), trial("f2", [point(480), point(960)])])
+    (run_id,) = Store(uri).frames(STUDY)[0].query("fingerprint == 'f1'")["run_id"]
     now = int(time.time() * 1000) + 1000
     for step, value, later in ((1440, 0.3, 0), (960, 0.4, 1), (480, 0.6, 2), (960, 0.45, 3)):
         tracker.client.log_metric(run_id, names.VAL_LOSS, value, timestamp=now + later, step=step)
-    curves = Store(uri).curves(STUDY)
+    curves = Store(uri).frames(STUDY)[1]
     curve = curves[curves["run_id"] == run_id].set_index(names.IMAGES_SEEN)
     assert curve["val_loss"].to_dict() == {480: 0.6, 960: 0.45, 1440: 0.3}
     assert curve["repeated"].to_dict() == {480: True, 960: True, 1440: False}
@@ -189,7 +189,7 @@ def test_frames_of_the_store_are_those_of_the_journal(uri: str, tmp_path: Path) 
         assert recorder.close(interrupted=False)
         wanted, points = trials_frame(study, journal), curves_frame(journal)
     store = Store(uri)
-    trials, curves = ended(store.runs(STUDY), store.curves(STUDY))
+    trials, curves = ended(*store.frames(STUDY)[:2])
     keys = ["arm", "stage", "number", "seed", "fingerprint", "diverged", "failed", "state"]
     keys += [names.DEVICE, names.THREADS, names.SIDE_BY_SIDE]
     ordered = [frame.sort_values("fingerprint", ignore_index=True) for frame in (trials, wanted)]
@@ -231,10 +231,10 @@ def test_an_experiment_that_is_no_study_declares_nothing(uri: str, tmp_path: Pat
 def test_an_unknown_study_is_told_the_known_ones(uri: str) -> None:
     store = Store(uri)
     with pytest.raises(InputError, match="study 'amd' is not in the store; allowed: none yet"):
-        store.runs(STUDY)
+        store.frames(STUDY)[0]
     tracker = opened(uri)
     with pytest.raises(InputError, match="study 'adm' is not in the store; allowed: amd"):
-        store.curves("adm")
+        store.frames("adm")[1]
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(InputError, match="study 'amd' is deleted"):
         store.parent(STUDY)
@@ -244,33 +244,31 @@ def test_a_store_that_breaks_is_one_line(uri: str, tmp_path: Path) -> None:
     opened(uri)
     store = Store(uri)
     with sqlite3.connect(tmp_path / "store.db") as connection:
-        connection.execute("DROP TABLE latest_metrics")
-    with pytest.raises(
-        TrackingError, match=r"store\.db: the tracking store cannot be read \(.*latest_metrics"
-    ) as caught:
-        store.runs(STUDY)
+        connection.execute("DROP TABLE metrics")
+    with pytest.raises(TrackingError, match=r"store\.db: the tracking store cannot be read \(.*metrics") as caught:
+        store.frames(STUDY)[0]
     assert "\n" not in str(caught.value)
 
 
 def test_a_store_is_read_while_it_is_written_and_the_writer_need_not_wait(uri: str, tmp_path: Path) -> None:
-    opened(uri).bring_level([trial("f1", [point(480)])])
+    opened(uri).write([trial("f1", [point(480)])])
     store = Store(uri)
     writer = sqlite3.connect(tmp_path / "store.db", timeout=0, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE runs SET name = 'changed'")
-    assert set(store.runs(STUDY)["name"]) == {"run of f1"}
-    assert len(store.curves(STUDY)) == 1
+    assert set(store.frames(STUDY)[0]["name"]) == {"run of f1"}
+    assert len(store.frames(STUDY)[1]) == 1
     writer.execute("COMMIT")
     writer.close()
-    assert set(store.runs(STUDY)["name"]) == {"changed"}
+    assert set(store.frames(STUDY)[0]["name"]) == {"changed"}
 
 
 def test_artifacts_of_a_store_that_was_moved_are_found_beside_it(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "a ter"
     before.mkdir()
     uri = fresh(before / "store.db")
-    opened(uri).bring_level([trial("f1", [point(480)])])
-    (run_id,) = Store(uri).runs(STUDY)["run_id"]
+    opened(uri).write([trial("f1", [point(480)])])
+    (run_id,) = Store(uri).frames(STUDY)[0]["run_id"]
     shutil.move(before, after)
     store = Store(f"sqlite:///{after}/store.db")
     file = store.artifact(run_id, names.TRIAL_FILE)
@@ -295,7 +293,7 @@ def test_a_thousand_runs_are_read_within_ten_seconds(uri: str) -> None:
     metrics = {f"metric_{k}": k / 7 for k in range(7)}
     points = [point(480 * k, 1 / k, **metrics) for k in range(1, 21)]
     assert len(points[0]) == 14
-    opened(uri).bring_level([trial(f"{i:04d}", points, group=f"{i // 5}", seed=i % 5) for i in range(1000)])
+    opened(uri).write([trial(f"{i:04d}", points, group=f"{i // 5}", seed=i % 5) for i in range(1000)])
     started = time.perf_counter()
     runs, curves, _ = Store(uri).frames(STUDY)
     assert time.perf_counter() - started <= 10

@@ -13,11 +13,18 @@ from stores import fresh
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.tracking.client import ClientWriter, Tracker, connect
-from gfe_study.tracking.runs import FINISHED, KILLED, Delivery, End, Label, RunSpec
+from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change
 from gfe_study.tracking.sqlite import SqliteWriter
 from gfe_study.tracking.uri import DEFAULT_STORE, TrackingError, check_sqlite, writable
 
-SPEC = RunSpec("f" * 16, "gfe·amd seed 0", {names.SEED: "0"}, {"solver.beta": 0.75}, {names.TRIAL_FILE: "seed: 0\n"})
+OPENING = Change(
+    "f" * 16,
+    "gfe·amd seed 0",
+    RUNNING,
+    initial_tags={names.SEED: "0"},
+    params={"solver.beta": 0.75},
+    texts={names.TRIAL_FILE: "seed: 0\n"},
+)
 
 
 def point(images: int) -> dict[str, float]:
@@ -43,8 +50,8 @@ def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
     for reached in (1, 2, 3):  # each turn a driver that is killed without a word
         tracker = start(uri)
         points = [point(480 * k) for k in range(1, reached + 1)]
-        tracker.bring_level([Delivery(SPEC, points)])
-    tracker.bring_level([Delivery(SPEC, points, End(FINISHED, {names.DIVERGED: "false"}, []))])
+        tracker.write([replace(OPENING, points=points)])
+    tracker.write([replace(OPENING, status=FINISHED, points=points, tags={names.DIVERGED: "false"})])
     client = MlflowClient(tracking_uri=uri)
     runs = client.search_runs([tracker.experiment_id])
     assert sorted(run.data.tags[names.ROLE] for run in runs) == [names.ROLE_STUDY, names.ROLE_TRIAL]
@@ -58,22 +65,22 @@ def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
 
 
 def test_runs_that_a_killed_driver_left_are_orphans(uri: str) -> None:
-    start(uri).bring_level([Delivery(SPEC, [])])
+    start(uri).write([OPENING])
     tracker = start(uri)
-    assert tracker.orphans() == [SPEC.fingerprint]
-    assert tracker.is_running(SPEC.fingerprint)
-    tracker.kill(SPEC.fingerprint)
+    assert tracker.orphans() == [OPENING.fingerprint]
+    assert tracker.is_running(OPENING.fingerprint)
+    tracker.kill(OPENING.fingerprint)
     assert start(uri).orphans() == []
 
 
 def test_a_closed_trial_can_be_opened_again(uri: str) -> None:
     tracker = start(uri)
-    tracker.bring_level([Delivery(SPEC, [point(480)])])
-    tracker.kill(SPEC.fingerprint)
-    assert not tracker.is_closed(SPEC.fingerprint)
-    tracker.bring_level([Delivery(SPEC, [point(480), point(960)])])
-    tracker.bring_level([Delivery(SPEC, [point(480), point(960)], End(FINISHED, {}, []))])
-    assert tracker.is_closed(SPEC.fingerprint)
+    tracker.write([replace(OPENING, points=[point(480)])])
+    tracker.kill(OPENING.fingerprint)
+    assert not tracker.is_closed(OPENING.fingerprint)
+    tracker.write([replace(OPENING, points=[point(480), point(960)])])
+    tracker.write([replace(OPENING, status=FINISHED, points=[point(480), point(960)])])
+    assert tracker.is_closed(OPENING.fingerprint)
     run = next(r for r in tracker.client.search_runs([tracker.experiment_id]) if names.FINGERPRINT in r.data.tags)
     assert steps(uri, run.info.run_id) == [480, 960]
 
@@ -141,11 +148,14 @@ def test_a_folder_marked_read_only_is_refused_even_to_root(tmp_path: Path) -> No
 def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
     """What a store holds of three trials, one of them interrupted, after two starts."""
     (folder / names.RECONSTRUCTION).write_bytes(b"a picture")
-    spec = {
-        name: RunSpec(name, f"run of {name}", {names.SEED: "0", names.ARM: "a"}, {"optim.lr": 1e-3, "x": None}, TEXTS)
+    tags, params = {names.SEED: "0", names.ARM: "a"}, {"optim.lr": 1e-3, "x": None}
+    aa, bb, cc = (
+        replace(OPENING, fingerprint=name, name=f"run of {name}", initial_tags=tags, params=params)
         for name in ("aa", "bb", "cc")
-    }
-    end = End("FINISHED", {names.DIVERGED: "false", names.FAILURE: ""}, [folder / names.RECONSTRUCTION])
+    )
+    two = [point(32), point(64)]
+    ended = {names.DIVERGED: "false", names.FAILURE: ""}
+    picture = [folder / names.RECONSTRUCTION]
     for start in range(2):
         tracker = Tracker("both", uri)
         assert isinstance(tracker._writer, SqliteWriter)
@@ -153,18 +163,20 @@ def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
             tracker._writer = ClientWriter(tracker.client, tracker.experiment_id)
         tracker.open_study({}, "?", {})
         if start == 0:
-            tracker.bring_level([Delivery(spec["aa"], []), Delivery(spec["bb"], [point(32)])])
-            tracker.bring_level([Delivery(spec["aa"], [point(32), point(64)], end)])
+            tracker.write([aa, replace(bb, points=[point(32)])])
+            tracker.write([replace(aa, status=FINISHED, tags=ended, points=two, files=picture)])
             assert tracker.is_closed("aa")
             assert tracker.is_running("bb")
         else:
-            tracker.bring_level([Delivery(spec["bb"], [point(32), point(64)])])
-            failed = End("FAILED", {names.FAILURE: "no more"}, [])
-            tracker.bring_level([Delivery(spec["bb"], [point(32), point(64)], failed), Delivery(spec["cc"], [])])
+            tracker.write([replace(bb, points=two)])
+            failed = replace(bb, status=FAILED, tags={names.FAILURE: "no more"}, points=two)
+            tracker.write([failed, cc])
             assert tracker.orphans() == ["cc"]
-            tracker.label({"aa": Label("another name", {names.ARM: "b", names.SHARED_BY: ""})})
-            tracker.label({"cc": Label("", {names.SHARED_BY: "[]"}), "never seen": Label("x", {names.ARM: "x"})})
-            tracker.label({"cc": Label("", {names.SHARED_BY: ""})})
+            tracker.write([Change("aa", "another name", tags={names.ARM: "b", names.SHARED_BY: ""})])
+            tracker.write(
+                [Change("cc", tags={names.SHARED_BY: "[]"}), Change("never seen", "x", tags={names.ARM: "x"})]
+            )
+            tracker.write([Change("cc", tags={names.SHARED_BY: ""})])
             tracker.kill("cc")
     found = {}
     for run in tracker.client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"):
@@ -179,9 +191,6 @@ def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
         about = (run.info.run_name, run.info.status, run.info.lifecycle_stage, run.info.user_id, times)
         found[tags[names.FINGERPRINT]] = (about, tags, run.data.params, run.data.metrics, history, artifacts)
     return found
-
-
-TEXTS = {names.TRIAL_FILE: "seed: 0\n"}
 
 
 def test_many_runs_at_once_leave_what_mlflows_own_client_would(tmp_path: Path) -> None:
@@ -222,7 +231,7 @@ def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monk
     for points in ([point(32)], [point(32), point(64)]):
         for _ in range(2):
             with contextlib.suppress(TrackingError):
-                tracker.bring_level([Delivery(SPEC, points)])
+                tracker.write([replace(OPENING, points=points)])
     runs = tracker.client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
     assert len(lost) == len(runs) == 1
     history = tracker.client.get_metric_history(runs[0].info.run_id, names.VAL_LOSS)
@@ -232,11 +241,12 @@ def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monk
 def test_an_artifact_that_cannot_be_written_leaves_no_run_behind(uri: str, tmp_path: Path) -> None:
     tracker = start(uri)
     (tmp_path / "folder").mkdir()
-    broken = End(FINISHED, {}, [tmp_path / "folder"])
+    other = replace(OPENING, fingerprint="bb")
+    broken = replace(other, status=FINISHED, files=[tmp_path / "folder"])
     for _ in range(3):
         with pytest.raises(TrackingError):
-            tracker.bring_level([Delivery(SPEC, [point(32)]), Delivery(replace(SPEC, fingerprint="bb"), [], broken)])
+            tracker.write([replace(OPENING, points=[point(32)]), broken])
     wanted = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"
     assert tracker.client.search_runs([tracker.experiment_id], wanted) == []
-    tracker.bring_level([Delivery(SPEC, [point(32)]), Delivery(replace(SPEC, fingerprint="bb"), [])])
+    tracker.write([replace(OPENING, points=[point(32)]), other])
     assert len(tracker.client.search_runs([tracker.experiment_id], wanted)) == 2

@@ -1,6 +1,6 @@
 """Reading a tracking store that is a database: a few statements for hundreds of runs.
 
-Only the five tables that MLflow has had since its first releases are read.
+Only four tables that MLflow has had since its first releases are read.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ RUNS = sa.table(
     *map(sa.column, ("run_uuid", "name", "status", "start_time", "end_time", "lifecycle_stage", "experiment_id")),
 )
 TAGS, PARAMS = (sa.table(name, *map(sa.column, ("run_uuid", "key", "value"))) for name in ("tags", "params"))
-LATEST, METRICS = (
-    sa.table(name, *map(sa.column, ("run_uuid", "key", "value", "is_nan", "step", "timestamp")))
-    for name in ("latest_metrics", "metrics")
-)
+METRICS = sa.table("metrics", *map(sa.column, ("run_uuid", "key", "value", "is_nan", "step", "timestamp")))
 
 
 def is_database(uri: str) -> bool:
@@ -56,11 +53,13 @@ class Database:
         ours = (RUNS.c.experiment_id == int(experiment_id), RUNS.c.lifecycle_stage == "active")
         runs = self._read(sa.select(*columns, RUNS.c.start_time, RUNS.c.end_time).where(*ours))
         tags, params = (self._of_runs(table, runs[RUN_ID]) for table in (TAGS, PARAMS))
-        return Rows(runs, tags, params, _with_nan(self._of_runs(LATEST, runs[RUN_ID], "is_nan")))
+        return Rows(runs, tags, params)
 
-    def history(self, wanted: pd.DataFrame) -> pd.DataFrame:
-        """Every value of the metrics of the runs in `wanted` (`run_id`, `key`): their `step`, `timestamp`, `value`."""
-        return _with_nan(self._of_runs(METRICS, wanted[RUN_ID], "is_nan", "step", "timestamp"))
+    def history(self, runs: pd.Series) -> pd.DataFrame:
+        """Return `run_id`, `key`, `value`, `step` and `timestamp` of every value of the runs' metrics."""
+        found = self._of_runs(METRICS, runs, "is_nan", "step", "timestamp")
+        values = found["value"].astype("float64").mask(found["is_nan"].astype("bool"))
+        return found.drop(columns="is_nan").assign(value=values)
 
     def _of_runs(self, table: sa.TableClause, runs: pd.Series, *columns: str) -> pd.DataFrame:
         """Run, key and value, and further columns, of the rows of runs; MLflow's own metrics left out."""
@@ -79,8 +78,3 @@ class Database:
             rows, names = result.cursor.fetchall(), list(result.keys())
         columns = zip(*rows, strict=True) if rows else itertools.repeat(())
         return pd.DataFrame({name: list(column) for name, column in zip(names, columns, strict=False)}, dtype="object")
-
-
-def _with_nan(found: pd.DataFrame) -> pd.DataFrame:
-    is_nan = found["is_nan"].astype("bool")
-    return found.drop(columns="is_nan").assign(value=found["value"].astype("float64").mask(is_nan))

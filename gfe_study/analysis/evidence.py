@@ -15,8 +15,8 @@ from gfe_study import names
 from gfe_study.analysis.diagnostics import Diagnostic
 from gfe_study.analysis.irregular import Irregularity, ended, irregularities, usable
 from gfe_study.analysis.judgement import (
-    check_unique,
     complete,
+    in_order,
     judged_trials,
     of_stage,
     searched_ranges,
@@ -43,8 +43,7 @@ class Evidence:
         study: declaration of the study; None if it is lost, or if no sweep made the experiment.
         question: the question that the study answers.
         parent: the study's own run.
-        runs: all runs of the study, as in `Store.runs`.
-        points: all points of those runs, as in `Store.curves`.
+        runs, points: all runs of the study and their points, as `Store.frames` returns them.
         num_former: number of further runs, of trials that no longer belong to the study.
     """
 
@@ -71,16 +70,20 @@ class Evidence:
         return irregularities(self.runs, self.points)
 
     @cached_property
+    def _ended(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return ended(self.runs, self.points)
+
+    @cached_property
     def trials(self) -> pd.DataFrame:
         """Trials with an outcome, as `judgement` expects them, with searched keys as columns of numbers or choices.
 
         Measures are taken from the last point only: latents that have collapsed since an earlier one have no entropy.
 
         Raises:
-            InputError: see `judgement.check_unique`.
+            InputError: see `judgement.in_order`.
         """
-        trials, points = ended(self.runs, self.points)
-        check_unique(trials)
+        trials, points = self._ended
+        trials = in_order(self.study, trials)
         last = points.drop_duplicates(RUN_ID, keep="last").set_index(RUN_ID)
         trials = trials.assign(**{name: trials[RUN_ID].map(last[name]) for name in measured(trials) if name in last})
         trials = trials.assign(value=trials[self.chosen_by])
@@ -89,7 +92,7 @@ class Evidence:
     @cached_property
     def curves(self) -> pd.DataFrame:
         """Points of the trials with a result, and each trial's `arm`, `stage`, `number`, `seed` and `dataset`."""
-        trials, points = usable(self.runs, self.points)
+        trials, points = usable(*self._ended)
         about = [RUN_ID, names.ARM, names.STAGE, names.NUMBER, names.SEED, names.METHOD, names.DATASET]
         curves = points.merge(trials[[*about, names.ENTROPY_FLOOR]], on=RUN_ID)
         spent = (curves[names.NFE_FORWARD] + curves[names.NFE_BACKWARD]) * curves[names.IMAGES_SEEN]

@@ -49,7 +49,7 @@ def irregularities(runs: pd.DataFrame, curves: pd.DataFrame) -> list[Irregularit
     - "late": points were logged after others with more images.
 
     Args:
-        runs, curves: as of `load.Store`.
+        runs, curves: the runs and points of `load.Store.frames`.
     """
     points: Mapping[Hashable, pd.DataFrame] = dict(iter(curves.groupby(RUN_ID, sort=False)))
     once = runs.drop_duplicates(RUN_ID)
@@ -84,9 +84,8 @@ def ended(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
     return trials, curves[there].reset_index(drop=True)
 
 
-def usable(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of the trials that have an outcome, those with a result: neither failed nor diverged nor without metrics."""
-    trials, points = ended(runs, curves)
+def usable(trials: pd.DataFrame, points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of the trials and points that `ended` returns, those with a result: neither failed nor diverged nor empty."""
     fine = ~trials["failed"] & ~trials[names.DIVERGED] & trials[RUN_ID].isin(points[RUN_ID])
     trials = trials[fine].reset_index(drop=True)
     return trials, points[points[RUN_ID].isin(trials[RUN_ID])].reset_index(drop=True)

@@ -29,12 +29,11 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
         curves: one row per (fingerprint, images seen), with metrics.
 
     Raises:
-        InputError: see `check_unique`.
+        InputError: see `in_order`.
     """
-    check_unique(trials)
+    trials = in_order(study, trials)
     if study.scientific is None:
         return None
-    trials = in_order(study, trials)
     stage, judged = judged_trials(study, trials)
     given = {arm.name: study.example(arm, stage).budget for arm in study.arms}
     first = given[study.arms[0].name]
@@ -68,27 +67,30 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
     return verdict
 
 
-def in_order(study: Study, trials: pd.DataFrame) -> pd.DataFrame:
-    """Sort trials as the study declares its arms, so that no statement depends on the order in which they ran."""
+def in_order(study: Study | None, trials: pd.DataFrame) -> pd.DataFrame:
+    """Sort trials as the study declares its arms, so that no statement depends on the order in which they ran.
+
+    Every statement about trials begins here.
+
+    Raises:
+        InputError: two rows are one seed of one configuration.
+    """
     if not len(trials):
         return trials
-    places = {arm.name: place for place, arm in enumerate(study.arms)}
-    arms = trials[names.ARM].map(places).fillna(len(places))
-    keys = trials[[names.STAGE, names.NUMBER, names.SEED]].assign(arm=arms)
-    order = keys.sort_values([names.ARM, names.STAGE, names.NUMBER, names.SEED], kind="stable")
-    return trials.loc[order.index].reset_index(drop=True)
-
-
-def check_unique(trials: pd.DataFrame) -> None:
-    """Raise `InputError` if two rows are one seed of one configuration; every statement about trials begins here."""
     place = [names.STAGE, names.ARM, names.NUMBER, names.SEED]
-    twice = trials[trials.duplicated(place, keep=False)] if len(trials) else trials
+    twice = trials[trials.duplicated(place, keep=False)]
     if len(twice):
         where, rows = next(iter(twice.groupby(place, sort=False)))
         key = ", ".join(f"{name} {value!r}" for name, value in zip(place, where, strict=True))
         one, other = rows[RUN_ID if RUN_ID in rows else names.FINGERPRINT].iloc[:2]
         remedy = f"delete the other run, or set its tag {names.ROLE} to {names.ROLE_SUPERSEDED!r}"
         raise InputError(f"trials: {key}: given {one} and {other}; allowed: one trial ({remedy})")
+    if study is None:
+        return trials
+    places = {arm.name: number for number, arm in enumerate(study.arms)}
+    keys = trials[place].assign(arm=trials[names.ARM].map(places).fillna(len(places)))
+    order = keys.sort_values([names.ARM, names.STAGE, names.NUMBER, names.SEED], kind="stable")
+    return trials.loc[order.index].reset_index(drop=True)
 
 
 def judged_trials(study: Study, trials: pd.DataFrame) -> tuple[int, pd.DataFrame]:
@@ -133,9 +135,8 @@ def signs_of(study: Study, trials: pd.DataFrame, verdict: Verdict | None) -> lis
         verdict: that of `verdict_of`.
 
     Raises:
-        InputError: see `check_unique`.
+        InputError: see `in_order`.
     """
-    check_unique(trials)
     trials = in_order(study, trials)
     first = of_stage(trials, 0)
     if not len(first):

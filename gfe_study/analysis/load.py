@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 from gfe_study import names
 from gfe_study.analysis.database import SYSTEM_METRICS, Database, is_database
-from gfe_study.analysis.tidy import RUN_ID, Rows, curves_frame, finite, last_finite, runs_frame
+from gfe_study.analysis.tidy import RUN_ID, Rows, points_frame, runs_frame
 from gfe_study.config import InputError, read_yaml
 from gfe_study.tracking.client import PARENT, connect
 from gfe_study.tracking.uri import ARTIFACTS, TrackingError, store_uri, without_password
@@ -55,7 +56,7 @@ class Parent:
 class _Reader(Protocol):
     def rows(self, experiment_id: str) -> Rows: ...
 
-    def history(self, wanted: pd.DataFrame) -> pd.DataFrame: ...
+    def history(self, runs: pd.Series) -> pd.DataFrame: ...
 
 
 class Store:
@@ -82,9 +83,10 @@ class Store:
         with self._explained():
             return sorted(found.name for found in self._experiments() if found.name != DEFAULT_EXPERIMENT)
 
-    def runs(self, study: str) -> pd.DataFrame:
-        """Return one row per trial of the study, by start time; deleted, superseded and former ones are excluded.
+    def frames(self, study: str) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+        """Return the runs of a study, their points, and how many runs no longer belong to the study.
 
+        The runs are one row per trial of the study, by start time; deleted, superseded and former ones are excluded.
         A run without the tags of a trial (a stranger's, or one that crashed early) is a row with empty fields; a
         trial that several configurations share is a row for each. Columns, of which all but the last two kinds are
         always there:
@@ -101,28 +103,24 @@ class Store:
         - the metrics of `tidy.METRICS`, and any others that were logged, `tidy.MEASURES` among them: the last finite
           value;
         - `params.<dotted key>`: text, missing where it was not logged.
-        """
-        return self._runs(study, self._rows(study))
 
-    def curves(self, study: str) -> pd.DataFrame:
-        """One row per (trial, images seen), in that order.
-
-        Columns: `run_id`, `fingerprint`, `images_seen` (the step), the metrics of `tidy.METRICS` and any others that
-        were logged (where one was logged several times, the last), and remarks: `repeated` (a metric was logged
-        there more than once), `late` (it was logged after a point with more images), `not_finite` (names of
-        the metrics that are NaN or infinite there, separated by commas).
-        """
-        return self._curves(self._rows(study))
-
-    def frames(self, study: str) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-        """Return `runs` and `curves` of the same moment, and how many runs no longer belong to the study.
+        The points are one row per (trial, images seen), in that order. Columns: `run_id`, `fingerprint`,
+        `images_seen` (the step), the metrics of `tidy.METRICS` and any others that were logged (where one was logged
+        several times, the last), and remarks: `repeated` (a metric was logged there more than once), `late` (it was
+        logged after a point with more images), `not_finite` (names of the metrics that are NaN or infinite there,
+        separated by commas).
 
         Raises:
             InputError: the last start of the study ended before it had brought the runs level with the declaration.
         """
         self._check_level(study)
-        rows = self._rows(study)
-        return self._runs(study, rows), self._curves(rows), rows.num_former
+        experiment = self._experiment(study)
+        with self._explained():
+            rows = self._reader.rows(experiment.experiment_id).trials()
+            points = points_frame(rows, self._reader.history(rows.runs[RUN_ID]))
+        declared = self.declaration(study)
+        armless = declared is not None and not declared.get("scientific")
+        return runs_frame(rows, points, armless=armless), points, rows.num_former
 
     def _check_level(self, study: str) -> None:
         run = self._parent_run(study)
@@ -197,27 +195,6 @@ class Store:
             else:
                 shutil.copytree(folder, there / REPORT, dirs_exist_ok=True)
 
-    def _rows(self, study: str) -> Rows:
-        experiment = self._experiment(study)
-        with self._explained():
-            return self._reader.rows(experiment.experiment_id).trials()
-
-    def _runs(self, study: str, rows: Rows) -> pd.DataFrame:
-        declared = self.declaration(study)
-        odd = rows.latest[~finite(rows.latest["value"])]
-        ends = rows.latest.drop(index=odd.index)
-        if len(odd):
-            with self._explained():
-                history = self._reader.history(odd)
-            again = last_finite(history.merge(odd[[RUN_ID, "key"]], on=[RUN_ID, "key"]))
-            ends = pd.concat([ends, again], ignore_index=True)
-        return runs_frame(rows, ends, armless=declared is not None and not declared.get("scientific"))
-
-    def _curves(self, rows: Rows) -> pd.DataFrame:
-        with self._explained():
-            history = self._reader.history(rows.latest)
-        return curves_frame(rows, history)
-
     def _experiments(self) -> Iterator[Experiment]:
         token: str | None = None
         while True:
@@ -277,6 +254,7 @@ class _Server:
         self._client = client
         self._uri = uri
         self._bulk = urlparse(uri).scheme in ("http", "https")
+        self._logged: dict[str, list[str]] = {}
 
     def rows(self, experiment_id: str) -> Rows:
         runs = list({run.info.run_id: run for run in self._runs(experiment_id)}.values())
@@ -284,17 +262,16 @@ class _Server:
             (run.info.run_id, run.info.run_name, run.info.status, run.info.start_time, run.info.end_time)
             for run in runs
         ]
-        tags, params, latest = (
+        self._logged = {run.info.run_id: list(run.data.metrics) for run in runs}
+        tags, params = (
             [(run.info.run_id, *pair) for run in runs for pair in getattr(run.data, kind).items()]
-            for kind in ("tags", "params", "metrics")
+            for kind in ("tags", "params")
         )
-        latest = [entry for entry in latest if not entry[1].startswith(SYSTEM_METRICS)]
         long = [RUN_ID, "key", "value"]
         return Rows(
             pd.DataFrame(about, columns=[RUN_ID, "name", "status", "start_time", "end_time"]),
             pd.DataFrame(tags, columns=long),
             pd.DataFrame(params, columns=long),
-            pd.DataFrame(latest, columns=long).astype({"value": "float64"}),
         )
 
     def _runs(self, experiment_id: str) -> Iterator[Run]:
@@ -307,12 +284,17 @@ class _Server:
             if not token:
                 return
 
-    def history(self, wanted: pd.DataFrame) -> pd.DataFrame:
+    def history(self, runs: pd.Series) -> pd.DataFrame:
+        logged: dict[str, list[str]] = defaultdict(list)
+        for run_id in runs:
+            for key in self._logged[run_id]:
+                if not key.startswith(SYSTEM_METRICS):
+                    logged[key].append(run_id)
         values = [
-            (run_id, str(key), step, timestamp, value)
-            for key, runs in wanted.groupby("key")[RUN_ID]
-            for start in range(0, len(runs), BULK_RUNS)
-            for run_id, step, timestamp, value in self._values(str(key), list(runs[start : start + BULK_RUNS]))
+            (run_id, key, step, timestamp, value)
+            for key, its_runs in logged.items()
+            for start in range(0, len(its_runs), BULK_RUNS)
+            for run_id, step, timestamp, value in self._values(key, its_runs[start : start + BULK_RUNS])
         ]
         return pd.DataFrame(values, columns=[RUN_ID, "key", "step", "timestamp", "value"])
 

@@ -23,7 +23,7 @@ FAILED_COLUMN = "failed"
 PARAMS = "params."
 STOPPED = "stopped"
 """State of a finished trial that was stopped before its budget was spent."""
-REPEATED, LATE, NOT_FINITE = "repeated", "late", "not_finite"
+REMARKS = REPEATED, LATE, NOT_FINITE = "repeated", "late", "not_finite"
 """Columns of remarks on a point: whether a metric was logged more than once; whether the point was logged after a later
 one; which metrics are NaN or infinite, separated by commas."""
 
@@ -111,46 +111,35 @@ class Rows:
     Attributes:
         runs: `run_id`, `name`, `status`, and `start_time` and `end_time` in milliseconds since the epoch.
         tags, params: `run_id`, `key`, `value`, as text.
-        latest: `run_id`, `key`, `value` of every metric at its largest step.
         num_former: number of runs excluded because their trials no longer belong to the study.
     """
 
     runs: pd.DataFrame
     tags: pd.DataFrame
     params: pd.DataFrame
-    latest: pd.DataFrame
     num_former: int = 0
 
     def trials(self) -> Rows:
         """Return the rows of the trials that belong to the study and were not superseded."""
         roles = self.tags[self.tags["key"] == names.ROLE]
         others = roles[roles["value"].isin(OTHER_ROLES)][RUN_ID]
-        frames = (self.runs, self.tags, self.params, self.latest)
         former = int((roles["value"] == names.ROLE_FORMER).sum())
-        runs, tags, params, latest = (frame[~frame[RUN_ID].isin(others)] for frame in frames)
-        return Rows(runs, tags, params, latest, former)
+        runs, tags, params = (frame[~frame[RUN_ID].isin(others)] for frame in (self.runs, self.tags, self.params))
+        return Rows(runs, tags, params, former)
 
 
-def finite(values: pd.Series) -> pd.Series:
-    """Return which metric values are finite; MLflow stores infinity as the largest number."""
-    return values.abs() < LARGEST
-
-
-def runs_frame(rows: Rows, ends: pd.DataFrame, *, armless: bool) -> pd.DataFrame:
-    """Return one row per trial and configuration that it belongs to; the columns are those of `Store.runs`.
+def runs_frame(rows: Rows, points: pd.DataFrame, *, armless: bool) -> pd.DataFrame:
+    """Return one row per trial and configuration that it belongs to; the columns are those of `Store.frames`.
 
     Args:
         rows: the runs.
-        ends: `run_id`, `key`, `value`: the last finite value of every metric.
+        points: their points, as `points_frame` returns them.
         armless: whether the study compares no arms; its arm tags then only distinguish runs and are dropped.
     """
     about = rows.runs.drop_duplicates(RUN_ID).sort_values([START_TIME, NAME, RUN_ID], ignore_index=True)
     runs = pd.Index(about[RUN_ID].astype("str"))
     tagged = _wide(rows.tags[rows.tags["key"].isin(TAGS)], runs).reindex(columns=list(TAGS))
     tags = pd.DataFrame({tag: _text(tagged[tag]) for tag in TAGS})
-    metrics = _wide(ends, runs).astype("float64")
-    params = _wide(rows.params, runs).astype("str")
-    diverged = metrics.get(names.DIVERGED, pd.Series(0.0, runs)).fillna(0.0) != 0
     status = _text(about[STATUS])
     stopped = (status == FINISHED) & (tags[names.STOPPED_EARLY] != "").to_numpy()
     columns = {
@@ -166,22 +155,19 @@ def runs_frame(rows: Rows, ends: pd.DataFrame, *, armless: bool) -> pd.DataFrame
         names.SEED: _whole(tags[names.SEED]),
         **{tag: tags[tag] for tag in TEXTS},
         names.ENTROPY_FLOOR: pd.to_numeric(tags[names.ENTROPY_FLOOR], errors="coerce").astype("float64"),
-        names.DIVERGED: (tags[names.DIVERGED] == "true") | diverged,
+        names.DIVERGED: tags[names.DIVERGED] == "true",
         FAILED_COLUMN: status == FAILED,
     }
     head = pd.DataFrame({name: getattr(column, "array", column) for name, column in columns.items()}, index=runs)
-    head = head.astype({names.ARM: "str"})
-    kept = [str(name) for name in metrics if name not in head]
-    missing = [name for name in METRICS if name not in kept]
-    frame = pd.concat(
-        [
-            head,
-            pd.DataFrame(np.nan, runs, missing).join(metrics[kept])[[*METRICS, *sorted({*kept} - {*METRICS})]],
-            params.rename(columns=lambda key: f"{PARAMS}{key}"),
-        ],
-        axis=1,
-    )
-    return _numbered(_shared(frame, list(tags[names.SHARED_BY]))).reset_index(drop=True)
+    trials = _numbered(_shared(head.astype({names.ARM: "str"}), list(tags[names.SHARED_BY]))).reset_index(drop=True)
+    others = [name for name in points if name in REMARKS or (name in head and name != names.DIVERGED)]
+    finite = points.drop(columns=others).replace([np.inf, -np.inf], np.nan)
+    metrics = finite.groupby(points[RUN_ID]).last()  # of each metric, the last value that is there
+    if names.DIVERGED in metrics:
+        trials[names.DIVERGED] |= trials[RUN_ID].map(metrics.pop(names.DIVERGED)).fillna(0.0) != 0
+    metrics = metrics[[*METRICS, *sorted({*metrics} - {*METRICS})]].astype("float64")
+    params = _wide(rows.params, runs).astype("str").rename(columns=lambda key: f"{PARAMS}{key}")
+    return trials.join(metrics, on=RUN_ID).join(params, on=RUN_ID)
 
 
 def _wide(long: pd.DataFrame, runs: pd.Index) -> pd.DataFrame:
@@ -242,15 +228,8 @@ def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{names.NUMBER: pd.array(numbers, dtype="Int64")})
 
 
-def last_finite(history: pd.DataFrame) -> pd.DataFrame:
-    """Return `run_id`, `key`, `value` of the last finite value of every metric."""
-    there = history[finite(history["value"])]
-    ordered = there.sort_values(["step", "timestamp", "value"], kind="stable")
-    return ordered.drop_duplicates([RUN_ID, "key"], keep="last")[[RUN_ID, "key", "value"]]
-
-
-def curves_frame(rows: Rows, history: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (trial, images seen); the columns are those of `Store.curves`.
+def points_frame(rows: Rows, history: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (trial, images seen); the columns are those of `Store.frames`.
 
     Args:
         rows: the runs.

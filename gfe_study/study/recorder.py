@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,7 +27,7 @@ from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FAILED as RUN_FAILED
 from gfe_study.tracking.runs import FINISHED as RUN_FINISHED
 from gfe_study.tracking.runs import KILLED as RUN_KILLED
-from gfe_study.tracking.runs import Delivery, End, Label, RunSpec
+from gfe_study.tracking.runs import RUNNING, Change
 
 RETRY_INTERVAL_S = 10.0
 DELIVERY_INTERVAL_S = 2.0
@@ -156,7 +157,7 @@ class Recorder:
                 continue
             outcome, points = journal.outcomes.get(name), list(journal.points.get(name, []))
             status = RUN_KILLED if outcome is None else RUN_FAILED if outcome.state == FAILED else RUN_FINISHED
-            self.tracker.bring_level([Delivery(RunSpec(name, name, {}, {}, {}), points, End(status, {}, []))])
+            self.tracker.write([Change(name, status=status, points=points)])
 
     def _keep_best(self) -> None:
         """Store the kept decoders as artifacts of their runs, and remove all others from the store."""
@@ -165,11 +166,11 @@ class Recorder:
             files = self._files(job, *names.KEPT_FILES) if job.fingerprint in kept else []
             self.tracker.keep_decoder(job.fingerprint, files)
 
-    def _label(self, fingerprint: str) -> Label:
+    def _label(self, fingerprint: str) -> Change:
         """Return the name and tags that show which configurations a trial belongs to now, if to any."""
         members, job = self.plan.members.get(fingerprint), self.plan.jobs.get(fingerprint)
         if not members or job is None:
-            return Label("", {names.ROLE: names.ROLE_FORMER})
+            return Change(fingerprint, tags={names.ROLE: names.ROLE_FORMER})
         first = members[0]
         places = [[each.stage, each.arm, each.number] for each in members]
         tags = {
@@ -179,7 +180,7 @@ class Recorder:
             names.NUMBER: str(first.number),
             names.SHARED_BY: json.dumps(places, ensure_ascii=False) if len(places) > 1 else "",
         }
-        return Label(run_name(job), tags)
+        return Change(fingerprint, run_name(job), tags=tags)
 
     def _deliver(self, job: Job) -> None:
         with self._changed:
@@ -210,7 +211,7 @@ class Recorder:
             self._label_all()
             jobs = [self._behind.pop(name) for name in list(self._behind)]  # later events add the trial again
             try:
-                self.tracker.bring_level([self._delivery(job) for job in jobs])
+                self.tracker.write([self._change(job) for job in jobs])
             except BaseException:
                 for job in jobs:
                     self._behind.setdefault(job.fingerprint, job)
@@ -228,19 +229,20 @@ class Recorder:
         with self._changed:
             waiting, self._unlabelled = self._unlabelled, set()
         try:
-            self.tracker.label({fingerprint: self._label(fingerprint) for fingerprint in waiting})
+            self.tracker.write([self._label(fingerprint) for fingerprint in waiting])
         except BaseException:
             with self._changed:
                 self._unlabelled |= waiting
             raise
 
-    def _delivery(self, job: Job) -> Delivery:
+    def _change(self, job: Job) -> Change:
+        """Return what the run of a trial must hold, by the journal."""
         journal = self.plan.journal
         outcome = journal.outcomes.get(job.fingerprint)  # read before the points: once it exists, they are complete
-        points = list(journal.points.get(job.fingerprint, []))
+        change = replace(self._opening(job), points=list(journal.points.get(job.fingerprint, [])))
         if outcome is None:
-            return Delivery(self._spec(job), points)
-        diverged = bool(points and points[-1].get(names.DIVERGED))
+            return change
+        diverged = bool(change.points and change.points[-1].get(names.DIVERGED))
         tags = {
             names.DIVERGED: str(diverged).lower(),
             names.FAILURE: outcome.reason if outcome.state == FAILED else "",
@@ -249,33 +251,31 @@ class Recorder:
             **outcome.run,
         }
         if outcome.state == FAILED:
-            return Delivery(self._spec(job), points, End(RUN_FAILED, tags, self._files(job, FAILURE_FILE)))
+            return replace(change, status=RUN_FAILED, tags=tags, files=self._files(job, FAILURE_FILE))
         kept = self._files(job, *names.KEPT_FILES)
         tags |= {names.DECODER: "kept"} if kept else {}
-        return Delivery(
-            self._spec(job), points, End(RUN_FINISHED, tags, [*self._files(job, names.RECONSTRUCTION), *kept])
-        )
+        return replace(change, status=RUN_FINISHED, tags=tags, files=[*self._files(job, names.RECONSTRUCTION), *kept])
 
     def _files(self, job: Job, *wanted: str) -> list[Path]:
         mirror_of(self.plan, job).fetch(*wanted)
         files = (self.plan.trial_folder(job) / name for name in wanted)
         return [file for file in files if file.exists()]
 
-    def _spec(self, job: Job) -> RunSpec:
-        trial = job.trial
+    def _opening(self, job: Job) -> Change:
+        """Return the change that opens the run of a trial."""
+        name = run_name(job)
         if self.tracker.is_open(job.fingerprint):
-            return RunSpec(job.fingerprint, run_name(job), {}, {}, {})
-        dumped = trial.dump()
-        label = self._label(job.fingerprint)
+            return Change(job.fingerprint, name, RUNNING)
+        dumped = job.trial.dump()
         tags = {
             **self._tags,
-            **trial_tags(trial, job.dataset_sha256),
-            **{key: value for key, value in label.tags.items() if value},
-            names.ENTROPY_FLOOR: f"{self._floor_of(trial):.6f}",
+            **trial_tags(job.trial, job.dataset_sha256),
+            **{key: value for key, value in self._label(job.fingerprint).tags.items() if value},
+            names.ENTROPY_FLOOR: f"{self._floor_of(job.trial):.6f}",
             names.VERSIONS: self._versions,
         }
-        text = to_yaml(dumped)
-        return RunSpec(job.fingerprint, run_name(job), tags, flatten(dumped), {names.TRIAL_FILE: text})
+        texts = {names.TRIAL_FILE: to_yaml(dumped)}
+        return Change(job.fingerprint, name, RUNNING, initial_tags=tags, params=flatten(dumped), texts=texts)
 
 
 def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:

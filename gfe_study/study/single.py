@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from gfe_study.provenance import package_versions, provenance
 from gfe_study.study.recorder import artifact_files, trial_tags
 from gfe_study.study.runner import device_name, pin_threads, remove_checkpoints, run_trial
 from gfe_study.tracking.client import Tracker
-from gfe_study.tracking.runs import FINISHED, Delivery, End, RunSpec
+from gfe_study.tracking.runs import FINISHED, RUNNING, Change
 from gfe_study.tracking.uri import writable
 
 EXPERIMENT = "train"
@@ -49,8 +50,8 @@ def run_single(
     folder = Path(storage).absolute() / EXPERIMENT / fingerprint
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tracker = Tracker(EXPERIMENT)
-    spec = _spec(trial, splits, fingerprint, device)
-    tracker.bring_level([Delivery(spec, [])])
+    opening = _opening(trial, splits, fingerprint, device)
+    tracker.write([opening])
     problems: list[str] = []
     points: list[dict[str, float]] = []
     for update in run_trial(trial, splits, folder, device):
@@ -60,14 +61,14 @@ def run_single(
         for point in update.points:
             report(point)
         points.extend(update.points)
-        tracker.bring_level([Delivery(spec, points)])
+        tracker.write([replace(opening, points=points)])
     remove_checkpoints(folder)
     tags = {names.DIVERGED: str(bool(points[-1][names.DIVERGED])).lower()}
-    tracker.bring_level([Delivery(spec, points, End(FINISHED, tags, artifact_files(folder)))])
+    tracker.write([replace(opening, status=FINISHED, tags=tags, points=points, files=artifact_files(folder))])
     return points[-1], fingerprint, problems
 
 
-def _spec(trial: Trial, splits: Splits, fingerprint: str, device: str) -> RunSpec:
+def _opening(trial: Trial, splits: Splits, fingerprint: str, device: str) -> Change:
     dumped = trial.dump()
     tags = {
         **provenance(),
@@ -77,5 +78,5 @@ def _spec(trial: Trial, splits: Splits, fingerprint: str, device: str) -> RunSpe
         names.VERSIONS: package_versions(),
     }
     name = f"{trial.method.name}·{trial.solver.name} {trial.data.name} seed {trial.seed}"
-    text = to_yaml(dumped)
-    return RunSpec(fingerprint, name, tags, flatten(dumped), {names.TRIAL_FILE: text})
+    texts = {names.TRIAL_FILE: to_yaml(dumped)}
+    return Change(fingerprint, name, RUNNING, initial_tags=tags, params=flatten(dumped), texts=texts)

@@ -12,14 +12,15 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from gfe_study import names
 from gfe_study.tracking import views
-from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change, Delivery, Label, Run, RunSpec, Writer
+from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change, Run, Writer
 from gfe_study.tracking.sqlite import SqliteWriter
 from gfe_study.tracking.uri import (
     ARTIFACTS,
@@ -105,7 +106,6 @@ class Tracker:
         self.client = connect(self.uri)
         self.parent_id: str | None = None
         self._unsure: set[str] = set()
-        self._open: dict[str, float] = {}
         with explained(self.uri):
             self.experiment_id = self._experiment()
             self._runs = {run.data.tags[names.FINGERPRINT]: _known(run) for run in self._trials()}
@@ -197,12 +197,13 @@ class Tracker:
 
     def is_open(self, fingerprint: str) -> bool:
         """Return whether this process has opened a trial's run, so that only points and the end are missing."""
-        return fingerprint in self._open
+        run = self._runs.get(fingerprint)
+        return run is not None and run.last_step is not None
 
     def is_closed(self, fingerprint: str) -> bool:
         """Return whether a trial's run exists and is finished, as far as this process knows."""
         run = self._runs.get(fingerprint)
-        return run is not None and run.status == FINISHED and fingerprint not in self._open
+        return run is not None and run.status == FINISHED
 
     def has_failed(self, fingerprint: str) -> bool:
         """Return whether a trial's run is marked as failed."""
@@ -212,96 +213,71 @@ class Tracker:
     def is_running(self, fingerprint: str) -> bool:
         """Return whether a trial's run is marked as running, by this process or by one that was killed."""
         run = self._runs.get(fingerprint)
-        return fingerprint in self._open or (run is not None and run.status == RUNNING)
+        return run is not None and run.status == RUNNING
 
-    def bring_level(self, deliveries: Sequence[Delivery]) -> None:
-        """Update the runs of trials with deliveries."""
-        for start in range(0, len(deliveries), self._writer.batch):
-            part = deliveries[start : start + self._writer.batch]
-            fingerprints = [delivery.spec.fingerprint for delivery in part]
+    def write(self, changes: Sequence[Change]) -> None:
+        """Bring the runs of trials level with changes."""
+        for start in range(0, len(changes), self._writer.batch):
+            part = changes[start : start + self._writer.batch]
             try:
                 with explained(self.uri):
-                    changes = [self._change(delivery) for delivery in part]
-                    self._write(changes)
+                    lacking = [self._lacking(change) for change in part]
+                    written = [change for change in lacking if change is not None]
+                    self._writer.write(written)
             except TrackingError:
                 # The call may have taken effect although its answer was lost: look the run up before the next one.
-                for fingerprint in fingerprints:
-                    self._open.pop(fingerprint, None)
-                    self._unsure.add(fingerprint)
+                for change in part:
+                    self._unsure.add(change.fingerprint)
+                    if change.fingerprint in self._runs:
+                        self._runs[change.fingerprint].last_step = None
                 raise
-            for delivery, fingerprint, change in zip(part, fingerprints, changes, strict=True):
-                self._runs[fingerprint] = change.run
-                last = self._open.get(fingerprint, -1.0)
-                self._open[fingerprint] = max([last, *(point[names.IMAGES_SEEN] for point in change.points)])
-                if delivery.end is not None:
-                    del self._open[fingerprint]
+            for change in written:
+                self._remember(change)
 
-    def _change(self, delivery: Delivery) -> Change:
-        spec, end = delivery.spec, delivery.end
-        opened = spec.fingerprint in self._open
-        run = self._runs.get(spec.fingerprint)
-        if run is None and spec.fingerprint in self._unsure:
-            run = self._writer.find(spec.fingerprint)
-        tags = {}
+    def _lacking(self, change: Change) -> Change | None:
+        """Return the part of a change that the store lacks; None if that is nothing."""
+        run = self._runs.get(change.fingerprint)
+        if run is None and change.fingerprint in self._unsure:
+            run = self._writer.find(change.fingerprint)
         if run is None:
+            if change.status is None:
+                return None
             # All tags are written with the run, so that every existing run can be found by its fingerprint.
-            run, tags = Run("", "", spec.name, RUNNING, {}), self._all_tags(spec)
-            last = -1.0
-        else:
-            last = self._open[spec.fingerprint] if opened else self._writer.last_step(run)
-            self._open.setdefault(spec.fingerprint, last)
-        if end is not None:
-            tags |= {key: value for key, value in end.tags.items() if value or key in run.tags}
-        return Change(
-            run,
-            run.name,
-            RUNNING if end is None else end.status,
-            tags,
-            spec.params if last < 0 else {},
-            [point for point in delivery.points if point[names.IMAGES_SEEN] > last],
-            spec.texts if not opened else {},
-            end.files if end is not None else [],
-        )
+            tags = {
+                **change.initial_tags,
+                **{key: value for key, value in change.tags.items() if value},
+                names.FINGERPRINT: change.fingerprint,
+                names.ROLE: names.ROLE_TRIAL,
+                MLFLOW_RUN_NAME: change.name,
+                MLFLOW_PARENT_RUN_ID: self.parent_id or "",
+            }
+            return replace(change, tags=tags, run=Run("", "", change.name, RUNNING, {}, last_step=-1.0))
+        name = change.name or run.name
+        tags = {key: value for key, value in change.tags.items() if run.tags.get(key, "") != value}
+        tags |= {MLFLOW_RUN_NAME: name} if name != run.name else {}
+        if change.status is None:
+            return replace(change, name=name, tags=tags, run=run) if tags else None
+        texts = change.texts if run.last_step is None else {}
+        last = run.last_step = self._writer.last_step(run) if run.last_step is None else run.last_step
+        points = [point for point in change.points if point[names.IMAGES_SEEN] > last]
+        params = change.params if last < 0 else {}
+        return replace(change, name=name, tags=tags, points=points, params=params, texts=texts, run=run)
 
-    def _write(self, changes: Sequence[Change]) -> None:
-        self._writer.write(changes)
-        for change in changes:
-            change.run.tags.update(change.tags)
-            change.run.name = change.name
-            change.run.status = change.status or change.run.status
-
-    def _all_tags(self, spec: RunSpec) -> dict[str, str]:
-        return {
-            **spec.tags,
-            names.FINGERPRINT: spec.fingerprint,
-            names.ROLE: names.ROLE_TRIAL,
-            MLFLOW_RUN_NAME: spec.name,
-            MLFLOW_PARENT_RUN_ID: self.parent_id or "",
-        }
-
-    def label(self, labels: Mapping[str, Label]) -> None:
-        """Bring names and tags of runs level with the study; trials without a run are skipped."""
-        changes = []
-        for fingerprint, label in labels.items():
-            run = self._runs.get(fingerprint)
-            if run is None:
-                continue
-            tags = {key: value for key, value in label.tags.items() if run.tags.get(key, "") != value}
-            name = label.name or run.name
-            if name != run.name:
-                tags[MLFLOW_RUN_NAME] = name
-            if tags:
-                changes.append(Change(run, name, tags=tags))
-        for start in range(0, len(changes), self._writer.batch):
-            with explained(self.uri):
-                self._write(changes[start : start + self._writer.batch])
+    def _remember(self, change: Change) -> None:
+        run = change.run
+        self._runs[change.fingerprint] = run
+        run.name = change.name
+        run.tags.update(change.tags)
+        if change.status is not None:
+            run.status = change.status
+            if change.status != RUNNING:
+                run.last_step = None
+            elif change.points:
+                run.last_step = change.points[-1][names.IMAGES_SEEN]
 
     def kill(self, fingerprint: str) -> None:
         """End a trial's run that nobody writes to; the trial may be continued later."""
-        with explained(self.uri):
-            run = self._runs[fingerprint]
-            self._write([Change(run, run.name, KILLED)])
-        self._open.pop(fingerprint, None)
+        self.write([Change(fingerprint, status=KILLED)])
 
     def keep_decoder(self, fingerprint: str, files: list[Path]) -> None:
         """Store a trial's `KEPT_FILES` unless the run has them; with no files, remove them if the store can."""
@@ -314,11 +290,11 @@ class Tracker:
             for name in names.KEPT_FILES if not files else ():
                 with contextlib.suppress(NotImplementedError, OSError):
                     get_artifact_repository(run.artifact_uri).delete_artifacts(name)
-        self.label({fingerprint: Label("", {names.DECODER: "kept" if files else "removed"})})
+        self.write([Change(fingerprint, tags={names.DECODER: "kept" if files else "removed"})])
 
     def supersede(self, fingerprint: str) -> None:
         """Mark a trial's run as superseded: the trial runs again and is logged to a new run."""
-        self.label({fingerprint: Label("", {names.ROLE: names.ROLE_SUPERSEDED})})
+        self.write([Change(fingerprint, tags={names.ROLE: names.ROLE_SUPERSEDED})])
         self._runs.pop(fingerprint, None)
 
     def orphans(self) -> list[str]:

@@ -10,78 +10,49 @@ from typing import Any, Protocol
 FINISHED, FAILED, KILLED, RUNNING = "FINISHED", "FAILED", "KILLED", "RUNNING"
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """The initial content of a trial's run."""
-
-    fingerprint: str
-    name: str
-    tags: dict[str, str]
-    params: dict[str, Any]
-    texts: dict[str, str]
-    """Text artifacts by file name."""
-
-
-@dataclass(frozen=True)
-class End:
-    """How a trial's run ends: its status, further tags, and files to store as artifacts."""
-
-    status: str
-    tags: dict[str, str]
-    files: list[Path]
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What the store must hold of a trial: all of its points so far, and its end if it has ended."""
-
-    spec: RunSpec
-    points: list[dict[str, float]]
-    end: End | None = None
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a run's name and tags say about its place in the study; without a name, the run keeps its own."""
-
-    name: str
-    tags: dict[str, str]
-
-
 @dataclass
 class Run:
-    """A run in the store; a new one has no id until it is written."""
+    """A run in the store; a new one has no id until it is written.
+
+    Attributes:
+        last_step: the largest number of images seen that the run holds, −1 without any; None unless this process has
+            opened the run and it has not ended since.
+    """
 
     run_id: str
     artifact_uri: str
     name: str
     status: str
     tags: dict[str, str]
+    last_step: float | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Change:
-    """A change to one run.
+    """What the run of a trial must hold from now on; `Tracker.write` leaves out what the run holds already.
 
     Attributes:
-        run: the run as the store has it.
-        name: its name from now on.
-        status: its status from now on; None to leave it, and `RUNNING` reopens it.
-        tags: tags that are new or differ.
-        params: parameters of a run that has no points yet.
-        points: points that the store lacks, in order of images seen.
-        texts: text artifacts by file name.
+        fingerprint: the trial.
+        name: name of the run; empty to keep the one it has.
+        status: its status, `RUNNING` opens or reopens it; None to leave it, and to create no run.
+        tags: tags to set; empty values only replace others.
+        points: all points of the trial so far, in order of images seen.
         files: files to store as artifacts; those that have been removed meanwhile are skipped.
+        initial_tags, params: further tags and the parameters of a new run.
+        texts: text artifacts by file name, of a run that this process opens.
+        run: the run as the store has it, filled in by `Tracker.write`.
     """
 
-    run: Run
-    name: str
+    fingerprint: str
+    name: str = ""
     status: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
-    params: dict[str, Any] = field(default_factory=dict)
     points: list[dict[str, float]] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    initial_tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    run: Run = field(default_factory=lambda: Run("", "", "", RUNNING, {}))
 
     @property
     def is_new(self) -> bool:

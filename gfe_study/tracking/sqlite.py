@@ -108,10 +108,6 @@ class SqliteWriter:
                 if change.status is not None
             ],
         )
-        self._write_values(connection, changes, now)
-
-    @staticmethod
-    def _write_values(connection: sqlite3.Connection, changes: Sequence[Change], now: int) -> None:
         connection.executemany(
             "INSERT OR REPLACE INTO tags (key, value, run_uuid) VALUES (?, ?, ?)",
             [(key, value, change.run.run_id) for change in changes for key, value in change.tags.items()],
