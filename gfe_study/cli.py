@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from gfe_study import density_cli, names
+from gfe_study import density_cli, interrupts, names
 from gfe_study.advice import near
 from gfe_study.config import (
     InputError,
@@ -27,9 +27,10 @@ from gfe_study.config import (
     space_files,
     typed_sets,
 )
+from gfe_study.interrupts import Interrupted
 from gfe_study.layout import say, wrapped
 from gfe_study.provenance import own_version
-from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, console, fail, output, print_json
+from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, Sturdy, console, fail, output, print_json
 
 
 def _print_version(given: bool) -> None:
@@ -86,11 +87,13 @@ MAX_LABEL_BYTES = 100
 
 def main() -> None:
     """Entry point: exit codes 0 done, 1 some trials failed, 2 bad input, 130 interrupted and resumable."""
+    sys.stdout, sys.stderr = Sturdy(sys.stdout), Sturdy(sys.stderr)
     try:
+        interrupts.check()
         app()
     except InputError as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         say(console(), "interrupted; run the same command to continue")
         sys.exit(INTERRUPTED)
 

@@ -1,13 +1,13 @@
-"""Ray without its output: started on this machine for one sweep, or an existing cluster."""
+"""Ray without its output and its signal handlers: started on this machine for one sweep, or an existing cluster."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-import signal
+import secrets
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +26,10 @@ _DEFAULTS = {
     "RAY_DEDUP_LOGS": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+_TOKEN = secrets.token_hex(32)
+"""Lets processes into the Ray that this process starts; Ray listens on all interfaces and reads it only once."""
 
 
 @contextlib.contextmanager
@@ -43,7 +46,10 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if address else "disabled")
+    if address is None:  # in the environment, where other users cannot read it
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     if len(tempfile.gettempdir()) > LONGEST_TEMPORARY_PATH and os.path.isdir("/tmp"):
         os.environ.setdefault("RAY_TMPDIR", "/tmp")
     import ray
@@ -52,7 +58,8 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # lost workers are reported in a line of ours
     local: dict[str, Any] = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        with _apart_from_signals():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # Ray raises anything from ConnectionError to its own AuthenticationError
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         where = f"--address: given {address!r}; that Ray cannot be joined" if address else "Ray cannot be started here"
@@ -61,20 +68,24 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
     # it does so during the shutdown, Ray's core is gone, and this process ends with exit code 1.
     ray._private.worker.global_worker.raise_errors = lambda *_: None  # type: ignore[method-assign]
     try:
-        with _terminate_like_interrupt():
-            yield ray
+        yield ray
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    # Tune ends in good order on SIGINT only; a batch system sends SIGTERM.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+def _apart_from_signals() -> Iterator[None]:
+    """Keep Ray from handling this process's signals, and its processes from getting them.
+
+    Ray would replace the handler of SIGTERM. A signal to the process group (Ctrl-C, `timeout`, a service manager) would
+    reach its processes too, and a driver waits for ever for what they no longer answer.
+    """
+    from ray._private import services, utils
+
+    handler, popen = utils.set_sigterm_handler, services.ConsolePopen
+    utils.set_sigterm_handler = lambda _: None
+    services.ConsolePopen = functools.partial(popen, process_group=0)  # type: ignore[misc, assignment]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        utils.set_sigterm_handler, services.ConsolePopen = handler, popen  # type: ignore[misc]

@@ -17,6 +17,7 @@ from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from gfe_study import interrupts
 from gfe_study.data.base import Splits
 from gfe_study.study.engine import Engine
 from gfe_study.study.options import Options
@@ -128,7 +129,7 @@ class JobStopper(tune.Stopper):
             self._ending.append(_end(place))
         if reason := self._bridge.why_stop():
             engine.stop(reason)
-        return engine.broken is not None or bool(engine.stopped)
+        return engine.broken is not None or bool(engine.stopped) or interrupts.asked()
 
 
 def _end(place: dict[str, str]) -> Any:
@@ -174,7 +175,7 @@ def _reason(trial: RayTrial) -> str:
 
 
 def fit(bridge: Bridge, folder: Path, images: Mapping[str, Splits]) -> None:
-    """Run Tune until the engine has nothing left, or the user interrupts."""
+    """Run Tune until the engine has nothing left, or a signal asks this process to end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     # Without this, Tune starts the first trials one after the other.

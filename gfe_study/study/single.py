@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,17 +52,20 @@ def run_single(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tracker = Tracker(EXPERIMENT)
     opening = _opening(trial, splits, fingerprint, device)
-    tracker.write([opening])
     problems: list[str] = []
     points: list[dict[str, float]] = []
-    for update in run_trial(trial, splits, folder, device):
-        for text in update.problems:
-            problems.append(text)
-            problem(text)
-        for point in update.points:
-            report(point)
-        points.extend(update.points)
-        tracker.write([replace(opening, points=points)])
+    with contextlib.ExitStack() as if_interrupted:
+        if_interrupted.callback(tracker.kill, fingerprint)
+        tracker.write([opening])
+        for update in run_trial(trial, splits, folder, device):
+            for text in update.problems:
+                problems.append(text)
+                problem(text)
+            for point in update.points:
+                report(point)
+            points.extend(update.points)
+            tracker.write([replace(opening, points=points)])
+        if_interrupted.pop_all()
     remove_checkpoints(folder)
     tags = {names.DIVERGED: str(bool(points[-1][names.DIVERGED])).lower()}
     tracker.write([replace(opening, status=FINISHED, tags=tags, points=points, files=artifact_files(folder))])

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from gfe_study import names
+from gfe_study import interrupts, names
 from gfe_study.config import InputError, Study, to_yaml
 from gfe_study.data.base import Splits, data_folders
 from gfe_study.provenance import provenance
@@ -114,7 +114,8 @@ def run_sweep(
     folder = study_folder(options.storage, label)
     files = file_states(images.sources())
     writable(folder, "choose another --storage")
-    with Journal.open(folder, remote_folder(options.storage, label)) as journal:
+    # What follows is not torn apart by a signal: it ends where no more trials are handed out.
+    with interrupts.deferred(), Journal.open(folder, remote_folder(options.storage, label)) as journal:
         source = {"source": study.source, "source_sha256": study.source_sha256}
         recorded = {key: value for key, value in asdict(options).items() if key != "again"}
         journal.record_study(study.model_dump(mode="json"), source, recorded)
@@ -200,6 +201,9 @@ def _run_missing(
     outcome.taken_over = engine.taken_over
     if engine.take_over():
         return
+    outcome.interrupted = interrupts.asked()
+    if outcome.interrupted:
+        return
     at_last.enter_context((backend or ray_backend)(engine, options, images.loaded, observer, started))
     outcome.interrupted = not engine.done
     outcome.damaged = engine.damaged
@@ -225,7 +229,8 @@ def ray_backend(
         engine.begin(_slots(ray.cluster_resources(), options), started)
         observer.ray_started(time.monotonic() - ray_started, engine.slots)
         folder = engine.plan.journal.folder
-        fit(Bridge(engine, options, DiskWatch(folder, options.quota_gb)), folder / RAY_FOLDER, images)
+        if not interrupts.asked():
+            fit(Bridge(engine, options, DiskWatch(folder, options.quota_gb)), folder / RAY_FOLDER, images)
         yield
 
 
