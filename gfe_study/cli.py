@@ -44,9 +44,9 @@ def _space_names(incomplete: str) -> list[str]:
 
 
 def _study_names(context: typer.Context, incomplete: str) -> list[str]:
-    from gfe_study.study.storage import studies_of
+    from gfe_study.study.storage import Storage
 
-    return [name for name in studies_of(context.params["storage"]) if name.startswith(incomplete)]
+    return [name for name in Storage(context.params["storage"]).studies() if name.startswith(incomplete)]
 
 
 app = typer.Typer(
@@ -66,7 +66,7 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key, like solver.s_max=100."),
 ]
 Dataset = Annotated[str | None, typer.Option("--dataset", hidden=True, help="DATASET of make: sets data.name.")]
-Storage = Annotated[
+StorageOption = Annotated[
     str, typer.Option(help="Folder, or fsspec URL, for journals and checkpoints.", callback=os.path.expanduser)
 ]
 StudyLabel = Annotated[str | None, typer.Option("--study", help="Name of the study; defaults to the space's name.")]
@@ -162,7 +162,7 @@ def plan(
     seeds: Seeds = None,
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = None,
-    storage: Storage = "results",
+    storage: StorageOption = "results",
     probe: Annotated[bool, typer.Option(help="Train for a few seconds to estimate the run time.")] = True,
     no_reuse: NoReuse = False,
     json_: Json = False,
@@ -196,7 +196,7 @@ def sweep(
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = None,
     address: Address = None,
-    storage: Storage = "results",
+    storage: StorageOption = "results",
     quota_gb: Quota = None,
     no_reuse: NoReuse = False,
     json_: Json = False,
@@ -217,7 +217,7 @@ def resume(
     cpus_per_trial: Annotated[float | None, typer.Option(help="CPUs per trial; defaults to the last run's.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs per trial; defaults to the last run's.")] = None,
     address: Address = None,
-    storage: Storage = "results",
+    storage: StorageOption = "results",
     quota_gb: Quota = None,
     json_: Json = False,
 ) -> None:
@@ -239,11 +239,11 @@ def resume(
 
 def _journal(label: str, storage: str) -> Any:
     from gfe_study.study.journal import Journal
-    from gfe_study.study.storage import remote_folder, studies_of, study_folder
+    from gfe_study.study.storage import Storage
 
-    journal = Journal.read(study_folder(storage, label), remote_folder(storage, label))
+    journal = Journal.read(Storage(storage).folder(label))
     if journal.study is None:
-        there = studies_of(storage)
+        there = Storage(storage).studies()
         allowed = f"available: {', '.join(there)}" if there else "it holds no study yet; start one with gfe-study sweep"
         raise InputError(f"unknown study {label!r} in {storage}; {allowed}")
     return journal
@@ -252,8 +252,9 @@ def _journal(label: str, storage: str) -> Any:
 def _say_settled(label: str, storage: str, command: list[Any], json_: bool) -> bool:
     """Print the result of a study that has nothing left to do; return whether that is so."""
     from gfe_study.study.settled import settled, start_key
+    from gfe_study.study.storage import Storage
 
-    found = settled(storage, label, start_key([storage, *command]))
+    found = settled(Storage(storage), label, start_key([storage, *command]))
     if found is None:
         return False
     if json_:
@@ -297,14 +298,14 @@ def status(
     label: Annotated[
         str | None, typer.Argument(help="Name of a study; defaults to all studies.", autocompletion=_study_names)
     ] = None,
-    storage: Storage = "results",
+    storage: StorageOption = "results",
     json_: Json = False,
 ) -> None:
     """Count trials by state; show the best one and the failures. Example: gfe-study status amd"""
     from gfe_study.study.status import state_of
-    from gfe_study.study.storage import studies_of
+    from gfe_study.study.storage import Storage
 
-    labels = [label] if label is not None else studies_of(storage)
+    labels = [label] if label is not None else Storage(storage).studies()
     states = {name: state_of(_journal(name, storage)) for name in labels}
     if json_:
         print_json(states)
@@ -324,18 +325,19 @@ def status(
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Option(help="The trial.yaml or best.pt of a trial.")] = None,
+    config: Annotated[str | None, typer.Option(help="The trial.yaml or best.pt of a trial: a file or a URL.")] = None,
     sets: Sets = None,
     cpus: Annotated[int, typer.Option(help="Number of threads; 1 reproduces the numbers of a sweep.")] = 1,
-    storage: Storage = "results",
+    storage: StorageOption = "results",
     json_: Json = False,
 ) -> None:
     """Run one trial without Ray, logged to MLflow. Example: gfe-study train --set preset=paper --set data.name=mnist"""
     from gfe_study.study.artifacts import read_trial
     from gfe_study.study.single import run_single
+    from gfe_study.study.storage import Storage, local_file
 
-    layers = [read_trial(config)] if config is not None else []
-    where = str(config) if config is not None else "--set"
+    layers = [read_trial(local_file(config))] if config is not None else []
+    where = config if config is not None else "--set"
     trial = blamed(lambda changes: Trial.build(*layers, changes, where=where), where, typed_sets(sets or []))
     shown = console()
 
@@ -346,7 +348,7 @@ def train(
     def problem(text: str) -> None:
         say(shown, f"warning: {text}", "yellow")
 
-    point, fingerprint, problems = run_single(trial, storage, cpus, report, problem)
+    point, fingerprint, problems = run_single(trial, Storage(storage), cpus, report, problem)
     if json_:
         counts = {name: int(point[name]) for name in names.COUNTS if name in point}
         print_json({**point, **counts, names.FINGERPRINT: fingerprint})
@@ -358,7 +360,7 @@ def train(
 
 @app.command()
 def encode(
-    checkpoint: Annotated[Path, typer.Argument(help="The best.pt of a trial.")],
+    checkpoint: Annotated[str, typer.Argument(help="The best.pt of a trial: a file or a URL.")],
     images: Annotated[Path, typer.Option(help="NumPy file: (N, H, W) or (N, D), uint8 or floats in [0, 1].")],
     out: Annotated[Path, typer.Option(help="NumPy archive to write.")],
     sets: Sets = None,
@@ -369,10 +371,12 @@ def encode(
 
     from gfe_study.study.artifacts import read_learner
     from gfe_study.study.encoding import encode_file
+    from gfe_study.study.storage import local_file
 
-    read = partial(read_learner, checkpoint, device=torch.device("cpu"))
-    blamed(read, str(checkpoint), typed_sets(sets or []))  # before anything is written
-    mean = encode_file(checkpoint, images, out, parse_assignments(sets or []))
+    decoder = local_file(checkpoint)
+    read = partial(read_learner, decoder, device=torch.device("cpu"))
+    blamed(read, checkpoint, typed_sets(sets or []))  # before anything is written
+    mean = encode_file(decoder, images, out, parse_assignments(sets or []))
     if json_:
         print_json(mean)
     else:
@@ -382,32 +386,37 @@ def encode(
 @app.command()
 def report(
     label: Label,
-    storage: Storage = "results",
+    storage: StorageOption = "results",
     json_: Json = False,
 ) -> None:
     """Write a study's report, figures and tables from the tracking store. Example: gfe-study report amd"""
     with console().status(f"reading and drawing {label} …"):  # silent unless it is a terminal
         from gfe_study.analysis.load import Store
         from gfe_study.analysis.report import write_report
-        from gfe_study.study.storage import study_folder
+        from gfe_study.study.storage import Storage
 
-        files = write_report(Store(), label, study_folder(storage, label) / "report")
+        folder = Storage(storage).folder(label, "report")
+        files = write_report(Store(), label, folder.local)
+        folder.push_tree()
     if json_:
         print_json([str(file) for file in files])
     else:
         print("\n".join(map(near, files)))
+        if folder.remote is not None:
+            say(console(), f"all of them are at {folder.remote} too")
 
 
 @app.command()
 def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Close runs that no process is writing to.")] = False,
-    storage: Storage = "results",
+    storage: StorageOption = "results",
     json_: Json = False,
 ) -> None:
     """Check versions, devices, data, the store, and orphaned runs. Example: gfe-study doctor --fix"""
     from gfe_study.study.doctor import examine
+    from gfe_study.study.storage import Storage
 
-    findings = examine(storage, fix=fix)
+    findings = examine(Storage(storage), fix=fix)
     if json_:
         print_json([dataclasses.asdict(finding) for finding in findings])
     else:

@@ -233,7 +233,7 @@ def best_blocks(plan: Plan) -> list[Block]:
     results = ", ".join(f"{name} {_metric(name, point.get(name))}" for name in metrics)
     values = " ".join(f"{key}={number(value, 3)}" for key, value in best.params.items())
     blocks = [hanging(f"Best: {describe(best)}: {results}"), hanging(values, "  ")]
-    file = plan.trial_folder(best) / names.BEST_CHECKPOINT
+    file = plan.trial_folder(best).local / names.BEST_CHECKPOINT
     return [*blocks, decoder(file)] if file.exists() else blocks
 
 

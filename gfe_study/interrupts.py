@@ -17,12 +17,15 @@ class Interrupted(BaseException):
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_handled = False
 _asked = False
 _deferrals = 0
 
 
 def install() -> None:
     """Handle the signals from now on. A SIGHUP that is ignored stays ignored, as `nohup` wants it."""
+    global _handled
+    _handled = True
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _ask)
@@ -30,9 +33,16 @@ def install() -> None:
 
 def _ask(number: int, frame: FrameType | None) -> None:
     global _asked
+    signal.alarm(0)  # a handler of Ray's core calls this one, and has set an alarm that aborts the process
     repeated, _asked = _asked, True
     if not repeated and not _deferrals:
         raise Interrupted
+
+
+def handle_again() -> None:
+    """Take the signals back from a library that has replaced the handlers of `install`, if that was called."""
+    if _handled:
+        install()
 
 
 def ignore() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import socket
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +21,21 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pydanti
 def own_version() -> str:
     """Return the version of gfe-study, which only pyproject.toml states."""
     return version("gfe-study")
+
+
+@functools.cache
+def code() -> tuple[str, str]:
+    """Return the version of gfe-study that this process runs, and its git commit, empty if unknown."""
+    return own_version(), provenance().get(names.GIT_COMMIT, "")
+
+
+def unlike(host: str, there: Sequence[str], here: Sequence[str]) -> str:
+    """Return how the `code` on another host differs from that of the sweep; empty if it does not, or is unknown."""
+    if there[0] != here[0]:
+        return f"{host} has gfe-study {there[0]}, this sweep {here[0]}; install the same on all nodes"
+    if there[1] and here[1] and there[1] != here[1]:
+        return f"{host} has commit {there[1][:9]} of gfe-study, this sweep {here[1][:9]}; use the same on all nodes"
+    return ""
 
 
 def package_versions() -> str:

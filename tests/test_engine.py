@@ -21,6 +21,7 @@ from gfe_study.study.engine import MAX_ATTEMPTS, Engine, declare
 from gfe_study.study.events import NAMES, Again, Ended, Reached, Record, Retried, Reused, read_record
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Plan
+from gfe_study.study.storage import Mirror
 from gfe_study.study.trial_run import FINAL, Event, Status, TrialRun
 
 LIMIT_S, BUDGET, SLOTS = 10.0, 96, 2
@@ -58,7 +59,7 @@ class MemoryJournal(Journal):
 
     @classmethod
     def of(cls, lines: list[str]) -> MemoryJournal:
-        journal = cls(Path("nowhere"))
+        journal = cls(Mirror(Path("nowhere")))
         journal.lines, journal.full = [], False
         for line in lines:
             journal.lines.append(line)

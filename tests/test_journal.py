@@ -9,6 +9,7 @@ import pytest
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.study.journal import FINISHED, FORMAT, JOURNAL_FILE, Configuration, Journal, Outcome
+from gfe_study.study.storage import Mirror
 
 
 def point(images: float) -> dict[str, float]:
@@ -148,18 +149,18 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, line: str) -> Non
 def test_a_fork_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
     """Two machines went on from the same journal; neither may erase what the other one finished."""
     remote = f"file://{tmp_path / 'shared'}"
-    with Journal.open(tmp_path / "one", remote) as journal:
+    with Journal.open(Mirror(tmp_path / "one", remote)) as journal:
         journal.record_retry("aa")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     for folder, name in (("one", "bb"), ("two", "cc")):
         with (tmp_path / folder / JOURNAL_FILE).open("a") as file:
             file.write(json.dumps({"event": "retry", "fingerprint": name}) + "\n")
-    Journal.open(tmp_path / "one", remote).__exit__(None, None, None)  # brings bb there
+    Journal.open(Mirror(tmp_path / "one", remote)).__exit__(None, None, None)  # brings bb there
     kept = {path: path.read_bytes() for path in tmp_path.rglob(JOURNAL_FILE)}
     assert len(kept) == 3
     for look in (Journal.read, Journal.open):
         with pytest.raises(InputError, match="differ from line 2 on") as error:
-            look(tmp_path / "two", remote)
+            look(Mirror(tmp_path / "two", remote))
         assert str(tmp_path / "two" / JOURNAL_FILE) in str(error.value)
         assert f"{remote}/{JOURNAL_FILE}" in str(error.value)
     assert {path: path.read_bytes() for path in kept} == kept
@@ -168,10 +169,10 @@ def test_a_fork_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_a_driver_does_not_overwrite_what_another_added(tmp_path: Path) -> None:
     """A machine that was away comes back while its study runs elsewhere: its own copy is not brought there."""
     remote = f"file://{tmp_path / 'shared'}"
-    first = Journal.open(tmp_path / "one", remote)
+    first = Journal.open(Mirror(tmp_path / "one", remote))
     first.record_retry("aa")
     first.push()
-    with Journal.open(tmp_path / "two", remote) as second:
+    with Journal.open(Mirror(tmp_path / "two", remote)) as second:
         second.record_retry("bb")
     there = (tmp_path / "shared" / JOURNAL_FILE).read_bytes()
     with pytest.raises(InputError, match="another machine goes on with this study"):

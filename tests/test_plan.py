@@ -12,6 +12,7 @@ from gfe_study.config import Study, find_space
 from gfe_study.study.journal import FAILED, FINISHED, Configuration, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.searcher import Suggester, add_certain
+from gfe_study.study.storage import Mirror
 
 SHA = "0" * 64
 
@@ -270,7 +271,7 @@ def test_two_objectives_are_searched_together(tmp_path: Path) -> None:
 def test_a_fixed_design_is_known_whole_and_ordered_for_pairing(tmp_path: Path) -> None:
     arms = {"arms": {"a": {}, "b": {"optim.lr": 1e-3}}}
     study = Study.build({"question": "?", "scientific": arms, "seeds": 3}, "arms.yaml")
-    plan = Plan.make(study, SHA, Journal(tmp_path))
+    plan = Plan.make(study, SHA, Journal(Mirror(tmp_path)))
     assert [(job.arm, job.seed) for job in plan.missing()] == [(arm, seed) for seed in range(3) for arm in "ab"]
     assert (plan.total, plan.unasked()) == (6, 0)
 

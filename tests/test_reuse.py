@@ -14,12 +14,13 @@ from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
+from gfe_study.study.storage import Mirror
 
 HERE = {names.HOST: "here", names.DEVICE: "cpu (A)", names.THREADS: "1"}
 
 
 def job_with(budget: dict[str, Any], folder: Path) -> tuple[Job, Journal]:
-    journal = Journal(folder)
+    journal = Journal(Mirror(folder))
     plan = Plan.make(Study.build({"question": "?", "budget": budget}, "mine.yaml"), "0" * 64, journal)
     (job,) = plan.jobs.values()
     return job, journal

@@ -21,6 +21,7 @@ from gfe_study.study.images import Images
 from gfe_study.study.journal import JOURNAL_FILE, Journal
 from gfe_study.study.options import Options
 from gfe_study.study.settled import file_states, settled, start_key
+from gfe_study.study.storage import Storage
 from gfe_study.study.sweep import Outcome, run_sweep
 from gfe_study.tracking.uri import URI_VARIABLE
 
@@ -43,12 +44,12 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_settled_study_is_recognised(storage: str) -> None:
-    found = settled(storage, LABEL, "key")
+    found = settled(Storage(storage), LABEL, "key")
     assert found is not None
     assert (found.summary, found.lines) == ({"trials": {"finished": 2}}, [["sentence", "done", ""]])
-    assert settled(storage, LABEL, "another key") is None
-    assert settled(storage, "another study", "key") is None
-    assert settled("s3://bucket/results", LABEL, "key") is None
+    assert settled(Storage(storage), LABEL, "another key") is None
+    assert settled(Storage(storage), "another study", "key") is None
+    assert settled(Storage("s3://bucket/results"), LABEL, "key") is None
 
 
 def append(storage: str) -> None:
@@ -80,7 +81,7 @@ def lose_run(storage: str) -> None:
 @pytest.mark.parametrize("change", [append, cut, newer, lose_store, lose_run])
 def test_a_change_unsettles_a_study(storage: str, change: Callable[[str], None]) -> None:
     change(storage)
-    assert settled(storage, LABEL, "key") is None
+    assert settled(Storage(storage), LABEL, "key") is None
 
 
 @pytest.mark.parametrize("changes", ["never", "while trials run", "afterwards"])
@@ -100,7 +101,7 @@ def test_changed_images_unsettle_a_study(tmp_path: Path, monkeypatch: pytest.Mon
     run_sweep(study, LABEL, options, Quiet(), lambda _: ("key", {"trials": {"finished": 2}}, []), changing)  # type: ignore[arg-type]
     if changes == "afterwards":
         images.write_bytes(b"other pixels")
-    assert (settled(options.storage, LABEL, "key") is not None) == (changes == "never")
+    assert (settled(Storage(options.storage), LABEL, "key") is not None) == (changes == "never")
 
 
 def test_a_failed_trial_leaves_something_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ import pytest
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.study.journal import JOURNAL_FILE, Journal
-from gfe_study.study.storage import Mirror, remote_folder, studies_of, study_folder
+from gfe_study.study.storage import Mirror, Storage
 
 
 def test_a_folder_is_its_own_storage(tmp_path: Path) -> None:
-    assert study_folder(str(tmp_path), "amd") == tmp_path / "amd"
-    assert remote_folder(str(tmp_path), "amd") is None
+    folder = Storage(str(tmp_path)).folder("amd")
+    assert (folder.local, folder.remote) == (tmp_path / "amd", None)
     mirror = Mirror(tmp_path, None)
     mirror.push("a")
     mirror.fetch("a")
@@ -56,10 +56,10 @@ def test_a_journal_goes_on_where_another_machine_left_it(tmp_path: Path, monkeyp
         folder = tmp_path / machine
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
-        with Journal.open(study_folder(url, "amd"), remote_folder(url, "amd")) as journal:
+        with Journal.open(Storage(url).folder("amd")) as journal:
             journal.record_retry(fingerprint)
-    assert Journal.read(study_folder(url, "amd"), remote_folder(url, "amd")).changed == ["aa", "bb", "cc"]
-    assert studies_of(url) == ["amd"]
+    assert Journal.read(Storage(url).folder("amd")).changed == ["aa", "bb", "cc"]
+    assert Storage(url).studies() == ["amd"]
     assert len((tmp_path / "shared" / "amd" / JOURNAL_FILE).read_text().splitlines()) == 3
 
 
@@ -68,22 +68,22 @@ def test_a_driver_killed_before_its_journal_was_brought_there_loses_nothing_here
 ) -> None:
     monkeypatch.chdir(tmp_path)
     url = f"file://{tmp_path}/shared"
-    here = study_folder(url, "amd"), remote_folder(url, "amd")
-    with Journal.open(*here) as journal:
+    here = Storage(url).folder("amd")
+    with Journal.open(here) as journal:
         journal.record_retry("aa")
         journal.push()
         journal.record_retry("bb")
         monkeypatch.setattr(journal, "push", lambda: None)
-    assert Journal.read(*here).changed == ["aa", "bb"]
+    assert Journal.read(here).changed == ["aa", "bb"]
 
 
 def test_looking_at_a_running_study_on_a_url_disturbs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     url = f"file://{tmp_path}/shared"
-    here = study_folder(url, "amd"), remote_folder(url, "amd")
-    with Journal.open(*here) as journal:
+    here = Storage(url).folder("amd")
+    with Journal.open(here) as journal:
         for name in ("aa", "bb", "cc"):
             journal.record_retry(name)
             journal.push()
-            assert "aa" in Journal.read(*here).changed
-    assert Journal.read(*here).changed == ["aa", "bb", "cc"]
+            assert "aa" in Journal.read(here).changed
+    assert Journal.read(here).changed == ["aa", "bb", "cc"]

@@ -10,10 +10,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from gfe_study import names
+from gfe_study.advice import command
 from gfe_study.config import CHOICES, InputError, Trial
 from gfe_study.provenance import package_versions
 from gfe_study.study.disk import folder_bytes
-from gfe_study.study.storage import JOURNAL_FILE, is_url, studies_of, study_folder
+from gfe_study.study.storage import JOURNAL_FILE, Storage
 from gfe_study.tracking.client import Tracker, connect
 from gfe_study.tracking.uri import ARTIFACTS, store_uri, without_password
 
@@ -27,7 +28,7 @@ class Finding:
     text: str
 
 
-def examine(storage: str, *, fix: bool) -> list[Finding]:
+def examine(storage: Storage, *, fix: bool) -> list[Finding]:
     """Versions, device, datasets, store, and runs that nobody is writing to; `fix` closes those as killed."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
     return [
@@ -50,14 +51,14 @@ def _dataset(name: str) -> Finding:
     return Finding(f"data {name}", True, f"{sizes}, sha256 {splits.sha256[:16]}")
 
 
-def _studies(storage: str, fix: bool) -> list[Finding]:
+def _studies(storage: Storage, fix: bool) -> list[Finding]:
     findings = []
-    for label in studies_of(storage):
-        folder = study_folder(storage, label)
+    for label in storage.studies():
+        folder = storage.folder(label).local
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder / ".lock", timeout=0):
-                findings.append(_orphans(label, fix))
+                findings.append(_orphans(label, storage, fix))
         except Timeout:
             findings.append(Finding(f"study {label}", True, "is running"))
         except InputError as error:
@@ -65,12 +66,12 @@ def _studies(storage: str, fix: bool) -> list[Finding]:
     return findings or [_store()]
 
 
-def _space(storage: str) -> list[Finding]:
+def _space(storage: Storage) -> list[Finding]:
     """What takes space: every study by kind of file, largest first, then the store and its artifacts."""
     findings = []
-    if is_url(storage):
-        findings.append(Finding("space", True, f"{storage}: of a URL, only the local copies are counted"))
-    folders = [study_folder(storage, label) for label in studies_of(storage)]
+    if storage.is_url:
+        findings.append(Finding("space", True, f"{storage.address}: of a URL, only the local copies are counted"))
+    folders = [storage.folder(label).local for label in storage.studies()]
     for folder in sorted(folders, key=folder_bytes, reverse=True):
         kinds: Counter[str] = Counter()
         for path in folder.rglob("*"):
@@ -109,7 +110,7 @@ def _store() -> Finding:
     return Finding("store", True, without_password(store_uri()))
 
 
-def _orphans(label: str, fix: bool) -> Finding:
+def _orphans(label: str, storage: Storage, fix: bool) -> Finding:
     tracker = Tracker(label)
     orphans = tracker.orphans()
     if fix:
@@ -117,5 +118,6 @@ def _orphans(label: str, fix: bool) -> Finding:
             tracker.kill(fingerprint)
     if not orphans:
         return Finding(f"study {label}", True, "no orphaned run")
-    remedy = "closed as killed" if fix else f"`gfe-study resume {label}` continues them, `doctor --fix` closes them"
+    continues = f"`{command('resume', label, storage.address)}` continues them, `doctor --fix` closes them"
+    remedy = "closed as killed" if fix else continues
     return Finding(f"study {label}", fix, f"{len(orphans)} runs marked running that nobody writes to: {remedy}")

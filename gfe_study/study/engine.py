@@ -20,6 +20,7 @@ from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Outcome, State
 from gfe_study.study.plan import OVER, Job, Plan
 from gfe_study.study.reuse import Finished
 from gfe_study.study.searcher import LEAST_PARALLEL, Suggester, add_certain
+from gfe_study.study.storage import FILES_UPLOADED, FILES_WAIT
 from gfe_study.study.trial_run import FINAL, Event, Status, TrialRun
 
 MAX_ATTEMPTS = 4
@@ -107,6 +108,7 @@ class Engine:
         self.trial_seconds = 0.0
         self.runs: dict[str, TrialRun] = {}
         self._live: dict[str, TrialRun] = {}
+        self._said: set[str] = set()
         self._sink, self._observer, self._clock, self._reusable = sink, observer, clock, reusable
         self._queue: deque[TrialRun] = deque()
         self._suggesters: dict[str, Suggester] = {}
@@ -196,6 +198,7 @@ class Engine:
         attempt: int,
         points: list[dict[str, float]],
         problems: Sequence[str] = (),
+        waiting: str = "",
         *,
         done: bool = False,
         failure: str | None = None,
@@ -206,6 +209,7 @@ class Engine:
             fingerprint, attempt: which trial, and which attempt of it.
             points: new points; those that are known already are skipped.
             problems: one line for each damaged checkpoint.
+            waiting: why files of the trial wait to be uploaded; empty if none does.
             done: whether this is the trial's last report.
             failure: what the trial raised; None if nothing.
         """
@@ -216,6 +220,7 @@ class Engine:
         self.damaged.extend(problems)
         for problem in problems:
             self._observer.problem(problem)
+        self._say_waiting(run, waiting)
         with self._writing():
             if self.plan.journal.record_points(fingerprint, points):
                 self._sink.changed(run.job)
@@ -228,6 +233,21 @@ class Engine:
                 self._end(run, event, failure or "")
             self._show()
         return run.status in FINAL or self.broken is not None
+
+    def say_once(self, problem: str) -> None:
+        """Report a problem that does not end the study, unless it was reported before."""
+        if problem not in self._said:
+            self._said.add(problem)
+            self._observer.problem(problem)
+
+    def _say_waiting(self, run: TrialRun, waiting: str) -> None:
+        """Say once that files wait, and once that none does any more."""
+        before = any(other.waiting for other in self._live.values())
+        run.waiting = waiting
+        if waiting and not before:
+            self._observer.problem(f"{waiting}; {FILES_WAIT}")
+        elif before and not any(other.waiting for other in self._live.values()):
+            self._observer.problem(FILES_UPLOADED)
 
     def lost(self, fingerprint: str, attempt: int, reason: str) -> None:
         """Report that a trial lost its process or node; it starts again until it has had `MAX_ATTEMPTS`."""

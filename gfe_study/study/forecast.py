@@ -22,7 +22,7 @@ from gfe_study.study.probe import Estimate, probe_all, spent
 from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
 from gfe_study.study.searcher import add_certain
 from gfe_study.study.snapshots import LATENTS, MOMENTS
-from gfe_study.study.storage import remote_folder, study_folder
+from gfe_study.study.storage import Storage
 
 BYTES_PER_WEIGHT = 4
 FLOWS_BYTES = 10e3
@@ -91,8 +91,7 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     """
     options = options.granted(study.resources)
     images = Images.of_study(study, data_folders(), download=False)
-    folder = study_folder(options.storage, label)
-    journal = Journal.read(folder, remote_folder(options.storage, label))
+    journal = Journal.read(Storage(options.storage).folder(label))
     plan = Plan.make(study, images.sha256, journal)
     if options.again:
         journal.forget([job.fingerprint for job in plan.finished()])
@@ -101,7 +100,7 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     add_certain(plan)
     place = {arm.name: number for number, arm in enumerate(study.arms)}
     jobs = sorted(plan.jobs.values(), key=lambda job: (job.stage, place[job.arm], job.number, job.seed))
-    finished, machine = finished_elsewhere(folder, options), this_machine(options)
+    finished, machine = finished_elsewhere(journal.folder, options), this_machine(options)
     found = {job.fingerprint: trial for job in jobs if (trial := usable(finished, job, journal, machine))}
     done = {job.fingerprint for job in plan.finished()}
     over = done | set(found)

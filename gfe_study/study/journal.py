@@ -7,6 +7,7 @@ acts on it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -47,7 +48,7 @@ from gfe_study.study.events import (
     State,
     read_record,
 )
-from gfe_study.study.storage import JOURNAL_FILE, Mirror
+from gfe_study.study.storage import JOURNAL_FILE, Mirror, StorageError
 
 __all__ = [
     "FAILED",
@@ -63,13 +64,13 @@ __all__ = [
 ]
 
 
-def _content(folder: Path, mirror: Mirror) -> bytes:
-    """The longer of the local journal and the remote one, of which one must be the beginning of the other.
+def _content(mirror: Mirror) -> bytes:
+    """Return the longer of the local journal and the remote one, of which one must be the beginning of the other.
 
     Raises:
         InputError: both have lines that the other lacks. Two machines went on with the study; nothing is overwritten.
     """
-    local = folder / JOURNAL_FILE
+    local = mirror.local / JOURNAL_FILE
     here = local.read_bytes() if local.exists() else b""
     there = mirror.read(JOURNAL_FILE)
     refuse_fork(here, there, str(local), f"{mirror.remote}/{JOURNAL_FILE}")
@@ -95,7 +96,7 @@ class Journal:
     Opening takes the study's lock, so that no two sweeps write one journal; use it as a context.
 
     Attributes:
-        folder: the study's folder.
+        mirror: the study's folder.
         study: the study as it was last run, and how (`options`); None before the first run.
         membership: the configurations that belong to the study as it was last declared.
         known: all configurations that ever belonged to it, each once, in the order in which they were added.
@@ -110,7 +111,7 @@ class Journal:
         settled: what the last start found when nothing was left to do; None if anything was recorded since.
     """
 
-    folder: Path
+    mirror: Mirror
     study: dict[str, Any] | None = None
     membership: list[Configuration] = field(default_factory=list)
     known: dict[tuple[Any, ...], Configuration] = field(default_factory=dict)
@@ -125,23 +126,21 @@ class Journal:
     parallel: int | None = None
     _descriptor: int | None = None
     _lock: FileLock | None = None
-    _mirror: Mirror | None = None
+    _pushed: int = -1
 
     @classmethod
-    def read(cls, folder: Path, remote: str | None = None) -> Self:
-        """The journal of a folder, to look at; empty if there is none yet.
-
-        Args:
-            remote: URL of the study's folder, where its storage is one; the journal is brought here from there.
+    def read(cls, folder: Mirror | Path) -> Self:
+        """Return the journal of a study's folder, to look at; empty if there is none yet.
 
         Raises:
             InputError: a line that is not the last is damaged; the message names it. Or the URL cannot be used.
         """
-        return cls._parsed(folder, _content(folder, Mirror(folder, remote)))
+        mirror = folder if isinstance(folder, Mirror) else Mirror(folder)
+        return cls._parsed(mirror, _content(mirror))
 
     @classmethod
-    def _parsed(cls, folder: Path, content: bytes) -> Self:
-        journal = cls(folder)
+    def _parsed(cls, mirror: Mirror, content: bytes) -> Self:
+        journal, folder = cls(mirror), mirror.local
         for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # a kill may have cut the rest short
             try:
                 journal._apply(read_record(line))
@@ -159,12 +158,14 @@ class Journal:
         return journal
 
     @classmethod
-    def open(cls, folder: Path, remote: str | None = None) -> Self:
-        """The journal of a folder, to write; creates the folder. `remote` as in `read`.
+    def open(cls, folder: Mirror | Path) -> Self:
+        """Return the journal of a study's folder, to write; creates the folder.
 
         Raises:
             InputError: another process has it open, the folder cannot be written, or a line is damaged.
         """
+        mirror = folder if isinstance(folder, Mirror) else Mirror(folder)
+        folder = mirror.local
         lock = FileLock(folder / ".lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -174,11 +175,9 @@ class Journal:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --storage") from error
         try:
-            mirror = Mirror(folder, remote)
-            content = _content(folder, mirror)
-            journal = cls._parsed(folder, content)
+            content = _content(mirror)
+            journal = cls._parsed(mirror, content)
             journal._lock = lock
-            journal._mirror = mirror
             path = folder / JOURNAL_FILE
             if not path.exists() or path.stat().st_size < len(content):
                 path.write_bytes(content)
@@ -198,30 +197,38 @@ class Journal:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-            self.push()
+            with contextlib.suppress(StorageError):  # the next start uploads what is missing
+                self.push()
         if self._lock is not None:
             self._lock.release()
 
     @property
-    def remote(self) -> str | None:
-        """URL of the study's folder, where its storage is one and the journal is open for writing."""
-        return self._mirror.remote if self._mirror is not None else None
+    def folder(self) -> Path:
+        """The study's folder on this machine."""
+        return self.mirror.local
 
     def push(self) -> None:
-        """Bring the journal to the study's URL, if its storage is one.
+        """Upload the journal if its storage is a URL that does not have all of it.
 
         Raises:
             InputError: another machine went on with the study meanwhile; its journal is not overwritten.
+            StorageError: the URL does not answer.
         """
-        if self._mirror is not None and self._mirror.remote is not None:
-            there = self._mirror.read(JOURNAL_FILE)
-            local = self.folder / JOURNAL_FILE
-            here = local.read_bytes()
-            place = f"{self._mirror.remote}/{JOURNAL_FILE}"
+        local = self.folder / JOURNAL_FILE
+        size = local.stat().st_size
+        if self.mirror.remote is None:
+            return
+        if self.mirror.size(JOURNAL_FILE) == self._pushed:
+            if size == self._pushed:
+                return
+        else:
+            here, there = local.read_bytes(), self.mirror.read(JOURNAL_FILE)
+            place = f"{self.mirror.remote}/{JOURNAL_FILE}"
             refuse_fork(here, there, str(local), place)
             if len(there) > here.rfind(b"\n") + 1:
                 raise InputError(f"{place}: another machine goes on with this study; end one of the two")
-            self._mirror.push(JOURNAL_FILE)
+        self.mirror.push(JOURNAL_FILE)
+        self._pushed = size
 
     def record_study(self, study: dict[str, Any], source: dict[str, str], options: dict[str, Any]) -> None:
         """Record a start of the study; `source` is the space's file and its hash."""

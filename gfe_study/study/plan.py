@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Configuration, Journal
+from gfe_study.study.storage import Mirror
 
 OVER = (FINISHED, STOPPED)
 """Outcomes after which a trial is not run again."""
@@ -259,7 +259,7 @@ class Plan:
 
     def under_way(self, job: Job) -> bool:
         """Return whether the trial has points or a checkpoint to continue from."""
-        return bool(self.journal.points.get(job.fingerprint)) or any(self.trial_folder(job).glob("*.pt"))
+        return bool(self.journal.points.get(job.fingerprint)) or any(self.trial_folder(job).local.glob("*.pt"))
 
     def state(self, job: Job) -> str:
         """Return the state of a job: `finished`, `stopped`, `failed`, `unfinished` or `new`."""
@@ -268,9 +268,9 @@ class Plan:
             return outcome.state
         return "unfinished" if self.under_way(job) else "new"
 
-    def trial_folder(self, job: Job) -> Path:
+    def trial_folder(self, job: Job) -> Mirror:
         """Return the folder of a trial's checkpoints and pictures."""
-        return self.journal.folder / names.TRIALS_FOLDER / job.fingerprint
+        return self.journal.mirror.below(names.TRIALS_FOLDER, job.fingerprint)
 
     def last(self, fingerprint: str) -> dict[str, float] | None:
         """Return the last point of a trial that is over; None before that."""

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from gfe_study import interrupts
 from gfe_study.config import InputError
 
 LONGEST_TEMPORARY_PATH = 40
@@ -63,7 +64,7 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
     except Exception as error:  # Ray raises anything from ConnectionError to its own AuthenticationError
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         where = f"--address: given {address!r}; that Ray cannot be joined" if address else "Ray cannot be started here"
-        raise InputError(f"{where} ({lines[0][:250]})") from error
+        raise InputError(f"{where} ({' '.join(lines)[:250]})") from error
     # A thread of Ray reports errors of calls whose results nobody asked for, such as calls to a node that has died. If
     # it does so during the shutdown, Ray's core is gone, and this process ends with exit code 1.
     ray._private.worker.global_worker.raise_errors = lambda *_: None  # type: ignore[method-assign]
@@ -89,3 +90,4 @@ def _apart_from_signals() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler, services.ConsolePopen = handler, popen  # type: ignore[misc]
+        interrupts.handle_again()  # Ray's core has installed handlers too, which abort

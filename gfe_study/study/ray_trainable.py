@@ -18,12 +18,13 @@ from ray import tune
 from gfe_study import names
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
+from gfe_study.provenance import code, unlike
 from gfe_study.study.images import data_key
 from gfe_study.study.runner import FAILURE_FILE, Report, device_name, pin_threads, reason_of, run_trial
 from gfe_study.study.storage import Mirror
 
-POINTS, PROBLEMS, PLACE, FAILURE = "points", "problems", "place", "failure"
-NODE, PID = "node", "pid"
+POINTS, PROBLEMS, WAITING, PLACE, FAILURE = "points", "problems", "waiting", "place", "failure"
+NODE, PID, CODE = "node", "pid", "code"
 WAIT_INTERVAL_S = 0.2
 """Interval between the results of a worker that waits for its next trial."""
 
@@ -49,14 +50,14 @@ class StudyTrainable(tune.Trainable):
         torch.set_default_dtype(torch.float32)
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         self._folder = Path(job["folder"])
+        self._code = job[CODE]
         self._started = False
-        self._reports: Iterator[Report] = run_trial(
-            Trial.build(job["trial"]),
-            images[data_key(job["trial"])],
-            self._folder,
-            self._device,
-            Mirror(self._folder, job["remote"]),
-        )
+        self._reports = self._run(job, images)
+
+    def _run(self, job: dict[str, Any], images: Mapping[str, Splits]) -> Iterator[Report]:
+        """Run the trial; a generator, so that what goes wrong at the beginning is a failure of this trial too."""
+        trial, splits = Trial.build(job["trial"]), images[data_key(job["trial"])]
+        yield from run_trial(trial, splits, Mirror(self._folder, job["remote"]), self._device)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._close()
@@ -75,10 +76,11 @@ class StudyTrainable(tune.Trainable):
         except Exception as error:  # this trial fails; the study continues
             self._close()
             self._keep_trace()
-            return {POINTS: [], FAILURE: reason_of(error), "done": True}
-        return {POINTS: report.points, PROBLEMS: report.problems, "done": report.done}
+            other = unlike(socket.gethostname(), code(), self._code)
+            return {POINTS: [], FAILURE: "; ".join(filter(None, [reason_of(error), other])), "done": True}
+        return {POINTS: report.points, PROBLEMS: report.problems, WAITING: report.waiting, "done": report.done}
 
-    def _place(self) -> dict[str, str]:
+    def _place(self) -> dict[str, Any]:
         return {
             names.HOST: socket.gethostname(),
             names.DEVICE: device_name(self._device),
@@ -86,6 +88,7 @@ class StudyTrainable(tune.Trainable):
             names.THREADS: str(torch.get_num_threads()),
             NODE: ray.get_runtime_context().get_node_id(),
             PID: str(os.getpid()),
+            CODE: code(),
         }
 
     def _keep_trace(self) -> None:

@@ -12,17 +12,28 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gfe_study import interrupts
+from gfe_study import interrupts, names
 from gfe_study.data.base import Splits
+from gfe_study.provenance import code, unlike
 from gfe_study.study.engine import Engine
 from gfe_study.study.options import Options
-from gfe_study.study.ray_trainable import FAILURE, NODE, PID, PLACE, POINTS, PROBLEMS, StudyTrainable
-from gfe_study.study.recorder import mirror_of
+from gfe_study.study.ray_trainable import (
+    CODE,
+    FAILURE,
+    NODE,
+    PID,
+    PLACE,
+    POINTS,
+    PROBLEMS,
+    WAITING,
+    StudyTrainable,
+)
 from gfe_study.study.trial_run import TrialRun
 
 COUNT_INTERVAL_S = 5.0
@@ -58,7 +69,7 @@ class Bridge:
 
     def description(self, run: TrialRun) -> dict[str, Any]:
         """Return what a worker needs to run a trial, as plain data."""
-        mirror = mirror_of(self.engine.plan, run.job)
+        mirror = self.engine.plan.trial_folder(run.job)
         return {
             "trial": run.job.trial.dump(),
             "fingerprint": run.job.fingerprint,
@@ -66,6 +77,7 @@ class Bridge:
             "folder": str(mirror.local),
             "remote": mirror.remote,
             "cpus": self.options.cpus,
+            CODE: code(),
         }
 
 
@@ -116,9 +128,13 @@ class JobStopper(tune.Stopper):
             return True
         trial = str(job["fingerprint"]), int(job["attempt"])
         if PLACE in result:
-            engine.placed(*trial, result[PLACE])
+            place = dict(result[PLACE])
+            if other := unlike(place[names.HOST], place.pop(CODE), code()):
+                engine.say_once(other)
+            engine.placed(*trial, place)
         done, failure = bool(result["done"]), result.get(FAILURE)
-        return engine.reported(*trial, result[POINTS], result.get(PROBLEMS, []), done=done, failure=failure)
+        problems, waiting = result.get(PROBLEMS, []), result.get(WAITING, "")
+        return engine.reported(*trial, result[POINTS], problems, waiting, done=done, failure=failure)
 
     def stop_all(self) -> bool:
         engine = self._bridge.engine
@@ -153,11 +169,18 @@ class JobCallback(tune.Callback):
         self._bridge.waiting.discard(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        # What a trial raises is a result: only the end of its process or its node comes here.
+        # What a trial raises is a result: only the end of its process or its node comes here, or a node that cannot
+        # even load the trainable.
         self._bridge.waiting.discard(trial.trial_id)
-        job = trial.config["job"]
-        if job is not None:
-            self._bridge.engine.lost(str(job["fingerprint"]), int(job["attempt"]), _reason(trial))
+        job, engine = trial.config["job"], self._bridge.engine
+        if job is None:
+            return
+        about, reason = (str(job["fingerprint"]), int(job["attempt"])), _reason(trial)
+        error: Any = trial.get_error()
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            engine.reported(*about, [], done=True, failure=reason)
+        else:
+            engine.lost(*about, reason)
 
 
 def _reason(trial: RayTrial) -> str:

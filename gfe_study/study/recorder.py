@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from gfe_study import names
+from gfe_study import interrupts, names
 from gfe_study.config import InputError, Trial, flatten, to_yaml
 from gfe_study.layout import number
 from gfe_study.provenance import package_versions
@@ -22,7 +22,7 @@ from gfe_study.study.journal import FAILED, FINISHED
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import Finished
 from gfe_study.study.runner import CONTINUATION, FAILURE_FILE
-from gfe_study.study.storage import Mirror
+from gfe_study.study.storage import UPLOAD_RETRY_S, StorageError
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FAILED as RUN_FAILED
 from gfe_study.tracking.runs import FINISHED as RUN_FINISHED
@@ -66,6 +66,7 @@ class Recorder:
         self._behind: dict[str, Job] = {}
         self._unlabelled = set(tracker.fingerprints())
         self._store_failing = False
+        self._journal_waits = False
         self._changed = threading.Condition()
         self._storing = threading.Lock()
         self._closing = False
@@ -96,7 +97,7 @@ class Recorder:
     def copy_files(self, job: Job, found: Finished) -> None:
         """Copy the files of a trial that is about to be reused from another study."""
         try:
-            found.copy_files(self.plan.trial_folder(job))
+            found.copy_files(self.plan.trial_folder(job).local)
         except OSError as error:
             self._on_problem(f"the decoder of {job.fingerprint} cannot be copied from {found.study} ({error.strerror})")
 
@@ -117,14 +118,14 @@ class Recorder:
 
     def _remove(self, job: Job, *unwanted: str) -> None:
         try:
-            mirror_of(self.plan, job).remove(*unwanted)
+            self.plan.trial_folder(job).remove(*unwanted)
         except InputError as error:  # a leftover file must not abort the study
             self._on_problem(str(error))
 
     def flush(self) -> bool:
         """Update the store now; return whether it holds all that the journal holds."""
         self._level()
-        return not self._behind and not self._unlabelled
+        return self._is_level()
 
     def close(self, interrupted: bool) -> bool:
         """Deliver the rest and end the parent run; return False if the store is still incomplete."""
@@ -133,6 +134,9 @@ class Recorder:
             self._changed.notify()
         self._thread.join()
         self._level()
+        while self._journal_waits and not interrupted and not interrupts.asked():
+            time.sleep(UPLOAD_RETRY_S)
+            self._upload_journal()
         try:
             for job in self.plan.missing():
                 if job.fingerprint not in self.plan.journal.outcomes and self.tracker.is_running(job.fingerprint):
@@ -147,7 +151,10 @@ class Recorder:
         except (InputError, OSError) as error:
             self._on_problem(str(error))
             return False
-        return not self._behind and not self._unlabelled
+        return self._is_level()
+
+    def _is_level(self) -> bool:
+        return not (self._behind or self._unlabelled or self._journal_waits)
 
     def _close_orphans(self) -> None:
         """End the runs that a kill left open and whose trials no longer belong to the study."""
@@ -206,8 +213,8 @@ class Recorder:
 
     def _level_alone(self) -> None:
         started = time.perf_counter()
+        self._upload_journal()
         try:
-            self.plan.journal.push()
             self._label_all()
             jobs = [self._behind.pop(name) for name in list(self._behind)]  # later events add the trial again
             try:
@@ -224,6 +231,17 @@ class Recorder:
             self._store_failing = False
         finally:
             self.tracking_seconds += time.perf_counter() - started
+
+    def _upload_journal(self) -> None:
+        try:
+            self.plan.journal.push()
+        except InputError as error:
+            if not self._journal_waits:
+                waits = isinstance(error, StorageError)
+                self._on_problem(f"{error}; the journal waits and is uploaded once it answers" if waits else str(error))
+            self._journal_waits = True
+        else:
+            self._journal_waits = False
 
     def _label_all(self) -> None:
         with self._changed:
@@ -257,8 +275,9 @@ class Recorder:
         return replace(change, status=RUN_FINISHED, tags=tags, files=[*self._files(job, names.RECONSTRUCTION), *kept])
 
     def _files(self, job: Job, *wanted: str) -> list[Path]:
-        mirror_of(self.plan, job).fetch(*wanted)
-        files = (self.plan.trial_folder(job) / name for name in wanted)
+        folder = self.plan.trial_folder(job)
+        folder.fetch(*wanted)
+        files = (folder.local / name for name in wanted)
         return [file for file in files if file.exists()]
 
     def _opening(self, job: Job) -> Change:
@@ -288,12 +307,6 @@ def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:
         names.DATASET: trial.data.name,
         names.DATASET_SHA256: dataset_sha256,
     }
-
-
-def mirror_of(plan: Plan, job: Job) -> Mirror:
-    """Return a trial's folder, with its remote counterpart if the study's storage is a URL."""
-    folder, remote = plan.trial_folder(job), plan.journal.remote
-    return Mirror(folder, f"{remote}/{folder.parent.name}/{folder.name}" if remote is not None else None)
 
 
 def run_name(job: Job, *, with_seed: bool = True) -> str:

@@ -16,7 +16,7 @@ from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Journal, Outcome
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job
 from gfe_study.study.runner import device_name, num_threads
-from gfe_study.study.storage import is_url
+from gfe_study.study.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def this_machine(options: Options) -> dict[str, str] | None:
 def finished_elsewhere(study_folder: Path, options: Options) -> dict[str, Finished]:
     """Return the finished trials of the studies in the same storage, by fingerprint; empty if reuse is off."""
     found: dict[str, Finished] = {}
-    if not options.reuse or is_url(options.storage):
+    if not options.reuse or Storage(options.storage).is_url:
         return found
     for path in sorted(study_folder.parent.glob(f"*/{JOURNAL_FILE}")):
         if path.parent == study_folder:

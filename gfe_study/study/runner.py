@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,10 +20,12 @@ from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.study.artifacts import write_best, write_reconstruction
 from gfe_study.study.snapshots import write_snapshot
-from gfe_study.study.storage import Mirror
+from gfe_study.study.storage import UPLOAD_RETRY_S, Mirror, StorageError, Uploads
 from gfe_study.training import Metrics, Progress, TrainingState, train
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
+SECONDS_BETWEEN_SIGNS = 1.0
+"""Between the reports of a trial that is over and waits for its uploads."""
 FAILURE_FILE = "failure.txt"
 """In a trial's folder: the trace of what ended it."""
 OWNER_TIMEOUT = 120.0
@@ -37,29 +39,45 @@ class Report:
     points: list[Metrics]
     done: bool
     problems: list[str] = field(default_factory=list)
+    waiting: str = ""
+    """Why files wait to be uploaded; empty if none does."""
 
 
-def run_trial(
-    trial: Trial, splits: Splits, folder: Path, device: str = "cpu", mirror: Mirror | None = None
-) -> Iterator[Report]:
-    """Run a trial to the end of its budget, continuing from what its folder, or its mirror, holds.
+def run_trial(trial: Trial, splits: Splits, folder: Mirror, device: str = "cpu") -> Iterator[Report]:
+    """Run a trial to the end of its budget, continuing from what its folder holds.
 
     A checkpoint is on the disk before its point is reported, so that a reported point is never lost. A
     damaged checkpoint is named in the next report's `problems`, and the previous one is continued from.
     With every checkpoint between points, a report without points says that the trial is alive.
 
+    Of a folder at a URL, files are uploaded while the trial goes on. Only its last report waits for all of them.
+
     Raises:
         OSError: the folder cannot be written; the previous checkpoint is intact.
         filelock.Timeout: another process is still running this trial.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", timeout=OWNER_TIMEOUT):
-        mirror = mirror or Mirror(folder, None)
-        mirror.fetch(names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, *names.KEPT_FILES, names.RECONSTRUCTION)
-        yield from _run(trial, splits, folder, device, mirror)
+    folder.local.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.local / ".lock", timeout=OWNER_TIMEOUT), Uploads(folder) as uploads:
+        yield from _fetched(folder)
+        for report in _run(trial, splits, folder.local, device, uploads):
+            while report.done and not uploads.done(SECONDS_BETWEEN_SIGNS):
+                yield Report([], done=False, waiting=uploads.problem)
+            yield replace(report, waiting=uploads.problem)
 
 
-def _run(trial: Trial, splits: Splits, folder: Path, device: str, mirror: Mirror) -> Iterator[Report]:
+def _fetched(folder: Mirror) -> Iterator[Report]:
+    """Download what an earlier attempt left, for as long as it takes."""
+    while True:
+        try:
+            folder.fetch(names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, *names.KEPT_FILES, names.RECONSTRUCTION)
+        except StorageError as error:
+            yield Report([], done=False, waiting=str(error))
+            time.sleep(UPLOAD_RETRY_S)
+        else:
+            return
+
+
+def _run(trial: Trial, splits: Splits, folder: Path, device: str, uploads: Uploads) -> Iterator[Report]:
     progress, problems, points = _continued(trial, splits, folder, device)
     if points or problems:
         yield Report(points, done=False, problems=problems)
@@ -68,22 +86,22 @@ def _run(trial: Trial, splits: Splits, folder: Path, device: str, mirror: Mirror
     for _, metrics, state in progress:
         if metrics is None:
             if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-                _save(folder, state, mirror)
+                _save(folder, state, uploads)
                 saved_at = time.monotonic()
                 yield Report([], done=False)
             continue
         if metrics.get(names.VAL_LOSS, float("inf")) < best and not metrics[names.DIVERGED]:
             best = metrics[names.VAL_LOSS]
             write_best(folder, state, splits)
-            mirror.push(names.BEST_CHECKPOINT)
+            uploads.add(names.BEST_CHECKPOINT)
         if not metrics[names.DIVERGED]:
             write_snapshot(folder, state, splits)
-            mirror.push(names.SNAPSHOTS)
+            uploads.add(names.SNAPSHOTS)
         done = state.over
         if done and not metrics[names.DIVERGED]:
             write_reconstruction(folder, state.learner, splits, state.device)
-            mirror.push(names.RECONSTRUCTION)
-        _save(folder, state, mirror)
+            uploads.add(names.RECONSTRUCTION)
+        _save(folder, state, uploads)
         saved_at = time.monotonic()
         yield Report([metrics], done)
         if done:
@@ -91,9 +109,9 @@ def _run(trial: Trial, splits: Splits, folder: Path, device: str, mirror: Mirror
     yield Report([], done=True)
 
 
-def _save(folder: Path, state: TrainingState, mirror: Mirror) -> None:
+def _save(folder: Path, state: TrainingState, uploads: Uploads) -> None:
     write_checkpoint(folder / names.CHECKPOINT, state.state_dict(), previous=folder / names.PREVIOUS_CHECKPOINT)
-    mirror.push_checkpoint()
+    uploads.add(names.CHECKPOINT)
 
 
 def _continued(
@@ -116,11 +134,6 @@ def _continued(
 
 CONTINUATION = (names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, FAILURE_FILE)
 """Files that only a trial which is not over needs."""
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove what only a continuation needs; the best decoder and the picture stay."""
-    Mirror(folder, None).remove(*CONTINUATION)
 
 
 def reason_of(error: BaseException) -> str:

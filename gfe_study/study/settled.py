@@ -17,7 +17,7 @@ from gfe_study.config import TRAINING_VERSION
 from gfe_study.names import DATA_DIR_VARIABLE
 from gfe_study.provenance import PACKAGE, own_version, package_versions
 from gfe_study.study.events import NewerRecord, Settled, read_record
-from gfe_study.study.storage import JOURNAL_FILE, is_url, study_folder
+from gfe_study.study.storage import JOURNAL_FILE, Storage
 from gfe_study.tracking.sqlite import count_finished
 from gfe_study.tracking.uri import sqlite_file, store_uri
 
@@ -49,18 +49,18 @@ def _state(file: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def settled(storage: str, label: str, key: str) -> Settled | None:
+def settled(storage: Storage, label: str, key: str) -> Settled | None:
     """Return what a study found when nothing was left to do; None if there may be something to do.
 
     Args:
-        storage: folder of the studies; a study on a URL is always planned, because another machine may have changed it.
+        storage: where the study is; one on a URL is always planned, because another machine may have changed it.
         label: the study's name.
         key: the `start_key` of the command.
     """
     store = sqlite_file(store_uri())
-    if is_url(storage) or store is None:
+    if storage.is_url or store is None:
         return None
-    record = _last_record(study_folder(storage, label) / JOURNAL_FILE)
+    record = _last_record(storage.folder(label).local / JOURNAL_FILE)
     if record is None or record.key != key or record.files != file_states(map(Path, record.files)):
         return None
     trials = sum(record.summary["trials"].values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,8 @@ from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import Splits
 from gfe_study.provenance import package_versions, provenance
 from gfe_study.study.recorder import artifact_files, trial_tags
-from gfe_study.study.runner import device_name, pin_threads, remove_checkpoints, run_trial
+from gfe_study.study.runner import CONTINUATION, device_name, pin_threads, run_trial
+from gfe_study.study.storage import FILES_UPLOADED, FILES_WAIT, Storage
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FINISHED, RUNNING, Change
 from gfe_study.tracking.uri import writable
@@ -24,7 +24,7 @@ EXPERIMENT = "train"
 
 def run_single(
     trial: Trial,
-    storage: str,
+    storage: Storage,
     cpus: int,
     report: Callable[[dict[str, float]], None],
     problem: Callable[[str], None],
@@ -33,7 +33,7 @@ def run_single(
 
     Args:
         trial: the trial.
-        storage: folder for its checkpoints.
+        storage: where its checkpoints go.
         cpus: number of threads.
         report: called with every new point.
         problem: called with every problem that does not end the trial.
@@ -47,26 +47,32 @@ def run_single(
     pin_threads(cpus)
     splits: Splits = trial.data.load(download=True)
     fingerprint = trial.fingerprint(splits.sha256)
-    writable(Path(storage).absolute(), "choose another --storage")
-    folder = Path(storage).absolute() / EXPERIMENT / fingerprint
+    mirror = storage.folder(EXPERIMENT, fingerprint)
+    folder = mirror.local
+    writable(folder, "choose another --storage")
+    mirror.check()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tracker = Tracker(EXPERIMENT)
     opening = _opening(trial, splits, fingerprint, device)
     problems: list[str] = []
     points: list[dict[str, float]] = []
+    waiting = ""
     with contextlib.ExitStack() as if_interrupted:
         if_interrupted.callback(tracker.kill, fingerprint)
         tracker.write([opening])
-        for update in run_trial(trial, splits, folder, device):
+        for update in run_trial(trial, splits, mirror, device):
             for text in update.problems:
                 problems.append(text)
                 problem(text)
+            if update.waiting != waiting:
+                waiting = update.waiting
+                problem(f"{waiting}; {FILES_WAIT}" if waiting else FILES_UPLOADED)
             for point in update.points:
                 report(point)
             points.extend(update.points)
             tracker.write([replace(opening, points=points)])
         if_interrupted.pop_all()
-    remove_checkpoints(folder)
+    mirror.remove(*CONTINUATION)
     tags = {names.DIVERGED: str(bool(points[-1][names.DIVERGED])).lower()}
     tracker.write([replace(opening, status=FINISHED, tags=tags, points=points, files=artifact_files(folder))])
     return points[-1], fingerprint, problems

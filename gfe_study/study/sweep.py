@@ -24,11 +24,11 @@ from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal, Settled
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
-from gfe_study.study.recorder import Recorder, mirror_of
+from gfe_study.study.recorder import Recorder
 from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
 from gfe_study.study.runner import CONTINUATION
 from gfe_study.study.settled import file_states
-from gfe_study.study.storage import remote_folder, study_folder
+from gfe_study.study.storage import Storage
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FAILED
 from gfe_study.tracking.uri import writable
@@ -111,11 +111,12 @@ def run_sweep(
     folders = list(dict.fromkeys([*data_folders(), *map(Path, options.data_folders)]))
     options = replace(options, data_folders=tuple(map(str, folders))).granted(study.resources)
     images = Images.of_study(study, folders, download=True)
-    folder = study_folder(options.storage, label)
+    folder = Storage(options.storage).folder(label)
     files = file_states(images.sources())
-    writable(folder, "choose another --storage")
+    writable(folder.local, "choose another --storage")
+    folder.check()
     # What follows is not torn apart by a signal: it ends where no more trials are handed out.
-    with interrupts.deferred(), Journal.open(folder, remote_folder(options.storage, label)) as journal:
+    with interrupts.deferred(), Journal.open(folder) as journal:
         source = {"source": study.source, "source_sha256": study.source_sha256}
         recorded = {key: value for key, value in asdict(options).items() if key != "again"}
         journal.record_study(study.model_dump(mode="json"), source, recorded)
@@ -137,7 +138,7 @@ def run_sweep(
             outcome.delivered = recorder.close(outcome.interrupted)
         if outcome.delivered:
             tracker.tag_study(level)
-        if settle is not None and outcome.complete:
+        if settle is not None and outcome.complete and folder.remote is None:  # a URL is always asked anew
             key, shown, lines = settle(Outcome(plan, comparison=outcome.comparison))
             journal.record_settled(Settled(key, files, shown, lines))
         outcome.seconds |= {"total": time.monotonic() - started, "tracking": recorder.tracking_seconds}
@@ -182,7 +183,7 @@ def _set_aside(plan: Plan, tracker: Tracker) -> None:
     for name in plan.journal.again & set(plan.jobs):
         if not plan.journal.points.get(name) and name not in plan.journal.outcomes:
             tracker.supersede(name)
-            mirror_of(plan, plan.jobs[name]).remove(*CONTINUATION, *names.KEPT_FILES)
+            plan.trial_folder(plan.jobs[name]).remove(*CONTINUATION, *names.KEPT_FILES)
 
 
 def _run_missing(

@@ -66,6 +66,7 @@ class TrialRun:
         place: where it runs; empty unless it runs.
         last_heartbeat: time of its last message, in seconds of the engine's clock.
         first_placed: time at which its first attempt was placed; None before that.
+        waiting: why its files wait to be uploaded; empty if none does.
     """
 
     job: Job
@@ -74,6 +75,7 @@ class TrialRun:
     place: dict[str, str] = field(default_factory=dict)
     last_heartbeat: float = 0.0
     first_placed: float | None = None
+    waiting: str = ""
 
     def after(self, event: Event) -> Status | None:
         """Return the status after an event; None if the event is too late to change anything."""
@@ -85,4 +87,4 @@ class TrialRun:
         if event is Event.HAND_OUT:
             self.attempts += 1
         if self.status is not Status.RUNNING:
-            self.place = {}
+            self.place, self.waiting = {}, ""
