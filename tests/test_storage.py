@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.study import storage
 from gfe_study.study.journal import JOURNAL_FILE, Journal
-from gfe_study.study.storage import Mirror, Storage
+from gfe_study.study.storage import Mirror, Storage, StorageError, Uploads, local_file
 
 
 def test_a_folder_is_its_own_storage(tmp_path: Path) -> None:
@@ -87,3 +89,71 @@ def test_looking_at_a_running_study_on_a_url_disturbs_nothing(tmp_path: Path, mo
             journal.push()
             assert "aa" in Journal.read(here).changed
     assert Journal.read(here).changed == ["aa", "bb", "cc"]
+
+
+class Flaky(Mirror):
+    """A URL that answers only while it is up, and notes what is uploaded."""
+
+    def __init__(self, local: Path, remote: str) -> None:
+        super().__init__(local, remote)
+        self.up = threading.Event()
+        self.uploaded: list[str] = []
+
+    def push(self, *wanted: str) -> None:
+        if not self.up.is_set():
+            raise StorageError("memory://: away")
+        self.uploaded += wanted
+        super().push(*wanted)
+
+
+def test_uploads_wait_for_a_storage_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is uploaded after everything that whoever continues from it needs."""
+    monkeypatch.setattr(storage, "UPLOAD_RETRY_S", 0.01)
+    mirror = Flaky(tmp_path / "here", f"file://{tmp_path}/far")
+    mirror.local.mkdir()
+    with Uploads(mirror) as uploads:
+        assert uploads.done(0)
+        for number in range(3):
+            for name in (names.CHECKPOINT, names.BEST_CHECKPOINT):
+                (mirror.local / name).write_text(str(number))
+                uploads.add(name)
+        assert not uploads.done(0.2)
+        assert uploads.problem == "memory://: away"
+        mirror.up.set()
+        assert uploads.done(10)
+        assert uploads.problem == ""
+        assert mirror.uploaded == [names.BEST_CHECKPOINT, names.CHECKPOINT]
+        assert (tmp_path / "far" / names.CHECKPOINT).read_text() == "2"
+        uploads.add(names.CHECKPOINT)
+        assert uploads.done(10)
+    assert (tmp_path / "far" / names.PREVIOUS_CHECKPOINT).read_text() == "2"
+
+
+def test_a_file_that_changes_while_it_is_uploaded_is_uploaded_again(tmp_path: Path) -> None:
+    mirror = Flaky(tmp_path / "here", f"file://{tmp_path}/far")
+    mirror.local.mkdir()
+    mirror.up.set()
+    real, uploads = mirror.push, Uploads(mirror)
+
+    def changes_once(*wanted: str) -> None:
+        real(*wanted)
+        if len(mirror.uploaded) == 1:
+            (mirror.local / names.BEST_CHECKPOINT).write_text("new")
+            uploads.add(names.BEST_CHECKPOINT)
+
+    mirror.push = changes_once  # type: ignore[method-assign]
+    (mirror.local / names.BEST_CHECKPOINT).write_text("old")
+    with uploads:
+        uploads.add(names.BEST_CHECKPOINT)
+        assert uploads.done(10)
+    assert (tmp_path / "far" / names.BEST_CHECKPOINT).read_text() == "new"
+
+
+def test_a_file_at_a_url_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "best.pt").write_text("a decoder")
+    assert local_file("best.pt") == Path("best.pt")
+    assert local_file(f"file://{tmp_path}/far/best.pt").read_text() == "a decoder"
+    with pytest.raises(InputError, match=r"far/other\.pt: no such file"):
+        local_file(f"file://{tmp_path}/far/other.pt")
