@@ -335,7 +335,7 @@ def _last_lines(outcome: Outcome) -> list[str]:
     elif outcome.interrupted:
         lines.append("interrupted; every result so far is kept")
     if not outcome.delivered:
-        lines.append("the tracking store is incomplete; resume the study to deliver the rest")
+        lines.append("not everything has been delivered yet; nothing is lost, and resuming the study delivers the rest")
     if outcome.slots and outcome.seconds.get("trials"):
         seconds = outcome.seconds
         lines.append(
@@ -346,10 +346,10 @@ def _last_lines(outcome: Outcome) -> list[str]:
 
 
 def _next_steps(outcome: Outcome, label: str, storage: str) -> list[tuple[str, str]]:
-    commands = []
-    if outcome.interrupted or outcome.failed or outcome.stopped or not outcome.delivered:
-        commands.append((command("resume", label, storage), "continue"))
-    if outcome.plan.finished():
+    commands, unfinished = [], outcome.interrupted or outcome.failed or outcome.stopped
+    if unfinished or not outcome.delivered:
+        commands.append((command("resume", label, storage), "continue" if unfinished else "deliver the rest"))
+    if outcome.plan.finished() and outcome.delivered:
         compares = "verdict, " if outcome.plan.study.scientific is not None else ""
         commands.append((command("report", label, storage), f"{compares}figures, tables"))
         if outcome.comparison.startswith(UI):

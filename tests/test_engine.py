@@ -214,6 +214,14 @@ class Backend(RuleBasedStateMachine):
         else:
             del self.placed[attempt]
 
+    @rule(which=st.integers(0, 3), luck=st.integers(0, 3))
+    def fail_to_start(self, which: int, luck: int) -> None:
+        """A worker cannot even load what runs the trial."""
+        attempt = self._choose(False, which) if luck == 3 else None
+        if attempt is not None:
+            self.start.send("reported", *attempt, [], done=True, failure="it cannot be loaded")
+            self._ended(attempt, "failed")
+
     @rule(which=st.integers(0, 3), kind=st.sampled_from(["reported", "done", "raised"]))
     def report_late(self, which: int, kind: str) -> None:
         failure = "late" if kind == "raised" else None
@@ -348,6 +356,7 @@ MUTANTS = {
     "a waiting trial can be placed": {(Status.QUEUED, Event.PLACE): Status.RUNNING},
     "a hanging trial goes on": {(Status.RUNNING, Event.HANG): None},
     "a trial that gave up waits": {(Status.RUNNING, Event.GIVE_UP): None},
+    "a trial that cannot start is waited for": {(Status.STARTING, Event.RAISE): None},
     "a trial that raises goes on": {(Status.RUNNING, Event.RAISE): None},
 }
 

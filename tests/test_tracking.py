@@ -15,7 +15,7 @@ from gfe_study.config import InputError
 from gfe_study.tracking.client import ClientWriter, Tracker, connect
 from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change
 from gfe_study.tracking.sqlite import SqliteWriter
-from gfe_study.tracking.uri import DEFAULT_STORE, TrackingError, check_sqlite, writable
+from gfe_study.tracking.uri import DEFAULT_STORE, TrackingError, check_sqlite, explained, writable
 
 OPENING = Change(
     "f" * 16,
@@ -250,3 +250,12 @@ def test_an_artifact_that_cannot_be_written_leaves_no_run_behind(uri: str, tmp_p
     assert tracker.client.search_runs([tracker.experiment_id], wanted) == []
     tracker.write([replace(OPENING, points=[point(32)]), other])
     assert len(tracker.client.search_runs([tracker.experiment_id], wanted)) == 2
+
+
+def test_a_full_disk_is_named_whatever_noticed_it() -> None:
+    autoflush = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)"
+    for error in (RuntimeError(f"{autoflush}\n(sqlite3.OperationalError) database or disk is full"), OSError(28, "")):
+        with pytest.raises(TrackingError) as caught, explained("sqlite:///store.db"):
+            raise error
+        assert "autoflush" not in str(caught.value)
+        assert str(caught.value).endswith("; free some space")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.result import TRAINING_ITERATION
@@ -175,26 +175,24 @@ class JobCallback(tune.Callback):
         job, engine = trial.config["job"], self._bridge.engine
         if job is None:
             return
-        about, reason = (str(job["fingerprint"]), int(job["attempt"])), _reason(trial)
-        error: Any = trial.get_error()
+        error = _error(trial)
+        about, reason = (str(job["fingerprint"]), int(job["attempt"])), _reason(error)
         if isinstance(error, RayActorError) and error.actor_init_failed:
             engine.reported(*about, [], done=True, failure=reason)
         else:
             engine.lost(*about, reason)
 
 
-def _reason(trial: RayTrial) -> str:
-    """The exception of a failed trial in one line."""
-    error = trial.get_error()
-    if error is None:
-        return "its process or its node was lost before it began"
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    kind = type(cause).__name__
-    if not lines:
-        return kind
-    last = lines[-1]
-    return (last if last.startswith(kind) else f"{kind}: {last}")[:300]
+def _error(trial: RayTrial) -> BaseException | None:
+    """Return what ended a trial's process; None if Ray does not say."""
+    file = Path(trial.pickled_error_file or "nowhere")  # Ray's own method looks for it where it is put only later
+    return cloudpickle.loads(file.read_bytes()) if file.exists() else None
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return an error in one line: of a trace, its last."""
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "its process or its node was lost before it began"
 
 
 def fit(bridge: Bridge, folder: Path, images: Mapping[str, Splits]) -> None:

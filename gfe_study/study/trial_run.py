@@ -43,6 +43,7 @@ TRANSITIONS = {
     (Status.RUNNING, Event.REPORT): Status.RUNNING,
     (Status.RUNNING, Event.COMPLETE): Status.FINISHED,
     (Status.RUNNING, Event.HALVE): Status.STOPPED,
+    (Status.STARTING, Event.RAISE): Status.FAILED,
     (Status.RUNNING, Event.RAISE): Status.FAILED,
     (Status.RUNNING, Event.HANG): Status.FAILED,
     (Status.STARTING, Event.LOSE): Status.QUEUED,

@@ -63,7 +63,7 @@ def connect(uri: str) -> MlflowClient:
     """Connect to a store and check that it answers; create a missing sqlite store. Raises `TrackingError`."""
     check_sqlite(uri)
     for logger in ("alembic", "mlflow"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # errors are raised as well, and reported in one line
     with explained(uri):
         path = sqlite_file(uri)
         if path is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,9 @@ def explained(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow passes on any exception of its store or the network
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line for line in lines if "Query-invoked autoflush" not in line]  # SQLAlchemy's: when, not why
         reason = _mask(lines[0], uri)[:160] if lines else type(error).__name__
-        remedy = f"set {URI_VARIABLE} to sqlite:///FILE or http://HOST:PORT"
+        full = getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error)
+        remedy = "free some space" if full else f"set {URI_VARIABLE} to sqlite:///FILE or http://HOST:PORT"
         line = _mask(f"{uri}: the tracking store cannot be used ({reason}); {remedy}", uri)
         raise TrackingError(line) from error
