@@ -98,7 +98,7 @@ test: $(READY)
 	@$(VENV)/bin/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
-	@$(VENV)/bin/pytest -m slow -rs $(if $(FOR),--slow-for $(FOR))
+	@$(VENV)/bin/pytest -m slow -rs --durations 15
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

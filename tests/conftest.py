@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,29 +17,11 @@ torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")
 
-STARTED = time.monotonic()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow-for", type=float, metavar="SECONDS", help="start no slow test after so many seconds")
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    limit = item.config.getoption("--slow-for")
-    if limit is not None and item.get_closest_marker("slow") and time.monotonic() - STARTED > limit:
-        pytest.skip(f"no time left: {limit:g} s of slow tests are over (--slow-for)")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of slow tests, what matters most comes first, where the time may not do for all; of others, the longest files."""
-    first = ("test_report", "test_survival")
-    longest = ("test_sweep", "test_report")
-
-    def place(item: pytest.Item) -> int:
-        wanted = first if item.get_closest_marker("slow") else longest
-        return next((number for number, name in enumerate(wanted) if name in item.nodeid), len(wanted))
-
-    items.sort(key=place)
+    """The longest files come first, so that no worker starts one of them at the end."""
+    longest = ("test_engine", "test_sweep", "test_report")
+    items.sort(key=lambda item: next((place for place, name in enumerate(longest) if name in item.nodeid), 9))
 
 
 @pytest.fixture(scope="session", autouse=True)
