@@ -129,7 +129,7 @@ class Store:
         if levelled and file is not None and hashlib.sha256(file.read_bytes()).hexdigest() != levelled:
             raise InputError(
                 f"study {study!r}: its last start ended before its runs were brought level with its declaration; "
-                f"continue it with gfe-study resume {study}"
+                "resume the study first"
             )
 
     def parent(self, study: str) -> Parent | None:

@@ -60,7 +60,7 @@ def write_report(store: Store, study: str, folder: Path) -> list[Path]:
     evidence = Evidence.load(store, study)
     if not len(evidence.curves):
         text = "; ".join(each.text for each in evidence.irregularities[:3])
-        raise InputError(f"study {study!r} has no trial with a result yet; {text or f'run gfe-study resume {study}'}")
+        raise InputError(f"study {study!r} has no trial with a result yet; {text or 'resume the study first'}")
     exhibits = [exhibit for maker in MAKERS for exhibit in maker(evidence)]
     page = folder / PAGE_FILE
     try:
