@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from gfe_study import names
 from gfe_study.config import InputError
@@ -50,6 +53,17 @@ def test_a_checkpoint_that_is_replaced_stays_as_the_previous_one(tmp_path: Path)
 def test_a_protocol_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--storage: given 'nosuch://bucket'"):
         Mirror(tmp_path, "nosuch://bucket")
+
+
+def test_s3_without_its_library_names_the_extra(
+    typed: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)  # an earlier test may have loaded it
+    code, out, err = typed("status", "--storage", "s3://bucket/results", "--json")
+    assert (code, out) == (2, "")
+    remedy = "s3fs is not installed; pip install 'gfe-study[s3]'"
+    assert err == f"error: --storage: given 's3://bucket/results'; {remedy}\n"
 
 
 def test_a_journal_goes_on_where_another_machine_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,10 @@ class Mirror:
             try:
                 # Other machines write there too, so that no listing may be remembered.
                 self._fs, self._root = fsspec.core.url_to_fs(remote, use_listings_cache=False)
-            except (ImportError, ValueError) as error:
+            except ImportError as error:
+                remedy = "s3fs is not installed; pip install 'gfe-study[s3]'" if remote.startswith("s3") else error
+                raise InputError(f"--storage: given {remote!r}; {remedy}") from error
+            except ValueError as error:
                 raise InputError(f"--storage: given {remote!r}; {error}") from error
 
     def below(self, *below: str) -> Mirror:
