@@ -79,17 +79,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(folder: Path, port: int | None = None) -> Iterator[str]:
-    """A real `mlflow server` on `server.db` of a folder, gone at the end; yields its address."""
+def server(folder: Path, port: int | None = None, backend: str = "") -> Iterator[str]:
+    """A real `mlflow server` on `server.db` of a folder, or on a database; killed at the end. Yields its address."""
     port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder / 'server.db'}",
-        "--artifacts-destination",
-        str(folder / "a"),
-    ]
-    settings = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command += ["--artifacts-destination", str(folder / "a")]
+    settings = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": backend or f"sqlite:///{folder / 'server.db'}",  # no arguments show its password
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
         try:

@@ -29,19 +29,17 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, **more}
 
 
-def gfe_study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS_LIMIT
-    )
+def gfe_study(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    command, variables = [*COMMAND, *arguments], environment(**settings)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=SECONDS_LIMIT)
 
 
 @contextmanager
-def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def started(folder: Path, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """A sweep in a process group of its own, gone at the end whatever happens."""
+    command, variables = [*COMMAND, *arguments], environment(**settings)
     with (folder / "output.log").open("ab") as log:
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True)
         try:
             yield process
         finally:
@@ -58,8 +56,9 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes] | Non
         time.sleep(0.1)
 
 
-def children(folder: Path, study: str) -> list[Run]:
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+def children(folder: Path, study: str, uri: str = "") -> list[Run]:
+    """A study's trials in the store of a folder, or in another one."""
+    client = MlflowClient(tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(study)
     assert experiment is not None
     runs = list(client.search_runs([experiment.experiment_id]))
@@ -70,8 +69,8 @@ def children(folder: Path, study: str) -> list[Run]:
     return trials
 
 
-def history(folder: Path, run: Run, metric: str) -> list[tuple[int, float, int]]:
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+def history(folder: Path, run: Run, metric: str, uri: str = "") -> list[tuple[int, float, int]]:
+    client = MlflowClient(tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}")
     return [(entry.step, entry.value, entry.timestamp) for entry in client.get_metric_history(run.info.run_id, metric)]
 
 

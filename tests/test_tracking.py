@@ -2,20 +2,33 @@
 
 import contextlib
 import sqlite3
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from stores import fresh
 
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.tracking.client import ClientWriter, Tracker, connect
+from gfe_study.tracking.database import DatabaseWriter
 from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change
-from gfe_study.tracking.sqlite import SqliteWriter
-from gfe_study.tracking.uri import DEFAULT_STORE, TrackingError, check_sqlite, explained, writable
+from gfe_study.tracking.uri import (
+    DEFAULT_STORE,
+    URI_VARIABLE,
+    TrackingError,
+    check_sqlite,
+    explained,
+    masked,
+    without_password,
+    writable,
+)
 
 OPENING = Change(
     "f" * 16,
@@ -121,19 +134,65 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert file.read_text().startswith("remember")
 
 
-@pytest.mark.parametrize("address", ["nosuch://place", "http://127.0.0.1:9", "sqlite:////proc/none/store.db"])
+@pytest.mark.parametrize(
+    "address",
+    ["nosuch://place", "http://127.0.0.1:9", "postgresql://127.0.0.1:9/runs", "sqlite:////proc/none/store.db"],
+)
 def test_a_store_that_cannot_be_used_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And soon: MLflow itself tries a database for 100 s."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    began = time.monotonic()
     with pytest.raises(InputError) as caught:
         connect(address)
     assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 20
 
 
-def test_a_password_in_the_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:hunter2@127.0.0.1:9",
+        "http://me:%25hunter2%21@127.0.0.1:9",
+        "http://me:1/hunter2@x@127.0.0.1:9",  # neither / nor @ is encoded, as they should be
+        "http://me:x@hunter2@127.0.0.1:9",
+        "http://me:hunter2[@127.0.0.1:9",
+        "postgresql://me:hunter2@127.0.0.1:9/runs",
+        "postgresql://me:hunter2@127.0.0.1:nine/runs",
+        "postgresql:///runs?host=127.0.0.1&port=9&user=me&password=hunter2",
+    ],
+)
+def test_a_password_in_the_address_is_not_shown(address: str) -> None:
     with pytest.raises(InputError) as caught:
-        connect("http://me:hunter2@127.0.0.1:9")
+        connect(address)
+    assert str(caught.value).startswith(without_password(address))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "text", "shown"),
+    [
+        ("https://me:p%20w%2Fx@db", "login as me with p w/x failed", "login as me with *** failed"),  # decoded
+        ("https://me:p%20w%2Fx@db", "https://me:p%20w%2Fx@db/api: no answer", "https://me:***@db/api: no answer"),
+        ("https://me:p%20w%2Fx@db", "a clip w/x, a p w/xs", "a clip w/x, a p w/xs"),
+        ("https://me:c++%2F@db", "'c++/' is refused", "'***' is refused"),
+        ("https://me:secret/x@db", "the port 'secret' is no number", "the port '***' is no number"),
+        ("postgresql:///runs?user=me&password=p+w", "me, p w: refused", "me, ***: refused"),
+    ],
+)
+def test_a_password_is_masked_in_any_form(uri: str, text: str, shown: str) -> None:
+    assert masked(text, uri) == shown
+
+
+def test_a_missing_driver_names_the_extra(
+    typed: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(URI_VARIABLE, "postgresql://me:hunter2@127.0.0.1:9/runs")
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    code, out, err = typed("sweep", "smoke", "--json")
+    assert (code, out) == (2, "")
+    given = f"{URI_VARIABLE}: given postgresql://me:***@127.0.0.1:9/runs"
+    assert f"error: {given}; psycopg is not installed; pip install 'gfe-study[postgres]'\n" in err
 
 
 def test_a_folder_marked_read_only_is_refused_even_to_root(tmp_path: Path) -> None:
@@ -158,9 +217,9 @@ def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
     picture = [folder / names.RECONSTRUCTION]
     for start in range(2):
         tracker = Tracker("both", uri)
-        assert isinstance(tracker._writer, SqliteWriter)
+        assert isinstance(tracker._writer, DatabaseWriter)
         if not bulk:
-            tracker._writer = ClientWriter(tracker.client, tracker.experiment_id)
+            tracker._writer = ClientWriter(tracker.client, uri, tracker.experiment_id)
         tracker.open_study({}, "?", {})
         if start == 0:
             tracker.write([aa, replace(bb, points=[point(32)])])
@@ -217,7 +276,7 @@ def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -
 @pytest.mark.parametrize("call", ["create_run", "log_batch"])
 def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = start(uri)
-    tracker._writer = ClientWriter(tracker.client, tracker.experiment_id)  # as with a server
+    tracker._writer = ClientWriter(tracker.client, uri, tracker.experiment_id)  # as with a server
     real, lost = getattr(tracker.client, call), []
 
     def answer_lost(*given: Any, **named: Any) -> Any:
@@ -236,6 +295,65 @@ def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monk
     assert len(lost) == len(runs) == 1
     history = tracker.client.get_metric_history(runs[0].info.run_id, names.VAL_LOSS)
     assert [entry.step for entry in history] == [32, 64]
+
+
+def test_a_lost_commit_writes_nothing_twice(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database commits, and the connection breaks before it says so."""
+    tracker = start(uri)
+    writer = tracker._writer
+    assert isinstance(writer, DatabaseWriter)
+    real, lost = writer._engine.dialect.do_commit, []
+
+    def commit(connection: Any) -> None:
+        real(connection)
+        if len(lost) < 2:
+            lost.append(connection)
+            raise ConnectionResetError("the answer did not come")
+
+    monkeypatch.setattr(writer._engine.dialect, "do_commit", commit)
+    for images in (32, 64, 128):
+        with contextlib.suppress(TrackingError):
+            tracker.write([replace(OPENING, points=[point(each) for each in (32, 64, 128) if each <= images])])
+    wanted = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"
+    (run,) = tracker.client.search_runs([tracker.experiment_id], wanted)
+    assert (len(lost), steps(uri, run.info.run_id)) == (2, [32, 64, 128])
+
+
+@pytest.mark.parametrize("failing", ["points", "artifact"])
+def test_a_failing_call_among_several_loses_nothing(uri: str, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials written side by side, as to a server: all are over before the error is raised, and none is there twice."""
+    tracker = start(uri)
+    tracker._writer = ClientWriter(tracker.client, uri, tracker.experiment_id)
+    tracker._writer.batch = 3
+    called: list[str] = []
+    log_batch, repository = tracker.client.log_batch, get_artifact_repository
+
+    def points(run_id: str, **given: Any) -> None:
+        called.append("points")
+        if called.count("points") == 1:
+            time.sleep(0.5)  # in the meantime, another trial fails
+        if failing == "points" and called.count("points") == 2:
+            raise TimeoutError("no answer")
+        log_batch(run_id, **given)
+
+    def artifact(*given: Any, **named: Any) -> Any:
+        called.append("artifact")
+        if failing == "artifact" and called.count("artifact") == 1:
+            raise TimeoutError("no answer")
+        return repository(*given, **named)
+
+    monkeypatch.setattr(tracker.client, "log_batch", points)
+    monkeypatch.setattr("gfe_study.tracking.client.get_artifact_repository", artifact)
+    trials = [replace(OPENING, fingerprint=f"{i}", status=FINISHED, points=[point(32)]) for i in range(5)]
+    for number_finished in (2, 5):
+        with contextlib.suppress(TrackingError):
+            tracker.write(trials)
+        runs = tracker.client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
+        finished = [run.info.run_id for run in runs if run.info.status == FINISHED]
+        assert len(finished) == number_finished
+        assert all(steps(uri, run_id) == [32] for run_id in finished)
+        assert all(tracker.client.list_artifacts(run_id) for run_id in finished)
+    assert len(runs) == 5
 
 
 def test_an_artifact_that_cannot_be_written_leaves_no_run_behind(uri: str, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pandas as pd
 import sqlalchemy as sa
 
 from gfe_study.analysis.tidy import RUN_ID, Rows
+from gfe_study.tracking.database import open_engine
+from gfe_study.tracking.uri import scheme
 
-SECONDS_TO_WAIT = 30.0
-"""For another process that is writing an sqlite file."""
 RUNS_AT_ONCE = 100
 """In one statement: while it reads, who writes an sqlite file has to wait."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -31,7 +31,7 @@ METRICS = sa.table("metrics", *map(sa.column, ("run_uuid", "key", "value", "is_n
 
 def is_database(uri: str) -> bool:
     """Whether a store's URI is a database's, and not a server's."""
-    return uri.partition(":")[0].partition("+")[0] in DATABASES
+    return scheme(uri) in DATABASES
 
 
 class Database:
@@ -42,9 +42,8 @@ class Database:
     """
 
     def __init__(self, uri: str) -> None:
-        sqlite: dict[str, Any] = {"connect_args": {"timeout": SECONDS_TO_WAIT}} if uri.startswith("sqlite") else {}
-        self._engine = sa.create_engine(uri, poolclass=sa.NullPool, **sqlite)
-        if sqlite:
+        self._engine = open_engine(uri)
+        if scheme(uri) == "sqlite":
             sa.event.listen(self._engine, "connect", lambda made, _: made.execute("PRAGMA query_only = ON"))
 
     def rows(self, experiment_id: str) -> Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlparse
 
 import pandas as pd
 import sqlalchemy as sa
@@ -28,7 +26,7 @@ from gfe_study.analysis.database import SYSTEM_METRICS, Database, is_database
 from gfe_study.analysis.tidy import RUN_ID, Rows, points_frame, runs_frame
 from gfe_study.config import InputError, read_yaml
 from gfe_study.tracking.client import PARENT, connect
-from gfe_study.tracking.uri import ARTIFACTS, TrackingError, store_uri, without_password
+from gfe_study.tracking.uri import ARTIFACTS, explained, scheme, store_uri
 from gfe_study.tracking.views import STUDY_FILE
 
 REPORT = "report"
@@ -80,7 +78,7 @@ class Store:
 
     def studies(self) -> list[str]:
         """Names of the studies, in alphabetical order."""
-        with self._explained():
+        with explained(self.uri, "read"):
             return sorted(found.name for found in self._experiments() if found.name != DEFAULT_EXPERIMENT)
 
     def frames(self, study: str) -> tuple[pd.DataFrame, pd.DataFrame, int]:
@@ -115,7 +113,7 @@ class Store:
         """
         self._check_level(study)
         experiment = self._experiment(study)
-        with self._explained():
+        with explained(self.uri, "read"):
             rows = self._reader.rows(experiment.experiment_id).trials()
             points = points_frame(rows, self._reader.history(rows.runs[RUN_ID]))
         declared = self.declaration(study)
@@ -163,7 +161,7 @@ class Store:
 
     def artifact(self, run_id: str, name: str) -> Path | None:
         """A file among a run's artifacts, here or brought here; None if it is not there."""
-        with self._explained():
+        with explained(self.uri, "read"):
             folder = self._folder(self._client.get_run(run_id))
             if folder is not None:
                 return folder / name if (folder / name).exists() else None
@@ -188,7 +186,7 @@ class Store:
         run = self._parent_run(study)
         if run is None:
             raise InputError(f"study {study!r} has no run of its own in the store, to keep a report with")
-        with self._explained():
+        with explained(self.uri, "read"):
             there = self._folder(run)
             if there is None:
                 self._client.log_artifacts(run.info.run_id, str(folder), REPORT)
@@ -205,7 +203,7 @@ class Store:
                 return
 
     def _experiment(self, study: str) -> Experiment:
-        with self._explained():
+        with explained(self.uri, "read"):
             found = self._client.get_experiment_by_name(study)
         if found is None:
             known = ", ".join(self.studies()) or "none yet"
@@ -216,7 +214,7 @@ class Store:
 
     def _parent_run(self, study: str) -> Run | None:
         experiment = self._experiment(study)
-        with self._explained():
+        with explained(self.uri, "read"):
             found = self._client.search_runs([experiment.experiment_id], PARENT, max_results=1)
         return found[0] if found else None
 
@@ -234,18 +232,6 @@ class Store:
             return beside if beside.exists() else folder
         return folder
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Errors of MLflow, the database or the network as one line."""
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:  # whatever the store's client or driver raises
-            shown = without_password(self.uri)
-            lines = str(error).replace(self.uri, shown).strip().splitlines() or [type(error).__name__]
-            raise TrackingError(f"{shown}: the tracking store cannot be read ({lines[0][:160]})") from error
-
 
 class _Server:
     """The rows of a tracking server; see `tidy` for what the frames hold."""
@@ -253,7 +239,7 @@ class _Server:
     def __init__(self, client: MlflowClient, uri: str) -> None:
         self._client = client
         self._uri = uri
-        self._bulk = urlparse(uri).scheme in ("http", "https")
+        self._bulk = scheme(uri) in ("http", "https")
         self._logged: dict[str, list[str]] = {}
 
     def rows(self, experiment_id: str) -> Rows:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from gfe_study.config import TRAINING_VERSION
-from gfe_study.names import DATA_DIR_VARIABLE
+from gfe_study.names import DATA_DIR_VARIABLE, ROLE, ROLE_TRIAL
 from gfe_study.provenance import PACKAGE, own_version, package_versions
 from gfe_study.study.events import NewerRecord, Settled, read_record
 from gfe_study.study.storage import JOURNAL_FILE, Storage
-from gfe_study.tracking.sqlite import count_finished
-from gfe_study.tracking.uri import sqlite_file, store_uri
+from gfe_study.tracking.uri import BUSY_TIMEOUT_S, sqlite_file, store_uri
 
 LONGEST_LINE = 4_000_000
 
@@ -64,7 +65,22 @@ def settled(storage: Storage, label: str, key: str) -> Settled | None:
     if record is None or record.key != key or record.files != file_states(map(Path, record.files)):
         return None
     trials = sum(record.summary["trials"].values())
-    return record if store.exists() and count_finished(store, label) == trials else None
+    return record if store.exists() and _count_finished(store, label) == trials else None
+
+
+def _count_finished(store: Path, label: str) -> int:
+    """Return how many finished trials of an active experiment an sqlite store holds; 0 if it cannot be read."""
+    query = (
+        "SELECT COUNT(*) FROM runs JOIN experiments USING (experiment_id) JOIN tags USING (run_uuid)"
+        " WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active' AND runs.lifecycle_stage = 'active'"
+        " AND runs.status = 'FINISHED' AND tags.key = ? AND tags.value = ?"
+    )
+    try:
+        with closing(sqlite3.connect(store, timeout=BUSY_TIMEOUT_S)) as connection:
+            (found,) = connection.execute(query, (label, ROLE, ROLE_TRIAL)).fetchone()
+    except sqlite3.Error:
+        return 0
+    return int(found)
 
 
 def _last_record(journal: Path) -> Settled | None:

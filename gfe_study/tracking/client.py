@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +22,8 @@ from filelock import FileLock
 
 from gfe_study import names
 from gfe_study.tracking import views
+from gfe_study.tracking.database import PLACEHOLDERS, DatabaseWriter, open_engine
 from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change, Run, Writer
-from gfe_study.tracking.sqlite import SqliteWriter
 from gfe_study.tracking.uri import (
     ARTIFACTS,
     UI,
@@ -29,7 +31,7 @@ from gfe_study.tracking.uri import (
     check_sqlite,
     explained,
     is_server,
-    local_folder,
+    scheme,
     sqlite_file,
     store_uri,
     without_password,
@@ -37,10 +39,13 @@ from gfe_study.tracking.uri import (
 
 # These are defaults; the user's settings take precedence. A server that is down must not delay a study, and a call
 # that MLflow retries by itself may take effect twice, so this module looks up what failed before it delivers it again.
+# MLflow's lines about runs and its progress bars would mix with the output of commands.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -56,7 +61,10 @@ from mlflow.utils.mlflow_tags import (  # noqa: E402
 )
 
 PARENT = f"tags.{names.ROLE} = '{names.ROLE_STUDY}'"
-METRICS_PER_CALL = 900
+METRICS_PER_CALL = 800
+"""A call takes 1,000 metrics, parameters and tags together."""
+THREADS = 4
+"""How many trials are written to a server side by side."""
 
 
 def connect(uri: str) -> MlflowClient:
@@ -68,6 +76,8 @@ def connect(uri: str) -> MlflowClient:
         path = sqlite_file(uri)
         if path is not None:
             _make_sqlite(path)
+        elif scheme(uri) in PLACEHOLDERS:
+            open_engine(uri).connect().close()  # MLflow would try for 100 s
         return _answering(uri)
 
 
@@ -109,15 +119,9 @@ class Tracker:
         with explained(self.uri):
             self.experiment_id = self._experiment()
             self._runs = {run.data.tags[names.FINGERPRINT]: _known(run) for run in self._trials()}
-            self._writer = self._choose_writer()
-
-    def _choose_writer(self) -> Writer:
-        path = sqlite_file(self.uri)
-        if path is not None and local_folder(self.artifact_location) is not None:
-            direct = SqliteWriter.known(path, self.experiment_id, self.artifact_location)
-            if direct is not None:
-                return direct
-        return ClientWriter(self.client, self.experiment_id)
+            self._writer: Writer = DatabaseWriter.known(
+                self.uri, self.experiment_id, self.artifact_location
+            ) or ClientWriter(self.client, self.uri, self.experiment_id)
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.study)
@@ -141,14 +145,28 @@ class Tracker:
     def _trials(self) -> Iterator[MlflowRun]:
         """Return the runs of trials that belong to the study, or belonged to it; a trial that runs again has two."""
         for role in (names.ROLE_FORMER, names.ROLE_TRIAL):
-            for run in _search(self.client, self.experiment_id, f"tags.{names.ROLE} = '{role}'"):
+            for run in self._search(f"tags.{names.ROLE} = '{role}'"):
                 if names.FINGERPRINT in run.data.tags:
                     yield run
+
+    def _search(self, wanted: str) -> Iterator[MlflowRun]:
+        token: str | None = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], wanted, max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _find(self, fingerprint: str) -> Run | None:
+        """Look up a run that may have been created although its answer was lost."""
+        wanted = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}' AND tags.{names.FINGERPRINT} = '{fingerprint}'"
+        return next(map(_known, self._search(wanted)), None)
 
     def open_study(self, tags: dict[str, str], description: str, texts: dict[str, str]) -> None:
         """Find or create the parent run, and mark it as running."""
         with explained(self.uri):
-            parents = list(_search(self.client, self.experiment_id, PARENT))
+            parents = list(self._search(PARENT))
             if parents:
                 self.parent_id = parents[0].info.run_id
                 self.client.update_run(self.parent_id, status=RUNNING)
@@ -223,7 +241,8 @@ class Tracker:
                 with explained(self.uri):
                     lacking = [self._lacking(change) for change in part]
                     written = [change for change in lacking if change is not None]
-                    self._writer.write(written)
+                    if written:
+                        self._writer.write(written)
             except TrackingError:
                 # The call may have taken effect although its answer was lost: look the run up before the next one.
                 for change in part:
@@ -238,7 +257,7 @@ class Tracker:
         """Return the part of a change that the store lacks; None if that is nothing."""
         run = self._runs.get(change.fingerprint)
         if run is None and change.fingerprint in self._unsure:
-            run = self._writer.find(change.fingerprint)
+            run = self._find(change.fingerprint)
         if run is None:
             if change.status is None:
                 return None
@@ -289,7 +308,7 @@ class Tracker:
                 self.client.log_artifact(run.run_id, str(file))
             for name in names.KEPT_FILES if not files else ():
                 with contextlib.suppress(NotImplementedError, OSError):
-                    get_artifact_repository(run.artifact_uri).delete_artifacts(name)
+                    get_artifact_repository(run.artifact_uri, tracking_uri=self.uri).delete_artifacts(name)
         self.write([Change(fingerprint, tags={names.DECODER: "kept" if files else "removed"})])
 
     def supersede(self, fingerprint: str) -> None:
@@ -303,44 +322,40 @@ class Tracker:
 
 
 class ClientWriter:
-    """Writes runs by MLflow's client, one at a time; for servers and for databases that are not an sqlite file."""
+    """Writes runs by MLflow's client; for servers and for databases that `DatabaseWriter` does not write."""
 
-    batch = 1
-
-    def __init__(self, client: MlflowClient, experiment_id: str) -> None:
+    def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
         self._client = client
+        self._uri = uri
         self._experiment_id = experiment_id
+        self.batch = THREADS if is_server(uri) else 1
 
     def last_step(self, run: Run) -> float:
         history = self._client.get_metric_history(run.run_id, names.IMAGES_SEEN)
         return max((float(entry.step) for entry in history), default=-1.0)
 
-    def find(self, fingerprint: str) -> Run | None:
-        wanted = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}' AND tags.{names.FINGERPRINT} = '{fingerprint}'"
-        return next((_known(run) for run in _search(self._client, self._experiment_id, wanted)), None)
-
     def write(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            run = change.run
-            if change.is_new:
-                made = _known(self._client.create_run(self._experiment_id, tags=change.tags))
-                run.run_id, run.artifact_uri = made.run_id, made.artifact_uri
-            elif change.tags:
-                self._client.log_batch(run.run_id, tags=[RunTag(*tag) for tag in change.tags.items()])
-            if change.name != run.name:
-                self._client.update_run(run.run_id, name=change.name)
-            if change.status == RUNNING and run.status != RUNNING:
-                self._client.update_run(run.run_id, status=RUNNING)
-            self._log(change)
-            for name, text in change.texts.items():
-                self._client.log_text(run.run_id, text, name)
-            for file in change.files:
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile: another trial took its place
-                    self._client.log_artifact(run.run_id, str(file))
-            if change.status not in (None, RUNNING):
-                self._client.set_terminated(run.run_id, change.status)
+        with ThreadPoolExecutor(self.batch, "tracking") as pool:  # leaving it waits for all, also after an error
+            for written in [pool.submit(self._write, change) for change in changes]:
+                written.result()
 
-    def _log(self, change: Change) -> None:
+    def _write(self, change: Change) -> None:
+        run = change.run
+        tags = change.tags
+        if change.is_new:
+            made = _known(self._client.create_run(self._experiment_id, tags=tags))
+            run.run_id, run.artifact_uri, tags = made.run_id, made.artifact_uri, {}
+        if change.name != run.name:
+            self._client.update_run(run.run_id, name=change.name)
+        if change.status == RUNNING and run.status != RUNNING:
+            self._client.update_run(run.run_id, status=RUNNING)
+        self._log(change, tags)
+        self._keep(change)
+        if change.status not in (None, RUNNING):
+            self._client.set_terminated(run.run_id, change.status)
+
+    def _log(self, change: Change, tags: dict[str, str]) -> None:
+        """Write tags, parameters and points, in one call if they are few enough."""
         now = int(time.time() * 1000)
         metrics = [
             Metric(name, value, now, int(point[names.IMAGES_SEEN]))
@@ -348,19 +363,25 @@ class ClientWriter:
             for name, value in point.items()
         ]
         params = [Param(key, str(value)) for key, value in change.params.items()]
-        for start in range(0, max(len(metrics), bool(params)), METRICS_PER_CALL):
-            self._client.log_batch(change.run.run_id, metrics=metrics[start : start + METRICS_PER_CALL], params=params)
-            params = []
+        given = [RunTag(*tag) for tag in tags.items()]
+        for start in range(0, max(len(metrics), bool(params or given)), METRICS_PER_CALL):
+            part = metrics[start : start + METRICS_PER_CALL]
+            self._client.log_batch(change.run.run_id, metrics=part, params=params, tags=given)
+            params, given = [], []
 
-
-def _search(client: MlflowClient, experiment_id: str, wanted: str) -> Iterator[MlflowRun]:
-    token: str | None = None
-    while True:
-        page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
+    def _keep(self, change: Change) -> None:
+        """Store artifacts; MLflow's client would read the whole run before it stores the first."""
+        if not (change.texts or change.files):
             return
+        artifacts = get_artifact_repository(change.run.artifact_uri, tracking_uri=self._uri)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in change.texts.items():
+                file = Path(folder) / name
+                file.write_text(text, encoding="utf-8")
+                artifacts.log_artifact(str(file))
+        for file in change.files:
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile: another trial took its place
+                artifacts.log_artifact(str(file))
 
 
 def _known(run: MlflowRun) -> Run:

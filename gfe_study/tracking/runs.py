@@ -71,8 +71,8 @@ class Writer(Protocol):
     def last_step(self, run: Run) -> float:
         """Return the largest number of images seen that a run holds; −1 without any."""
 
-    def find(self, fingerprint: str) -> Run | None:
-        """Look up a run that may have been created although its answer was lost."""
-
     def write(self, changes: Sequence[Change]) -> None:
-        """Write changes; a new run gets its id. A finished run in the store has all of its artifacts."""
+        """Write changes; a new run gets its id. A finished run in the store has all of its artifacts.
+
+        After an error, any of the changes may have been written, in part or completely.
+        """

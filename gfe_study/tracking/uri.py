@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, unquote_plus, urlparse
 from urllib.request import url2pathname
 
 from gfe_study.config import InputError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_STORE = "sqlite:///mlflow.db"
+ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE or http://HOST:PORT"
 UI = "http://127.0.0.1:5000"
 """Address at which `make ui` shows a store that is not a server."""
 ARTIFACTS = "mlartifacts"
 """Folder of the artifacts, beside an sqlite store."""
+BUSY_TIMEOUT_S = 30.0
+"""How long to wait for another process that is writing an sqlite file."""
 
 
 class TrackingError(InputError):
@@ -29,9 +33,14 @@ def store_uri() -> str:
     return os.environ.get(URI_VARIABLE) or DEFAULT_STORE
 
 
+def scheme(uri: str) -> str:
+    """Return the kind of a store: `sqlite`, `postgresql`, `http`, …; without the driver of a database."""
+    return uri.partition(":")[0].partition("+")[0]
+
+
 def is_server(uri: str) -> bool:
     """Return whether a store is a server, which decides by itself where artifacts go."""
-    return urlparse(uri).scheme in ("http", "https", "databricks")
+    return scheme(uri) in ("http", "https", "databricks")
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -46,13 +55,25 @@ def local_folder(uri: str) -> Path | None:
 
 
 def without_password(uri: str) -> str:
-    """Return a store's URI with its password masked."""
-    return _mask(uri, uri)
+    """Return a store's URI with its passwords masked.
+
+    A password may hold / or @ although they should be encoded, so it ends at the last @.
+    """
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", uri))
 
 
-def _mask(text: str, uri: str) -> str:
-    password = urlparse(uri).password
-    return text.replace(f":{password}@", ":***@") if password else text
+_USER = re.compile(r"(?<=://)([^/@:]*:)(.*)@", re.DOTALL)
+_QUERY = re.compile(r"([?&](?:ssl)?password=)([^&]*)", re.IGNORECASE)
+
+
+def masked(text: str, uri: str) -> str:
+    """Return text without the passwords of a URI, as they are written there or decoded, whole or in part."""
+    written = [found[2] for pattern in (_USER, _QUERY) for found in pattern.finditer(uri)]
+    parts = [part for password in written for part in re.split(r"[/?#@:]", password) if len(part) > 2]
+    forms = {form for part in (*written, *parts) for form in (part, unquote(part), unquote_plus(part)) if form}
+    for form in sorted(forms, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "***", text)
+    return text
 
 
 def check_sqlite(uri: str) -> None:
@@ -61,9 +82,7 @@ def check_sqlite(uri: str) -> None:
     if path is None:
         return
     if path.is_file() and path.stat().st_size and not path.read_bytes()[:16].startswith(b"SQLite format 3\0"):
-        raise TrackingError(
-            f"{path}: not an sqlite database; allowed: {URI_VARIABLE}=sqlite:///FILE or http://HOST:PORT"
-        )
+        raise TrackingError(f"{path}: not an sqlite database; set {URI_VARIABLE} to {ALLOWED}")
     writable(path.absolute().parent, f"set {URI_VARIABLE} to a store elsewhere")
 
 
@@ -82,17 +101,24 @@ def writable(folder: Path, remedy: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
+def explained(uri: str, verb: str = "used") -> Iterator[None]:
     """Turn whatever a store, its driver or the network raises into a `TrackingError`."""
     try:
         yield
     except InputError:
         raise
+    except ImportError as error:  # psycopg without its library names no module
+        missing = error.name or "psycopg"
+        package = "'gfe-study[postgres]'" if missing == "psycopg" else missing
+        raise TrackingError(
+            f"{URI_VARIABLE}: given {without_password(uri)}; {missing} is not installed; pip install {package}"
+        ) from error
     except Exception as error:  # MLflow passes on any exception of its store or the network
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         lines = [line for line in lines if "Query-invoked autoflush" not in line]  # SQLAlchemy's: when, not why
-        reason = _mask(lines[0], uri)[:160] if lines else type(error).__name__
+        reason = masked(lines[0], uri)[:160] if lines else type(error).__name__
         full = getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error)
-        remedy = "free some space" if full else f"set {URI_VARIABLE} to sqlite:///FILE or http://HOST:PORT"
-        line = _mask(f"{uri}: the tracking store cannot be used ({reason}); {remedy}", uri)
-        raise TrackingError(line) from error
+        remedy = "free some space" if full else f"set {URI_VARIABLE} to {ALLOWED}"
+        raise TrackingError(
+            f"{without_password(uri)}: the tracking store cannot be {verb} ({reason}); {remedy}"
+        ) from error
