@@ -88,8 +88,9 @@ doctor: $(READY)
 	@$(GFE) doctor $(storage_flag)
 
 ui: $(READY)
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --workers 1 \
-		--backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db) --host 127.0.0.1 --port 5000
+	@MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
+		MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
+		$(VENV)/bin/mlflow ui --workers 1 --host 127.0.0.1 --port 5000
 
 bench: $(READY)
 	@$(VENV)/bin/python -m benchmarks $(PART) --data $(or $(DATASET),mnist)

@@ -42,8 +42,9 @@ def mlflow_ui() -> str:
     """Return the command that starts MLflow's UI on the store in use."""
     if in_checkout():
         return "make ui"
-    store = f'"${URI_VARIABLE}"' if os.environ.get(URI_VARIABLE) else DEFAULT_STORE
-    return f"{_mlflow()} ui --backend-store-uri {store}"
+    if os.environ.get(URI_VARIABLE):  # arguments would show its password to everybody on the machine
+        return f'MLFLOW_BACKEND_STORE_URI="${URI_VARIABLE}" {_mlflow()} ui'
+    return f"{_mlflow()} ui --backend-store-uri {DEFAULT_STORE}"
 
 
 def _mlflow() -> str:

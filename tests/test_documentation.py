@@ -139,7 +139,7 @@ def test_commands_are_understood(page: Path, line: str) -> None:
     for command in commands:
         words = shlex.split(command)
         if words[0] != PROGRAM:
-            assert re.match(r"(\w+=\S+ )*\.venv/bin/(mlflow|python|pytest) ", command), command
+            assert re.match(r"(\w+=\S+\s+)*\.venv/bin/(mlflow|python|pytest) ", command), command
             continue
         context = parsed(words[1:])
         if words[1] in ("sweep", "plan"):
