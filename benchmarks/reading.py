@@ -19,16 +19,16 @@ RUNS, POINTS, METRIC_COUNT, PARAMS = 1000, 20, 14, 60
 SEEDS, RUNS_AT_ONCE, REPEATS = 5, 200, 3
 
 
-def delivery(number: int) -> Change:
+def delivery(number: int, points: int = POINTS) -> Change:
     """A finished trial with as much in it as a real one."""
     tags = {names.GROUP: str(number // SEEDS), names.SEED: str(number % SEEDS), names.ARM: "a", names.STAGE: "0"}
     params = {f"section.key_{key}": key / 7 for key in range(PARAMS)}
-    points = [
+    logged = [
         {names.IMAGES_SEEN: 480.0 * point} | dict.fromkeys(METRICS[1:METRIC_COUNT], number + 1 / point)
-        for point in range(1, POINTS + 1)
+        for point in range(1, points + 1)
     ]
     name = f"run {number}"
-    return Change(f"{number:016x}", name, FINISHED, points=points, initial_tags=tags, params=params)
+    return Change(f"{number:016x}", name, FINISHED, points=logged, initial_tags=tags, params=params)
 
 
 def run(bench: Bench) -> None:
