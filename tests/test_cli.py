@@ -260,7 +260,7 @@ def test_a_users_images_are_encoded_by_a_trials_decoder(run: Run, tmp_path: Path
     np.save(tmp_path / "images.npy", images * 300)
     code, _, err = run(*arguments)
     assert code == 2
-    assert_one_line(err, "images.npy", "outside [0, 1]")
+    assert_one_line(err, "images.npy", "given values from", "floats in [0, 1]")
 
     best.write_bytes(best.read_bytes()[:1000])
     code, _, err = run(*arguments)

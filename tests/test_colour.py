@@ -92,7 +92,7 @@ def test_the_best_networks_are_read_with_the_shape_of_their_images(
     trained: TrainingState, splits: Splits, tmp_path: Path
 ) -> None:
     write_best(tmp_path, trained, splits)
-    learner, shape = read_learner(tmp_path / names.BEST_CHECKPOINT, {}, CPU)
+    learner, shape, _ = read_learner(tmp_path / names.BEST_CHECKPOINT, {}, CPU)
     assert shape == SHAPE
     latent = torch.randn(2, 4)
     assert torch.equal(learner.decode(latent), trained.learner.decode(latent))
@@ -105,7 +105,7 @@ def test_networks_of_before_colour_are_grey(digits: Splits, tmp_path: Path) -> N
     content = read_checkpoint(path, CPU)
     del content["channels"]
     write_checkpoint(path, content)
-    learner, shape = read_learner(path, {}, CPU)
+    learner, shape, _ = read_learner(path, {}, CPU)
     assert shape == ImageShape(1, 8, 8)
     latent = torch.randn(2, 4)
     assert torch.equal(learner.decode(latent), state.learner.decode(latent))

@@ -43,12 +43,18 @@ def label_accuracy(latent_NL: Floats, label_N: NDArray[np.int64]) -> float:
 
 
 def embed(latent_NL: Floats) -> Floats:
-    """t-SNE in two dimensions (van der Maaten and Hinton 2008), (N, 2), from the principal axes; seeded."""
+    """t-SNE in two dimensions (van der Maaten and Hinton 2008), (N, 2), from the principal axes; seeded.
+
+    Latents that do not differ, but for rounding, are all at the origin.
+    """
     perplexity = min(PERPLEXITY, (len(latent_NL) - 1) / 3)
-    if not np.ptp(latent_NL, axis=0).any():
+    centred_NL = latent_NL - latent_NL.mean(axis=0, dtype=np.float64)
+    spread = np.abs(centred_NL).max()
+    if spread <= np.finfo(latent_NL.dtype).eps * np.abs(latent_NL).max():
         return np.zeros((len(latent_NL), 2))
+    # Of a tiny spread, squared distances underflow, and scikit-learn ends the process; a map has no scale.
     with threadpool_limits(1):  # its threads wait for one another in a busy loop, which a shared machine makes long
-        made: Floats = TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(latent_NL)
+        made: Floats = TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(centred_NL / spread)
     return made
 
 

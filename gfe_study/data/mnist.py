@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from gfe_study.data.base import Split, Splits, hold_out
+from gfe_study.data.base import DataError, Split, Splits, hold_out
 from gfe_study.data.files import FileDataset
 
 if TYPE_CHECKING:
     import torchvision
+
+
+HEIGHT, WIDTH = 28, 28
+FEWEST_IMAGES = 6
+"""With fewer training images, none is left for validation."""
 
 
 class MNIST(FileDataset):
@@ -31,9 +36,14 @@ class MNIST(FileDataset):
 
     def read_files(self, home: Path) -> Splits:
         train, test = (self._read_split(home, train=part) for part in (True, False))
+        if min(len(train), len(test)) < FEWEST_IMAGES:
+            raise DataError(
+                f"data.name: {self.name}: {home}: given {len(train)} training and {len(test)} test images; "
+                f"allowed: at least {FEWEST_IMAGES} of each"
+            )
         # A sixth of a small excerpt; MNIST's usual 5,000 of the full training set.
         train, val = hold_out(train, min(5000, len(train) // 6), f"{self.name}/val")
-        return Splits(train, val, test, height=28, width=28)
+        return Splits(train, val, test, height=HEIGHT, width=WIDTH)
 
     @classmethod
     def _dataset_class(cls) -> Callable[..., torchvision.datasets.MNIST]:
@@ -47,6 +57,11 @@ class MNIST(FileDataset):
         labels = raw.targets.numpy().astype(np.int64)
         if len(raw.data) != len(labels):
             raise ValueError(f"{len(raw.data)} images, {len(labels)} labels")
+        if tuple(raw.data.shape[1:]) != (HEIGHT, WIDTH):
+            given = " × ".join(map(str, raw.data.shape[1:]))
+            raise DataError(
+                f"data.name: {self.name}: {home}: given images of {given} pixels; allowed: {HEIGHT} × {WIDTH}"
+            )
         pixels = raw.data.numpy().reshape(len(labels), -1)
         kept = np.isin(labels, self.train_labels if train else self.test_labels)
         return Split(pixels[kept], labels[kept])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -28,6 +28,7 @@ def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
         "trial": to_yaml(state.learner.trial.dump()),
         "networks": state.learner.networks.state_dict(),
         **splits.shape._asdict(),
+        "levels": splits.train.levels,
         "metrics": state.points[-1],
     }
     write_checkpoint(folder / names.BEST_CHECKPOINT, content)
@@ -45,8 +46,20 @@ def read_trial(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: lacks {error}; allowed: {ALLOWED}") from error
 
 
-def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> tuple[Learner, ImageShape]:
-    """Read a learner from a `best.pt`, and the shape of its images.
+class Decoder(NamedTuple):
+    """A learner read from a file, and what its images are like.
+
+    Attributes:
+        levels: the value that `uint8` images are divided by.
+    """
+
+    learner: Learner
+    shape: ImageShape
+    levels: int
+
+
+def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> Decoder:
+    """Read a learner from a `best.pt`, and what its images are like.
 
     Args:
         path: the `best.pt`.
@@ -58,7 +71,7 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> t
     """
     try:
         content = read_checkpoint(path, device)
-        # Files written before colour images were supported lack the number of channels.
+        # Older files lack the number of channels, which was 1, and the levels, which were 255 but for the digits.
         shape = ImageShape(content.get("channels", 1), content["height"], content["width"])
         trial = Trial.build(yaml.safe_load(content["trial"]), changes, where=str(path))
     except FileNotFoundError as error:
@@ -80,7 +93,8 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> t
         learner.networks.load_state_dict(saved)
     except RuntimeError as error:
         raise InputError(f"{path}: its networks do not fit; do not change model.* or method") from error
-    return learner, shape
+    levels = content.get("levels", 16 if trial.data.name == "digits" else 255)
+    return Decoder(learner, shape, levels)
 
 
 def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:

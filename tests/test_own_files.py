@@ -1,0 +1,111 @@
+"""Files that a user brings: scaled as the decoder's data was, refused in one line, never overwritten."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gfe_study import names
+from gfe_study.analysis.embedding import embed
+from gfe_study.config import InputError, Trial
+from gfe_study.data.base import DataError, Splits
+from gfe_study.data.mnist import MNIST
+from gfe_study.study.artifacts import write_best
+from gfe_study.study.encoding import encode_file
+from gfe_study.training import train
+
+
+@pytest.fixture
+def decoder(digits: Splits, tmp_path: Path) -> Path:
+    solver, model = {"name": "amd", "max_nfe": 12}, {"latent_dim": 3, "hidden": [8]}
+    trial = Trial.build({"data": "digits", "solver": solver, "model": model, "budget": {"images": 160}})
+    *_, (_, _, state) = train(trial, digits)
+    write_best(tmp_path, state, digits)
+    return tmp_path / names.BEST_CHECKPOINT
+
+
+def encoded(decoder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    folder = decoder.parent
+    np.save(folder / "images.npy", images)
+    encode_file(decoder, folder / "images.npy", folder / "out.npz", {})
+    with np.load(folder / "out.npz") as found:
+        return dict(found)
+
+
+def test_whole_numbers_are_scaled_as_the_decoders_data_was(decoder: Path, digits: Splits) -> None:
+    """White is 16 in scikit-learn's digits, so the same picture as floats gives the same latents."""
+    pixels_ND = digits.test.pixels_ND[:20]
+    whole, real = encoded(decoder, pixels_ND), encoded(decoder, (pixels_ND / 16).astype(np.float32))
+    np.testing.assert_array_equal(whole["latent"], real["latent"])
+    np.testing.assert_array_equal(whole["loss"], real["loss"])
+    with pytest.raises(InputError, match="given values from 0 to 255; allowed"):
+        encoded(decoder, np.array([[0] * 63 + [255]], dtype=np.uint8))
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_is_read_is_not_written(decoder: Path, link: bool) -> None:
+    folder = decoder.parent
+    np.save(folder / "images.npy", np.zeros((3, 64), np.float32))
+    for read, what in ((folder / "images.npy", "--images"), (decoder, "the decoder")):
+        before, out = read.read_bytes(), read
+        if link:
+            out = folder / f"link to {read.name}"
+            out.symlink_to(read)
+        with pytest.raises(InputError, match=f"which is {what}; allowed: another file"):
+            encode_file(decoder, folder / "images.npy", out, {})
+        assert read.read_bytes() == before
+
+
+def test_a_truncated_archive_is_one_line(decoder: Path) -> None:
+    folder = decoder.parent
+    np.savez(folder / "whole.npz", images=np.zeros((3, 64), np.float32))
+    (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"cut\.npz: cannot be read \(not a NumPy file\)"):
+        encode_file(decoder, folder / "cut.npz", folder / "out.npz", {})
+    assert not (folder / "out.npz").exists()
+
+
+def idx(file: Path, content: np.ndarray) -> None:
+    """Write an IDX file of unsigned bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header = bytes([0, 0, 8, content.ndim]) + np.array(content.shape, dtype=">u4").tobytes()
+    file.write_bytes(header + content.astype(np.uint8).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "message"),
+    [
+        ((14, 56), 20, "given images of 14 × 56 pixels; allowed: 28 × 28"),
+        ((28, 28), 5, "given 5 training and 20 test images; allowed: at least 6 of each"),
+    ],
+)
+def test_sound_files_that_do_not_fit_are_not_called_damaged(
+    tmp_path: Path, shape: tuple[int, int], count: int, message: str
+) -> None:
+    for part, images in (("train", count), ("t10k", 20)):
+        idx(tmp_path / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", np.zeros((images, *shape)))
+        idx(tmp_path / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.zeros(images))
+    with pytest.raises(DataError) as caught:
+        MNIST(name="mnist").load([tmp_path])
+    assert message in str(caught.value)
+    assert "damaged" not in str(caught.value)
+    shutil.rmtree(tmp_path / "MNIST")
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-24, 1e-300])
+def test_latents_of_any_spread_have_a_map(spread: float) -> None:
+    """Two groups stay apart; scikit-learn alone ends the process where squared distances underflow."""
+    latent_NL = np.random.default_rng(0).standard_normal((60, 4)) + 10 * (np.arange(60) % 2)[:, None]
+    map_N2 = embed(spread * latent_NL)
+    assert np.isfinite(map_N2).all()
+    middle = [map_N2[group::2].mean(axis=0) for group in (0, 1)]
+    within = max(np.linalg.norm(map_N2[group::2] - middle[group], axis=1).mean() for group in (0, 1))
+    assert np.linalg.norm(middle[0] - middle[1]) > within
+
+
+def test_latents_that_do_not_differ_are_one_point() -> None:
+    rounding = np.random.default_rng(0).integers(-1, 2, (60, 4)) * np.spacing(3.0)
+    assert not embed(3 + rounding).any()
