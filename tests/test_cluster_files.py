@@ -193,7 +193,7 @@ def make_recipe(target: str, settings: list[str]) -> list[str]:
 def quoted(name: str) -> Iterator[tuple[str, list[str]]]:
     """Calls of `gfe-study` and of `make` in a file, comments and quotations included."""
     for line in lines(name):
-        for tool, call in re.findall(r"(?:^|[\s'\"`/;(])(gfe-study|make) ([^'`;&\[]+)", line):
+        for tool, call in re.findall(r"(?:^|[\s'\"`/;(])(gfe-study|make) ([^'`;&|\[]+)", line):
             arguments = call.replace('"', "").split()
             if arguments[0].isalpha():
                 yield tool, arguments
@@ -204,7 +204,7 @@ def test_quoted_commands_are_found() -> None:
     assert found >= {
         ("ray-cluster.yaml", "make", "sweep"),
         ("rayjob.yaml", "gfe-study", "sweep"),
-        ("slurm.sh", "gfe-study", "sweep"),
+        ("slurm-lib.sh", "gfe-study", "sweep"),
     }
 
 
@@ -212,7 +212,7 @@ def test_quoted_commands_are_found() -> None:
 def test_quoted_commands_parse(path: Path) -> None:
     for tool, arguments in quoted(path.name):
         if tool == "gfe-study":
-            parse_gfe_study([argument for argument in arguments if argument != "$@"])
+            parse_gfe_study([argument for argument in arguments if "@" not in argument])
             continue
         settings = [argument for argument in arguments[1:] if "=" in argument]
         makefile = (ROOT / "Makefile").read_text()
@@ -242,7 +242,7 @@ def test_no_server_is_open_to_all_unless_a_site_says_so(path: Path) -> None:
             assert FILL_IN in line or FILL_IN in written[max(number - 1, 0)], f"{path.name}:{number + 1}"
 
 
-@pytest.mark.parametrize("name", ["ray-cluster.yaml", "slurm.sh"])
+@pytest.mark.parametrize("name", ["ray-cluster.yaml", "slurm.sh", "slurm-head.sh"])
 def test_dashboards_are_local_or_off(name: str) -> None:
     heads = re.findall(r"ray start --head(?:.*\n){1,3}", text(name))
     assert heads
@@ -255,7 +255,7 @@ STAND_INS = {
     "bin/srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "bin/scontrol": 'echo "$@" >> calls; if [ "$1" = show ]; then printf "n1\\nn2\\n"; fi',
     "bin/squeue": 'echo "$STATE"',
-    ".venv/bin/python": "exit 0",
+    ".venv/bin/python": "touch waiting; while [ -e hold ]; do sleep 0.05; done",
     ".venv/bin/ray": 'echo "ray $@" >> calls; trap "exit 0" TERM; while :; do sleep 0.05; done',
     ".venv/bin/gfe-study": """echo "$@" "$RAY_AUTH_MODE" ${#RAY_AUTH_TOKEN} >> calls
 trap "exit 130" TERM; touch sweeping; while [ ! -e finish ]; do sleep 0.05; done; exit "$(cat finish)" """,
@@ -264,15 +264,18 @@ trap "exit 130" TERM; touch sweeping; while [ ! -e finish ]; do sleep 0.05; done
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[Callable[..., tuple[int, list[str]]]]:
-    """Runs the batch script; `end` is the sweep's exit code, or the signal that the job gets."""
+    """Runs the batch script; `end` is the sweep's exit code, or the signal that the job gets, at the moment `file`."""
     for name, script in STAND_INS.items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"#!/bin/bash\n{script}\n")
         file.chmod(0o755)
+    (tmp_path / "cluster").symlink_to(CLUSTER)
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(end: int | signal.Signals, state: str = "RUNNING") -> tuple[int, list[str]]:
+    def run(
+        end: int | signal.Signals, state: str = "RUNNING", file: str = "sweeping", script: str = "slurm.sh"
+    ) -> tuple[int, list[str]]:
         environment = {
             **os.environ,
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -284,11 +287,11 @@ def slurm(tmp_path: Path) -> Iterator[Callable[..., tuple[int, list[str]]]]:
             "SLURM_CPUS_PER_TASK": "3",
             "STORAGE": "/shared/results",
         }
-        command = ["bash", str(CLUSTER / "slurm.sh"), "amd", "--seeds", "2"]
+        command = ["bash", str(CLUSTER / script), "amd", "--seeds", "2"]
         job = subprocess.Popen(command, env=environment, start_new_session=True)
         started.append(job)
         deadline = time.monotonic() + 30
-        while not (tmp_path / "sweeping").exists():
+        while not (tmp_path / file).exists():
             assert job.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -296,7 +299,8 @@ def slurm(tmp_path: Path) -> Iterator[Callable[..., tuple[int, list[str]]]]:
             job.send_signal(end)
         else:
             (tmp_path / "finish").write_text(str(end))
-        return job.wait(30), (tmp_path / "calls").read_text().splitlines()
+        calls = tmp_path / "calls"
+        return job.wait(30), calls.read_text().splitlines() if calls.exists() else []
 
     yield run
     for job in started:
@@ -305,14 +309,19 @@ def slurm(tmp_path: Path) -> Iterator[Callable[..., tuple[int, list[str]]]]:
             job.wait()
 
 
-def test_batch_script_is_bash() -> None:
-    subprocess.run(["bash", "-n", str(CLUSTER / "slurm.sh")], check=True)
+@pytest.mark.parametrize("path", sorted(CLUSTER.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_bash(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-def test_batch_script_asks_slurm_for_a_warning_and_for_requeueing() -> None:
-    asked = re.findall(r"(?m)^#SBATCH (\S+)$", text("slurm.sh"))
-    assert {"--requeue", "--signal=B:TERM@120"} <= set(asked)
-    assert len(asked) == text("slurm.sh").count("#SBATCH")
+@pytest.mark.parametrize("name", ["slurm.sh", "slurm-head.sh", "slurm-workers.sh"])
+def test_jobs_ask_for_a_warning_and_requeueing(name: str) -> None:
+    asked = re.findall(r"(?m)^#SBATCH (\S+)$", text(name))
+    assert "--requeue" in asked
+    assert any(option.startswith("--signal=B:TERM@") for option in asked)
+    assert len(asked) == text(name).count("#SBATCH")
+    before_trap, _ = text(name).split("trap 'warned=yes' TERM\n")
+    assert [line for line in before_trap.splitlines() if line and not line.startswith("#")] == ["warned=no"]
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -333,7 +342,32 @@ def test_batch_script_requeues_when_its_time_runs_out(slurm: Callable[..., Any])
     assert calls[-1] == "requeue 4711"
 
 
+def test_batch_script_requeues_while_ray_starts(slurm: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "hold").touch()
+    ended, calls = slurm(signal.SIGTERM, file="waiting")
+    assert ended == 143
+    assert calls[-1] == "requeue 4711"
+    assert not any(call.startswith("sweep") for call in calls)
+
+
 def test_batch_script_does_not_bring_back_a_cancelled_job(slurm: Callable[..., Any]) -> None:
     ended, calls = slurm(signal.SIGTERM, state="COMPLETING")
     assert ended == 130
     assert not any(call.startswith("requeue") for call in calls)
+
+
+def test_second_head_is_refused(slurm: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / ".slurm-head").write_text("17 127.0.0.1:6379 token\n")
+    ended, calls = slurm(0, file=".slurm-head", script="slurm-head.sh")
+    assert ended == 2
+    assert not any(call.startswith("ray") for call in calls)
+    assert (tmp_path / ".slurm-head").exists()
+
+
+def test_head_replaces_the_file_of_a_lost_head(slurm: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / ".slurm-head").write_text("17 127.0.0.1:6379 token\n")
+    ended, calls = slurm(0, state="", script="slurm-head.sh")
+    assert ended == 0
+    assert "sweep amd --address auto --storage /shared/results --seeds 2 token 64" in calls
+    assert any("--num-cpus=0" in call for call in calls)
+    assert not (tmp_path / ".slurm-head").exists()

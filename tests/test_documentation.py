@@ -34,7 +34,7 @@ NOT_RUN = {
     r"make test$": "this is it",
     r"make bench$": "a quarter of an hour; benchmarks are no tests",
     r"ray |kubectl ": "other programs; test_cluster_files.py checks the files they are given",
-    r"sbatch ": "test_cluster_files.py runs the script with stand-ins for SLURM",
+    r"sbatch ": "services/test_slurm.py runs the scripts in a real SLURM",
     r"tracking\.example\.org": "an address that does not exist",
     r"/shared/results": "a folder, and mostly a cluster, that do not exist here",
     r"GPUS=": "needs a GPU",
