@@ -1,4 +1,4 @@
-"""Studies that lose their driver, a node, a worker, their disk or a trial, for real."""
+"""Studies that lose their driver, a worker, their disk or a trial, for real."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from stores import free_port
 from sweeps import (
     COMMAND,
     children,
@@ -84,64 +80,6 @@ def test_ten_kills_of_the_driver_leave_the_numbers_of_an_undisturbed_study(tmp_p
         steps = [step for step, _, _ in history(wild, run, names.VAL_LOSS)]
         assert steps == [64, 128, 256, 512, 1024, 1536]
     assert table(wild, "longer") == table(calm, "longer"), waits
-
-
-@contextmanager
-def node(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Ray node in a process group of its own, in the foreground, gone at the end."""
-    command = [str(Path(sys.executable).with_name("ray")), "start", *arguments, "--block", "--disable-usage-stats"]
-    with (folder / "nodes.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, env=environment(RAY_AUTH_MODE="disabled"), stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(timeout=20)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def raylet_of(process: subprocess.Popen[bytes]) -> int:
-    """The pid of a node's raylet."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    return next(int(pid) for pid, parent, name in rows if int(parent) == process.pid and name.startswith("raylet"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_trials_of_a_node_that_dies_go_on_elsewhere(tmp_path: Path) -> None:
-    """The nodes have logical GPUs, half of one a trial: which one a trial was granted is a tag."""
-    longer_space(tmp_path)
-    port = free_port()
-    head = ["--head", f"--port={port}", "--num-cpus=1", "--num-gpus=1", "--include-dashboard=false"]
-    worker = [f"--address=127.0.0.1:{port}", "--num-cpus=1", "--num-gpus=1"]
-    line = ["sweep", "longer.yaml", "--trials", "6", "--address", f"127.0.0.1:{port}", "--gpus-per-trial", "0.5"]
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    try:
-        with node(tmp_path, *head):
-            wait_until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), None, tmp_path / "nodes.log")
-            with node(tmp_path, *worker) as lost, started(tmp_path, *line) as process:
-                two_done = lambda: finished_count(tmp_path, "longer") >= 2  # noqa: E731
-                wait_until(two_done, process, tmp_path / "output.log")
-                os.kill(raylet_of(lost), signal.SIGKILL)
-                assert process.wait(timeout=300) == 0, (tmp_path / "output.log").read_text()
-    finally:
-        del os.environ["RAY_AUTH_MODE"]
-    assert "2 trials at a time" in (tmp_path / "output.log").read_text()
-    runs = children(tmp_path, "longer")
-    assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == 6
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    for run in runs:
-        assert run.data.tags[names.GPUS] == "0"
-        assert run.data.tags[names.DEVICE].startswith("cpu")
-        steps = [step for step, _, _ in history(tmp_path, run, names.VAL_LOSS)]
-        assert steps == [64, 128, 256, 512, 1024, 1536]
 
 
 @pytest.mark.slow
