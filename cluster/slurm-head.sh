@@ -26,7 +26,8 @@ storage=${STORAGE:-$PWD/results}  # FILL IN, or set STORAGE: a folder that all n
 export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-http://mlflow.example.org:5000}  # FILL IN
 # FILL IN, or set HEAD_ADDRESS: this node's address in the network that joins the nodes
 address=${HEAD_ADDRESS:-$(hostname -I | cut -d' ' -f1)}
-export RAY_ADDRESS=$address:$((20000 + SLURM_JOB_ID % 10000))
+# After a requeue another port: on a shared node, workers of the old Ray may still be there.
+export RAY_ADDRESS=$address:$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 10000))
 
 # shellcheck source=cluster/slurm-lib.sh
 . cluster/slurm-lib.sh

@@ -24,7 +24,8 @@ storage=${STORAGE:-$PWD/results}  # FILL IN, or set STORAGE: a folder that all n
 export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-http://mlflow.example.org:5000}  # FILL IN
 # FILL IN, or set HEAD_ADDRESS: this node's address in the network that joins the nodes
 address=${HEAD_ADDRESS:-$(hostname -I | cut -d' ' -f1)}
-export RAY_ADDRESS=$address:$((20000 + SLURM_JOB_ID % 10000))
+# Another port after a requeue: what is left of the old Ray may still be there.
+export RAY_ADDRESS=$address:$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 10000))
 # srun has not taken it from sbatch since SLURM 22.05.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
