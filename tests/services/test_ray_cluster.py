@@ -16,8 +16,9 @@ from stores import free_port
 from sweeps import children, environment, finished_count, history, longer_space, started, wait_until
 
 from gfe_study import names
+from gfe_study.study.journal import Journal
 
-TRIALS = 30
+TRIALS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,12 @@ def raylet_of(process: subprocess.Popen[bytes]) -> int:
     return next(int(pid) for pid, parent, name in rows if int(parent) == process.pid and name.startswith("raylet"))
 
 
+def side_by_side(folder: Path, study: str) -> set[str]:
+    """How many trials could run at a time when each trial was placed."""
+    journal = Journal.read(folder / "results" / study)
+    return {place[names.SIDE_BY_SIDE] for places in journal.places.values() for place in places}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_study_survives_nodes_that_join_and_die(tmp_path: Path) -> None:
@@ -71,7 +78,7 @@ def test_study_survives_nodes_that_join_and_die(tmp_path: Path) -> None:
         with node(tmp_path, *worker) as lost, started(tmp_path, *line) as process:
             wait_until(done(1), process, log)
             with node(tmp_path, *worker):
-                wait_until(lambda: "3 running" in log.read_text(), process, log)
+                wait_until(lambda: "3" in side_by_side(tmp_path, "longer"), process, log)
                 os.kill(raylet_of(lost), signal.SIGKILL)
                 assert process.wait(timeout=300) == 0, log.read_text()
     shown = log.read_text()
