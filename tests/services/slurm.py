@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -119,15 +120,15 @@ class Slurm:
     def report(self, job: str) -> str:
         return self.call("scontrol", "show", "job", job) + self.output(job)
 
-    def processes(self) -> list[str]:
-        """Command lines of the processes that the jobs have left."""
+    def processes(self) -> dict[int, str]:
+        """Command lines of the processes that the jobs have left, by pid."""
         mark = f"{MARK}={self._folder}".encode()
-        found = []
+        found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append((entry / "cmdline").read_text().replace("\0", " ").strip())
-        return [line for line in found if line]  # a zombie has none
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+        return {pid: line for pid, line in found.items() if line}  # a zombie has none
 
 
 @contextmanager
@@ -176,5 +177,6 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
             yield slurm
         finally:
             slurm.call("scancel", "--user=root")
-            with suppress(AssertionError):
-                wait_for(lambda: not slurm.processes(), str)
+            for pid in slurm.processes():  # Ray's agents outlive their node by a minute
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

@@ -69,7 +69,7 @@ def test_warnings_while_starting_requeue(slurm: Slurm) -> None:
     wait_for(lambda: has_points(slurm.project, "starting"), lambda: slurm.report(job))
     slurm.call("scancel", job)
     slurm.wait_for_end(job, "CANCELLED")
-    wait_for(lambda: not slurm.processes(), lambda: "\n".join(slurm.processes()))
+    wait_for(lambda: not slurm.processes(), lambda: "\n".join(slurm.processes().values()))
     time.sleep(5)  # longer than a requeued job is held back
     assert slurm.field(job, "JobState") == "CANCELLED"
     assert slurm.output(job).count("queued again") == 3
@@ -80,20 +80,22 @@ def test_workers_come_and_go(slurm: Slurm) -> None:
     array = slurm.submit("slurm-workers.sh", options=("--array=1-3",))
     workers = [f"{array}_{number}" for number in (1, 2, 3)]
     slurm.wait_for_output(workers[0], "waiting for a head")
-    head = slurm.submit("slurm-head.sh", "longer.yaml", "--study", "array", "--trials", "12")
+    head = slurm.submit("slurm-head.sh", "longer.yaml", "--study", "array", "--trials", "20")
     for worker in workers:
         slurm.wait_for_output(worker, f"joining the Ray of job {head}")
-    slurm.wait_for_output(head, "1/12 done")
+    finished = lambda count: lambda: finished_count(slurm.project, "array") >= count  # noqa: E731
+    slurm.wait_for_output(head, "at a time")
+    wait_for(finished(1), lambda: slurm.report(head))
     file = slurm.project / ".slurm-head"
     assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
     number, address, token = file.read_text().split()
     assert (number, len(token)) == (head, 64)
-    assert any(address in line for line in slurm.processes())
-    assert not any(token in line for line in slurm.processes())
+    assert any(address in line for line in slurm.processes().values())
+    assert not any(token in line for line in slurm.processes().values())
 
     slurm.call("scancel", workers[1])
     slurm.wait_for_end(workers[1], "CANCELLED")
-    slurm.wait_for_output(head, "4/12 done")
+    wait_for(finished(4), lambda: slurm.report(head))
     slurm.warn(head)
     slurm.wait_for_output(head, f"job {head}: queued again")
     slurm.wait_for_end(head, "COMPLETED")
@@ -103,7 +105,7 @@ def test_workers_come_and_go(slurm: Slurm) -> None:
         assert slurm.output(worker).count(f"joining the Ray of job {head}") >= 2
         assert f"the head, job {head}, has ended" in slurm.output(worker)
     assert token not in "".join(path.read_text() for path in slurm.project.glob("*.out"))
-    check_finished(slurm.project, "array", 12)
+    check_finished(slurm.project, "array", 20)
 
 
 def test_worker_without_head_gives_up(slurm: Slurm) -> None:
