@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm import Slurm, running_slurm, wait_for
 from sweeps import children, finished_count, longer_space
 
 from gfe_study import names
 from gfe_study.study.journal import Journal
+from services.slurm import Slurm, running_slurm, wait_for
 
 TRIALS = 100
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
