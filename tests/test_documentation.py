@@ -138,6 +138,11 @@ def test_commands_are_understood(page: Path, line: str) -> None:
     assert commands or line.startswith("make install"), line
     for command in commands:
         words = shlex.split(command)
+        if submitted := re.fullmatch(r"(?:\w+=\S+ )*sbatch (?:--\S+ )*(\S+)(?: (\w+))?", command):
+            script, space = submitted.groups()
+            assert (ROOT / script).is_file()
+            assert space is None or find_space(space)
+            continue
         if words[0] != PROGRAM:
             assert re.match(r"(\w+=\S+\s+)*\.venv/bin/(mlflow|python|pytest) ", command), command
             continue
