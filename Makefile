@@ -99,7 +99,7 @@ test: $(READY)
 	@$(VENV)/bin/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
-	@$(VENV)/bin/pytest -m slow -rs --durations 15
+	@$(VENV)/bin/pytest -m slow -rs --durations 15 -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

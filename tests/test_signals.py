@@ -171,7 +171,8 @@ def test_who_has_no_token_cannot_enter_the_ray_of_a_sweep(tmp_path: Path) -> Non
 
 def test_a_trial_without_ray_ends_in_good_order(tmp_path: Path) -> None:
     """The same command goes on with it."""
-    sets = ["solver=amd", "data.name=digits", "budget.images=3000", "eval.schedule=[500, 1000, 1500, 2000]"]
+    sets = ["solver.name=amd", "solver.max_nfe=12", "data.name=digits", "budget.images=4000", "model.hidden=[32]"]
+    sets += ["eval.schedule=[500, 1000, 1500, 2000]", "eval.test_images=20", "eval.val_images=20"]
     command = ["train", *(word for each in sets for word in ("--set", each))]
     with started(tmp_path, *command) as process:
         wait_until(lambda: "500 images" in output(tmp_path), process, tmp_path / "output.log")

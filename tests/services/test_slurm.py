@@ -80,7 +80,8 @@ def test_workers_come_and_go(slurm: Slurm) -> None:
     array = slurm.submit("slurm-workers.sh", options=("--array=1-3",))
     workers = [f"{array}_{number}" for number in (1, 2, 3)]
     slurm.wait_for_output(workers[0], "waiting for a head")
-    head = slurm.submit("slurm-head.sh", "longer.yaml", "--study", "array", "--trials", "20")
+    longer = ("--trials", "20", "--set", "budget.images=6144")  # far from done when the head is warned
+    head = slurm.submit("slurm-head.sh", "longer.yaml", "--study", "array", *longer)
     for worker in workers:
         slurm.wait_for_output(worker, f"joining the Ray of job {head}")
     finished = lambda count: lambda: finished_count(slurm.project, "array") >= count  # noqa: E731
