@@ -80,7 +80,7 @@ def test_workers_come_and_go(slurm: Slurm) -> None:
     array = slurm.submit("slurm-workers.sh", options=("--array=1-3",))
     workers = [f"{array}_{number}" for number in (1, 2, 3)]
     slurm.wait_for_output(workers[0], "waiting for a head")
-    longer = ("--trials", "20", "--set", "budget.images=6144")  # far from done when the head is warned
+    longer = ("--trials", "40", "--set", "budget.images=6144")  # far from done when the head is warned
     head = slurm.submit("slurm-head.sh", "longer.yaml", "--study", "array", *longer)
     for worker in workers:
         slurm.wait_for_output(worker, f"joining the Ray of job {head}")
@@ -95,10 +95,10 @@ def test_workers_come_and_go(slurm: Slurm) -> None:
     assert not any(token in line for line in slurm.processes().values())
 
     slurm.call("scancel", workers[1])
-    slurm.wait_for_end(workers[1], "CANCELLED")
     wait_for(finished(4), lambda: slurm.report(head))
     slurm.warn(head)
     slurm.wait_for_output(head, f"job {head}: queued again")
+    slurm.wait_for_end(workers[1], "CANCELLED")
     slurm.wait_for_end(head, "COMPLETED")
     assert not file.exists()
     for worker in (workers[0], workers[2]):
@@ -106,7 +106,7 @@ def test_workers_come_and_go(slurm: Slurm) -> None:
         assert slurm.output(worker).count(f"joining the Ray of job {head}") >= 2
         assert f"the head, job {head}, has ended" in slurm.output(worker)
     assert token not in "".join(path.read_text() for path in slurm.project.glob("*.out"))
-    check_finished(slurm.project, "array", 20)
+    check_finished(slurm.project, "array", 40)
 
 
 def test_worker_without_head_gives_up(slurm: Slurm) -> None:
