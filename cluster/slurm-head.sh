@@ -49,8 +49,7 @@ steps+=($!)
 wait_for_nodes 1 180
 
 # The workers' way in, for this user alone.
-umask 077
-echo "$job $RAY_ADDRESS $RAY_AUTH_TOKEN" > "$head_file.$job"
+(umask 077; echo "$job $RAY_ADDRESS $RAY_AUTH_TOKEN" > "$head_file.$job")
 mv "$head_file.$job" "$head_file"
 echo "job $job: waiting for the first worker"
 wait_for_nodes 2 1e9

@@ -27,10 +27,10 @@ from gfe_study.config import (
     space_files,
     typed_sets,
 )
-from gfe_study.interrupts import Interrupted
+from gfe_study.interrupts import INTERRUPTED, Interrupted
 from gfe_study.layout import say, wrapped
 from gfe_study.provenance import own_version
-from gfe_study.terminal import DONE, INTERRUPTED, SOME_FAILED, Json, Sturdy, console, fail, output, print_json
+from gfe_study.terminal import DONE, SOME_FAILED, Json, Sturdy, console, fail, output, print_json
 
 
 def _print_version(given: bool) -> None:
@@ -87,12 +87,17 @@ MAX_LABEL_BYTES = 100
 
 def main() -> None:
     """Entry point: exit codes 0 done, 1 some trials failed, 2 bad input, 130 interrupted and resumable."""
-    sys.stdout, sys.stderr = Sturdy(sys.stdout), Sturdy(sys.stderr)
+    if sys.stdout is not None and sys.stderr is not None:  # otherwise they are closed
+        sys.stdout, sys.stderr = Sturdy(sys.stdout), Sturdy(sys.stderr)
     try:
         interrupts.check()
         app()
     except InputError as error:
-        fail(str(error))
+        if not interrupts.asked():
+            fail(str(error))
+        say(console(), f"error: {error}")
+        say(console(), "interrupted; run the same command to continue")
+        sys.exit(INTERRUPTED)
     except (Interrupted, KeyboardInterrupt):
         say(console(), "interrupted; run the same command to continue")
         sys.exit(INTERRUPTED)

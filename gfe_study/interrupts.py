@@ -1,12 +1,16 @@
 """SIGINT, SIGTERM and SIGHUP end a command in good order, whenever they come and however often.
 
 The first signal raises `Interrupted`, or is only noted while `deferred` holds; the command then ends by itself, so
-further signals change nothing. Imports only the standard library: a signal may come while everything else is loaded.
+further signals change nothing. If it has not ended after `SECONDS_TO_END`, because a server swallows what it is sent,
+the process exits as it is: like a kill, that loses nothing that the journal holds. Imports only the standard library:
+a signal may come while everything else is loaded.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +21,9 @@ class Interrupted(BaseException):
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 130
+"""Exit code of a command that a signal has ended."""
+SECONDS_TO_END = 26.0
 _handled = False
 _asked = False
 _deferrals = 0
@@ -34,9 +41,19 @@ def install() -> None:
 def _ask(number: int, frame: FrameType | None) -> None:
     global _asked
     signal.alarm(0)  # a handler of Ray's core calls this one, and has set an alarm that aborts the process
-    repeated, _asked = _asked, True
-    if not repeated and not _deferrals:
+    if _asked:
+        return
+    _asked = True
+    late = threading.Timer(SECONDS_TO_END, _exit)
+    late.daemon = True
+    late.start()
+    if not _deferrals:
         raise Interrupted
+
+
+def _exit() -> None:
+    os.write(2, b"interrupted; what does not answer was not waited for; run the same command to continue\n")
+    os._exit(INTERRUPTED)
 
 
 def handle_again() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from gfe_study.layout import say
 
 WIDTH_OF_FILES = 200
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, SOME_FAILED, BAD_INPUT = 0, 1, 2
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to standard output.")]
 

@@ -12,8 +12,10 @@ from fsspec.registry import _registry
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.study import storage
+from gfe_study.study import runner, storage
 from gfe_study.study.journal import JOURNAL_FILE, Journal
+from gfe_study.study.ray_session import _check_answers
+from gfe_study.study.runner import _fetched
 from gfe_study.study.storage import Mirror, Storage, StorageError, Uploads, local_file
 
 
@@ -40,11 +42,19 @@ def test_files_go_there_and_back(tmp_path: Path) -> None:
     assert list(there.iterdir()) == list(other.local.iterdir()) == []
 
 
+def write_text(file: Path, text: str) -> None:
+    """Replace a file, as checkpoints are."""
+    file.with_name("new").write_text(text)
+    file.with_name("new").replace(file)
+
+
 def test_a_checkpoint_that_is_replaced_stays_as_the_previous_one(tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "here", f"file://{tmp_path}/far")
     mirror.local.mkdir()
     for number in (1, 2, 3):
-        (mirror.local / names.CHECKPOINT).write_text(str(number))
+        write_text(mirror.local / names.CHECKPOINT, str(number))
+        mirror.set_checkpoint_apart()
+        write_text(mirror.local / names.CHECKPOINT, "not set apart")
         mirror.push_checkpoint()
     there = {path.name: path.read_text() for path in (tmp_path / "far").iterdir()}
     assert there == {names.CHECKPOINT: "3", names.PREVIOUS_CHECKPOINT: "2"}
@@ -114,10 +124,17 @@ class Flaky(Mirror):
         self.uploaded: list[str] = []
 
     def push(self, *wanted: str) -> None:
+        self._note(*wanted)
+        super().push(*wanted)
+
+    def push_checkpoint(self) -> None:
+        self._note(names.CHECKPOINT)
+        super().push_checkpoint()
+
+    def _note(self, *wanted: str) -> None:
         if not self.up.is_set():
             raise StorageError("memory://: away")
         self.uploaded += wanted
-        super().push(*wanted)
 
 
 def test_uploads_wait_for_a_storage_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +146,7 @@ def test_uploads_wait_for_a_storage_that_is_away(tmp_path: Path, monkeypatch: py
         assert uploads.done(0)
         for number in range(3):
             for name in (names.CHECKPOINT, names.BEST_CHECKPOINT):
-                (mirror.local / name).write_text(str(number))
+                write_text(mirror.local / name, str(number))
                 uploads.add(name)
         assert not uploads.done(0.2)
         assert uploads.problem == "memory://: away"
@@ -171,3 +188,36 @@ def test_a_file_at_a_url_is_downloaded(tmp_path: Path, monkeypatch: pytest.Monke
     assert local_file(f"file://{tmp_path}/far/best.pt").read_text() == "a decoder"
     with pytest.raises(InputError, match=r"far/other\.pt: no such file"):
         local_file(f"file://{tmp_path}/far/other.pt")
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_what_only_this_machine_has_is_not_continued_from(tmp_path: Path, remote: bool) -> None:
+    """Where the storage is a URL, the local copy may be of a trial that has been run again since."""
+    folder = Mirror(tmp_path / "here", f"file://{tmp_path}/far" if remote else None)
+    folder.local.mkdir()
+    for name in (names.CHECKPOINT, names.BEST_CHECKPOINT):
+        (folder.local / name).write_text("of an earlier time")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / names.BEST_CHECKPOINT).write_text("of now")
+    assert list(_fetched(folder)) == []
+    assert (folder.local / names.CHECKPOINT).exists() == (not remote)
+    assert (folder.local / names.BEST_CHECKPOINT).read_text() == ("of now" if remote else "of an earlier time")
+
+
+def test_a_trial_waits_for_a_storage_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "UPLOAD_RETRY_S", 0.0)
+    folder, answers = Mirror(tmp_path), iter([StorageError("away"), StorageError("away"), []])
+
+    def fetch(*wanted: str) -> list[str]:
+        answer = next(answers)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(folder, "fetch", fetch)
+    assert [report.waiting for report in _fetched(folder)] == ["away", "away"]
+
+
+def test_nobody_at_an_address_is_said_at_once() -> None:
+    with pytest.raises(InputError, match=r"--address: given '127\.0\.0\.1:1'; nothing answers there"):
+        _check_answers("127.0.0.1:1")

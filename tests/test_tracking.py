@@ -16,6 +16,8 @@ from stores import fresh
 
 from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.interrupts import Interrupted
+from gfe_study.tracking import client as client_module
 from gfe_study.tracking.client import ClientWriter, Tracker, connect
 from gfe_study.tracking.database import DatabaseWriter
 from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change
@@ -377,3 +379,51 @@ def test_a_full_disk_is_named_whatever_noticed_it() -> None:
             raise error
         assert "autoflush" not in str(caught.value)
         assert str(caught.value).endswith("; free some space")
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_signal_amid_the_opening_leaves_one_run_or_none(
+    uri: str, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    tracker = start(uri)
+    real = tracker._writer.write
+
+    def interrupted(changes: Any) -> None:
+        if written:
+            real(changes)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._writer, "write", interrupted)
+        with pytest.raises(Interrupted):
+            tracker.write([OPENING])
+    tracker.kill(OPENING.fingerprint)
+    wanted = f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'"
+    runs = tracker.client.search_runs([tracker.experiment_id], wanted)
+    assert [run.info.status for run in runs] == [KILLED] * written
+    tracker.write([OPENING])
+    (run,) = tracker.client.search_runs([tracker.experiment_id], wanted)
+    assert run.data.tags[names.SEED] == "0"
+
+
+def test_a_point_is_never_divided_between_calls(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery that fails halfway is continued after the last point that the store has."""
+    monkeypatch.setattr(client_module, "METRICS_PER_CALL", 4)
+    tracker = start(uri)
+    tracker._writer = ClientWriter(tracker.client, tracker.uri, tracker.experiment_id)
+    real, calls = tracker.client.log_batch, []
+
+    def fails_later(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 3:
+            raise TimeoutError("the server is gone")
+        return real(*given, **named)
+
+    monkeypatch.setattr(tracker.client, "log_batch", fails_later)
+    change = replace(OPENING, points=[point(32 * k) for k in range(1, 6)])
+    with pytest.raises(TrackingError):
+        tracker.write([change])
+    tracker.write([change])
+    (run,) = tracker.client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
+    for metric in point(32):
+        assert steps(uri, run.info.run_id, metric) == [32, 64, 96, 128, 160]

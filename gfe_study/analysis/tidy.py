@@ -165,7 +165,8 @@ def runs_frame(rows: Rows, points: pd.DataFrame, *, armless: bool) -> pd.DataFra
     metrics = finite.groupby(points[RUN_ID]).last()  # of each metric, the last value that is there
     if names.DIVERGED in metrics:
         trials[names.DIVERGED] |= trials[RUN_ID].map(metrics.pop(names.DIVERGED)).fillna(0.0) != 0
-    metrics = metrics[[*METRICS, *sorted({*metrics} - {*METRICS})]].astype("float64")
+    more = sorted(name for name in map(str, metrics) if name not in METRICS and metrics[name].notna().any())
+    metrics = metrics[[*METRICS, *more]].astype("float64")
     params = _wide(rows.params, runs).astype("str").rename(columns=lambda key: f"{PARAMS}{key}")
     return trials.join(metrics, on=RUN_ID).join(params, on=RUN_ID)
 

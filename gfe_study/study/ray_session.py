@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ from gfe_study.config import InputError
 
 LONGEST_TEMPORARY_PATH = 40
 """Ray's sockets live below its temporary folder, and a socket's path is at most 107 characters."""
+
+SECONDS_TO_ANSWER = 10.0
 
 # Tune's snapshots are never used, and each of them takes longer the more trials there are.
 _DEFAULTS = {
@@ -53,6 +56,8 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if len(tempfile.gettempdir()) > LONGEST_TEMPORARY_PATH and os.path.isdir("/tmp"):
         os.environ.setdefault("RAY_TMPDIR", "/tmp")
+    if address is not None and ":" in address:
+        _check_answers(address)
     import ray
 
     for logger in ("ray", "ray.tune", "ray.train"):
@@ -72,6 +77,17 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise `InputError` if nothing answers at HOST:PORT: Ray would try again and again."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"--address: given {address!r}; nothing answers there ({error}); allowed: auto or HOST:PORT"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -57,7 +57,9 @@ class StudyTrainable(tune.Trainable):
     def _run(self, job: dict[str, Any], images: Mapping[str, Splits]) -> Iterator[Report]:
         """Run the trial; a generator, so that what goes wrong at the beginning is a failure of this trial too."""
         trial, splits = Trial.build(job["trial"]), images[data_key(job["trial"])]
-        yield from run_trial(trial, splits, Mirror(self._folder, job["remote"]), self._device)
+        yield from run_trial(
+            trial, splits, Mirror(self._folder, job["remote"]), self._device, may_be_stopped=job["may_be_stopped"]
+        )
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._close()

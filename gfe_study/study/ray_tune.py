@@ -78,6 +78,7 @@ class Bridge:
             "remote": mirror.remote,
             "cpus": self.options.cpus,
             CODE: code(),
+            "may_be_stopped": self.engine.plan.study.stops_early,
         }
 
 

@@ -117,8 +117,11 @@ class Recorder:
         del kept[self.plan.study.keep :]
 
     def _remove(self, job: Job, *unwanted: str) -> None:
+        folder = self.plan.trial_folder(job)
+        if folder.remote is not None and interrupts.asked():
+            return  # several calls for each trial; the next start removes what is left
         try:
-            self.plan.trial_folder(job).remove(*unwanted)
+            folder.remove(*unwanted)
         except InputError as error:  # a leftover file must not abort the study
             self._on_problem(str(error))
 
@@ -142,16 +145,25 @@ class Recorder:
                 if job.fingerprint not in self.plan.journal.outcomes and self.tracker.is_running(job.fingerprint):
                     self.tracker.kill(job.fingerprint)
             self._close_orphans()
-            self._keep_best()
             best = self.plan.best()
             named = (best[0].fingerprint, f"{best[1]:.6f}") if best else ("", "")  # an edit may leave none
             tags = dict(zip((names.BEST_FINGERPRINT, names.BEST_VALUE), named, strict=True))
-            files = self._files(best[0], names.BEST_CHECKPOINT, names.RECONSTRUCTION) if best else []
-            self.tracker.close_study(RUN_KILLED if interrupted else RUN_FINISHED, tags, files)
+            files = self._best_files(best[0] if best else None)
+            self.tracker.close_study(RUN_KILLED if interrupted else RUN_FINISHED, tags, files or [])
         except (InputError, OSError) as error:
             self._on_problem(str(error))
             return False
-        return self._is_level()
+        return self._is_level() and files is not None
+
+    def _best_files(self, best: Job | None) -> list[Path] | None:
+        """Store the kept decoders, and return the best trial's files; None if the storage is away."""
+        try:
+            self._keep_best()
+            return self._files(best, names.BEST_CHECKPOINT, names.RECONSTRUCTION) if best is not None else []
+        except StorageError as error:
+            if not self._journal_waits:  # otherwise the same has been said before
+                self._on_problem(str(error))
+            return None
 
     def _is_level(self) -> bool:
         return not (self._behind or self._unlabelled or self._journal_waits)
@@ -218,7 +230,7 @@ class Recorder:
             self._label_all()
             jobs = [self._behind.pop(name) for name in list(self._behind)]  # later events add the trial again
             try:
-                self.tracker.write([self._change(job) for job in jobs])
+                self.tracker.write(self._changes(jobs))
             except BaseException:
                 for job in jobs:
                     self._behind.setdefault(job.fingerprint, job)
@@ -252,6 +264,16 @@ class Recorder:
             with self._changed:
                 self._unlabelled |= waiting
             raise
+
+    def _changes(self, jobs: list[Job]) -> list[Change]:
+        """Return what the store must hold of trials; one whose files cannot be fetched now stays behind, alone."""
+        changes = []
+        for job in jobs:
+            try:
+                changes.append(self._change(job))
+            except StorageError:
+                self._behind.setdefault(job.fingerprint, job)
+        return changes
 
     def _change(self, job: Job) -> Change:
         """Return what the run of a trial must hold, by the journal."""

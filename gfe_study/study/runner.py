@@ -28,6 +28,8 @@ SECONDS_BETWEEN_SIGNS = 1.0
 """Between the reports of a trial that is over and waits for its uploads."""
 FAILURE_FILE = "failure.txt"
 """In a trial's folder: the trace of what ended it."""
+FILES = (names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, *names.KEPT_FILES, names.RECONSTRUCTION)
+"""What a trial's folder holds for the next attempt."""
 OWNER_TIMEOUT = 120.0
 """Seconds to wait for the process that last ran a trial to be gone."""
 
@@ -43,14 +45,17 @@ class Report:
     """Why files wait to be uploaded; empty if none does."""
 
 
-def run_trial(trial: Trial, splits: Splits, folder: Mirror, device: str = "cpu") -> Iterator[Report]:
+def run_trial(
+    trial: Trial, splits: Splits, folder: Mirror, device: str = "cpu", *, may_be_stopped: bool = False
+) -> Iterator[Report]:
     """Run a trial to the end of its budget, continuing from what its folder holds.
 
     A checkpoint is on the disk before its point is reported, so that a reported point is never lost. A
     damaged checkpoint is named in the next report's `problems`, and the previous one is continued from.
     With every checkpoint between points, a report without points says that the trial is alive.
 
-    Of a folder at a URL, files are uploaded while the trial goes on. Only its last report waits for all of them.
+    Of a folder at a URL, files are uploaded while the trial goes on. Only its last report waits for all of them; if the
+    trial `may_be_stopped` at any point, every report with points does, as it may be the last.
 
     Raises:
         OSError: the folder cannot be written; the previous checkpoint is intact.
@@ -60,7 +65,8 @@ def run_trial(trial: Trial, splits: Splits, folder: Mirror, device: str = "cpu")
     with FileLock(folder.local / ".lock", timeout=OWNER_TIMEOUT), Uploads(folder) as uploads:
         yield from _fetched(folder)
         for report in _run(trial, splits, folder.local, device, uploads):
-            while report.done and not uploads.done(SECONDS_BETWEEN_SIGNS):
+            last = report.done or (may_be_stopped and report.points)
+            while last and not uploads.done(SECONDS_BETWEEN_SIGNS):
                 yield Report([], done=False, waiting=uploads.problem)
             yield replace(report, waiting=uploads.problem)
 
@@ -69,11 +75,14 @@ def _fetched(folder: Mirror) -> Iterator[Report]:
     """Download what an earlier attempt left, for as long as it takes."""
     while True:
         try:
-            folder.fetch(names.CHECKPOINT, names.PREVIOUS_CHECKPOINT, *names.KEPT_FILES, names.RECONSTRUCTION)
+            found = folder.fetch(*FILES)
         except StorageError as error:
             yield Report([], done=False, waiting=str(error))
             time.sleep(UPLOAD_RETRY_S)
         else:
+            if folder.remote is not None:  # what only this machine has is of an earlier time
+                for name in {*FILES} - {*found}:
+                    (folder.local / name).unlink(missing_ok=True)
             return
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from gfe_study import names
+from gfe_study import interrupts, names
 from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import Splits
 from gfe_study.provenance import package_versions, provenance
@@ -59,7 +59,7 @@ def run_single(
     waiting = ""
     with contextlib.ExitStack() as if_interrupted:
         if_interrupted.callback(tracker.kill, fingerprint)
-        tracker.write([opening])
+        _write(tracker, opening)
         for update in run_trial(trial, splits, mirror, device):
             for text in update.problems:
                 problems.append(text)
@@ -70,12 +70,21 @@ def run_single(
             for point in update.points:
                 report(point)
             points.extend(update.points)
-            tracker.write([replace(opening, points=points)])
-        if_interrupted.pop_all()
+            _write(tracker, replace(opening, points=points))
+        tags = {names.DIVERGED: str(bool(points[-1][names.DIVERGED])).lower()}
+        end = replace(opening, status=FINISHED, tags=tags, points=points, files=artifact_files(folder))
+        with interrupts.deferred():
+            tracker.write([end])
+            if_interrupted.pop_all()
     mirror.remove(*CONTINUATION)
-    tags = {names.DIVERGED: str(bool(points[-1][names.DIVERGED])).lower()}
-    tracker.write([replace(opening, status=FINISHED, tags=tags, points=points, files=artifact_files(folder))])
     return points[-1], fingerprint, problems
+
+
+def _write(tracker: Tracker, change: Change) -> None:
+    """Write a change whole: a signal in the middle would leave a run that nobody knows of."""
+    with interrupts.deferred():
+        tracker.write([change])
+    interrupts.check()
 
 
 def _opening(trial: Trial, splits: Splits, fingerprint: str, device: str) -> Change:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ MIRRORS = ".mirrors"
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 """Protocols of object stores: they have no folders, and a study does not create their buckets."""
 UPLOAD_RETRY_S = 3.0
+SET_APART = f".{names.CHECKPOINT}.uploading"
 UPLOAD_ORDER = (names.BEST_CHECKPOINT, names.SNAPSHOTS, names.RECONSTRUCTION, names.CHECKPOINT)
 """The checkpoint comes last, so that whoever continues from it finds the best decoder of all points before it."""
 
@@ -127,14 +130,20 @@ class Mirror:
             return
         bucket = self._root.partition("/")[0]
         with self._explained():
-            exists = self._fs.exists(bucket)
-        if not exists:
-            raise InputError(f"--storage: given {self.remote!r}; there is no bucket {bucket!r}: create it first")
+            if self._fs.exists(bucket):
+                return
+            try:  # whatever went wrong counts as not there for `exists`
+                self._fs.ls(bucket)
+            except FileNotFoundError as error:
+                remedy = f"there is no bucket {bucket!r}: create it first"
+                raise InputError(f"--storage: given {self.remote!r}; {remedy}") from error
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except InputError:
+            raise
         except Exception as error:  # every protocol has its own
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise StorageError(f"{self.remote or self.local}: the storage cannot be used ({reason})") from error
@@ -190,14 +199,26 @@ class Mirror:
             self._fs.makedirs(self._root, exist_ok=True)
 
     def push_checkpoint(self) -> None:
-        """Upload the checkpoint; the one that it replaces stays as the previous one."""
-        if self._fs is None:
+        """Upload the checkpoint set apart last; the one that it replaces stays as the previous one."""
+        if self._fs is None or not (self.local / SET_APART).exists():
             return
         there = self._path(names.CHECKPOINT)
         with self._explained():
+            self._make_folder()
+            self._fs.put_file(str(self.local / SET_APART), self._path(f".{names.CHECKPOINT}.part"))
             if self._fs.exists(there):
                 self._fs.mv(there, self._path(names.PREVIOUS_CHECKPOINT))
-        self.push(names.CHECKPOINT)
+            self._fs.mv(self._path(f".{names.CHECKPOINT}.part"), there)
+
+    def set_checkpoint_apart(self) -> None:
+        """Keep the checkpoint as it is now for `push_checkpoint`, under another name."""
+        apart = self.local / SET_APART
+        apart.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                os.link(self.local / names.CHECKPOINT, apart)
+            except OSError:  # a file system without links
+                shutil.copyfile(self.local / names.CHECKPOINT, apart)
 
     def remove(self, *unwanted: str) -> None:
         """Remove files on both sides."""
@@ -264,6 +285,10 @@ class Uploads:
                     return
                 name = next(name for name in UPLOAD_ORDER if name in self._waiting)
                 version = self._waiting[name]
+                if name == names.CHECKPOINT:
+                    # As it is now, when all that it needs is uploaded: by the time that the URL answers, another one
+                    # may have taken its place whose best decoder is not there yet.
+                    self._mirror.set_checkpoint_apart()
             try:
                 if name == names.CHECKPOINT:
                     self._mirror.push_checkpoint()

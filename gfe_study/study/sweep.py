@@ -136,6 +136,7 @@ def run_sweep(
                 recorder.close(interrupted=True)
                 raise
             outcome.delivered = recorder.close(outcome.interrupted)
+            outcome.interrupted |= interrupts.asked() and not outcome.delivered
         if outcome.delivered:
             tracker.tag_study(level)
         if settle is not None and outcome.complete and folder.remote is None:  # a URL is always asked anew

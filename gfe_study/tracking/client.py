@@ -243,7 +243,7 @@ class Tracker:
                     written = [change for change in lacking if change is not None]
                     if written:
                         self._writer.write(written)
-            except TrackingError:
+            except BaseException:
                 # The call may have taken effect although its answer was lost: look the run up before the next one.
                 for change in part:
                     self._unsure.add(change.fingerprint)
@@ -259,7 +259,7 @@ class Tracker:
         if run is None and change.fingerprint in self._unsure:
             run = self._find(change.fingerprint)
         if run is None:
-            if change.status is None:
+            if change.status in (None, KILLED):
                 return None
             # All tags are written with the run, so that every existing run can be found by its fingerprint.
             tags = {
@@ -357,15 +357,15 @@ class ClientWriter:
     def _log(self, change: Change, tags: dict[str, str]) -> None:
         """Write tags, parameters and points, in one call if they are few enough."""
         now = int(time.time() * 1000)
-        metrics = [
-            Metric(name, value, now, int(point[names.IMAGES_SEEN]))
-            for point in change.points
-            for name, value in point.items()
-        ]
         params = [Param(key, str(value)) for key, value in change.params.items()]
         given = [RunTag(*tag) for tag in tags.items()]
-        for start in range(0, max(len(metrics), bool(params or given)), METRICS_PER_CALL):
-            part = metrics[start : start + METRICS_PER_CALL]
+        parts: list[list[Metric]] = [[]] if params or given else []
+        for point in change.points:  # never divided: the next delivery begins after the last point that is there
+            metrics = [Metric(name, value, now, int(point[names.IMAGES_SEEN])) for name, value in point.items()]
+            if not parts or len(parts[-1]) + len(metrics) > METRICS_PER_CALL:
+                parts.append([])
+            parts[-1].extend(metrics)
+        for part in parts:
             self._client.log_batch(change.run.run_id, metrics=part, params=params, tags=given)
             params, given = [], []
 

@@ -34,7 +34,7 @@ class Change:
     Attributes:
         fingerprint: the trial.
         name: name of the run; empty to keep the one it has.
-        status: its status, `RUNNING` opens or reopens it; None to leave it, and to create no run.
+        status: its status, `RUNNING` opens or reopens it; None to leave it. None and `KILLED` create no run.
         tags: tags to set; empty values only replace others.
         points: all points of the trial so far, in order of images seen.
         files: files to store as artifacts; those that have been removed meanwhile are skipped.
