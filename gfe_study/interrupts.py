@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,6 +25,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
 """Exit code of a command that a signal has ended."""
 SECONDS_TO_END = 26.0
+SECONDS_TO_ASK_AGAIN = 0.05
 _handled = False
 _asked = False
 _deferrals = 0
@@ -32,6 +34,11 @@ _deferrals = 0
 def install() -> None:
     """Handle the signals from now on. A SIGHUP that is ignored stays ignored, as `nohup` wants it."""
     global _handled
+    if not _handled:
+        arrivals, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(arrivals,), name="signals", daemon=True).start()
     _handled = True
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -41,17 +48,31 @@ def install() -> None:
 def _ask(number: int, frame: FrameType | None) -> None:
     global _asked
     signal.alarm(0)  # a handler of Ray's core calls this one, and has set an alarm that aborts the process
-    if _asked:
+    if _asked and number in SIGNALS:
         return
     _asked = True
-    late = threading.Timer(SECONDS_TO_END, _exit)
-    late.daemon = True
-    late.start()
-    if not _deferrals:
-        raise Interrupted
+    if _deferrals:
+        return
+    if _importing(frame):  # a module that is left half loaded breaks whatever uses it next
+        signal.signal(signal.SIGALRM, _ask)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_ASK_AGAIN)
+        return
+    raise Interrupted
 
 
-def _exit() -> None:
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if "importlib._bootstrap" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _watch(arrivals: int) -> None:
+    """Wait for a signal, and then for the end. A handler alone would wait for a call into a library to return."""
+    while os.read(arrivals, 1)[0] not in SIGNALS:
+        pass
+    time.sleep(SECONDS_TO_END)
     os.write(2, b"interrupted; what does not answer was not waited for; run the same command to continue\n")
     os._exit(INTERRUPTED)
 
@@ -64,7 +85,7 @@ def handle_again() -> None:
 
 def ignore() -> None:
     """Ignore the signals from now on, at the very end: Python restores their default actions while it shuts down."""
-    for number in SIGNALS:
+    for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
 
