@@ -87,7 +87,9 @@ def test_how_a_run_ended_is_said(
     uri: str, points: int, status: str | None, ending: dict[str, str], expected: list[str]
 ) -> None:
     logged = [point(480 * (k + 1)) for k in range(points)]
-    opened(uri).write([trial("f1", logged, status, ending=ending)])
+    tracker = opened(uri)
+    tracker.write([trial("f1", logged, None)])
+    tracker.write([trial("f1", logged, status, ending=ending)])
     assert [text for _, _, text in found(uri)] == [f"run of f1 {text}" for text in expected]
 
 
