@@ -20,6 +20,9 @@ settings.load_profile("suite")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, so that no worker starts one of them at the end."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300))  # two at a time, perhaps on a slow machine
     longest = ("test_engine", "test_sweep", "test_report")
     items.sort(key=lambda item: next((place for place, name in enumerate(longest) if name in item.nodeid), 9))
 
