@@ -24,7 +24,7 @@ TURNS, TRIALS_PER_TURN, POINTS = 5, 40, 6
 
 @contextlib.contextmanager
 def stores(folder: Path) -> Iterator[dict[str, str]]:
-    """URIs of new stores, each removed at the end; those that cannot be had here are named and left out."""
+    """Yield the URIs of new stores, which are removed at the end; a store that cannot be started here is skipped."""
     with contextlib.ExitStack() as running:
         databases = {"sqlite": f"sqlite:///{folder / 'store.db'}"}
         backends = {"sqlite": ""}
@@ -35,7 +35,7 @@ def stores(folder: Path) -> Iterator[dict[str, str]]:
         except ModuleNotFoundError as error:
             lacking = f"{error.name} is not installed; pip install 'gfe-study[postgres]'"
         if lacking:
-            console.print(f"PostgreSQL is left out: {lacking}", markup=False)
+            console.print(f"skipping PostgreSQL: {lacking}", markup=False)
         else:
             started = running.enter_context(postgres(free_port()))
             databases["PostgreSQL"], backends["PostgreSQL"] = map(started.database, ("direct", "served"))

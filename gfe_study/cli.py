@@ -96,11 +96,10 @@ def main() -> None:
         if not interrupts.asked():
             fail(str(error))
         say(console(), f"error: {error}")
-        say(console(), "interrupted; run the same command to continue")
-        sys.exit(INTERRUPTED)
     except (Interrupted, KeyboardInterrupt):
-        say(console(), "interrupted; run the same command to continue")
-        sys.exit(INTERRUPTED)
+        pass
+    say(console(), "interrupted; run the same command to continue")
+    sys.exit(INTERRUPTED)
 
 
 def _load(space: str, dataset: str | None, sets: list[str] | None, trials: int | None, seeds: int | None) -> Study:

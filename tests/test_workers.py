@@ -1,4 +1,4 @@
-"""What goes wrong on a worker before its trial runs is told once, with its own words."""
+"""An error on a worker before its trial begins is reported once, with its own message."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def ended(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
 
 
 def usable(trials: pd.DataFrame, points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of the trials and points that `ended` returns, those with a result: neither failed nor diverged nor empty."""
+    """Keep the trials and points of `ended` that have a result: the trial has points, and did not fail or diverge."""
     fine = ~trials["failed"] & ~trials[names.DIVERGED] & trials[RUN_ID].isin(points[RUN_ID])
     trials = trials[fine].reset_index(drop=True)
     return trials, points[points[RUN_ID].isin(trials[RUN_ID])].reset_index(drop=True)

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -172,6 +172,9 @@ class Dataset(Section, ABC):
     """A dataset by name; its settings are fields."""
 
     outlast_name = frozenset({"train_images", "subset_seed", "held_out"})
+
+    levels: ClassVar[int] = 255
+    """The stored value of a white pixel."""
 
     name: str
     train_images: int | None = Field(None, gt=0)

@@ -11,13 +11,15 @@ from gfe_study.data.base import Dataset, Split, Splits, hold_out
 class Digits(Dataset):
     """8 × 8 handwritten digits: 1,197 to train on, 300 to validate, 300 to test."""
 
+    levels = 16
+
     name: Literal["digits"] = "digits"
 
     def read(self, folders: list[Path], *, download: bool) -> Splits:
         from sklearn.datasets import load_digits
 
         bundle = load_digits()
-        everything = Split(bundle.data.astype(np.uint8), bundle.target.astype(np.int64), levels=16)
+        everything = Split(bundle.data.astype(np.uint8), bundle.target.astype(np.int64), levels=self.levels)
         rest, test = hold_out(everything, 300, "digits/test")
         train, val = hold_out(rest, 300, "digits/val")
         return Splits(train, val, test, height=8, width=8)

@@ -71,7 +71,7 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
     """
     try:
         content = read_checkpoint(path, device)
-        # Older files lack the number of channels, which was 1, and the levels, which were 255 but for the digits.
+        # Older files lack the number of channels, which was 1, and the levels, which were the dataset's.
         shape = ImageShape(content.get("channels", 1), content["height"], content["width"])
         trial = Trial.build(yaml.safe_load(content["trial"]), changes, where=str(path))
     except FileNotFoundError as error:
@@ -93,8 +93,7 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
         learner.networks.load_state_dict(saved)
     except RuntimeError as error:
         raise InputError(f"{path}: its networks do not fit; do not change model.* or method") from error
-    levels = content.get("levels", 16 if trial.data.name == "digits" else 255)
-    return Decoder(learner, shape, levels)
+    return Decoder(learner, shape, content.get("levels", trial.data.levels))
 
 
 def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:

@@ -20,7 +20,7 @@ from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Outcome, State
 from gfe_study.study.plan import OVER, Job, Plan
 from gfe_study.study.reuse import Finished
 from gfe_study.study.searcher import LEAST_PARALLEL, Suggester, add_certain
-from gfe_study.study.storage import FILES_UPLOADED, FILES_WAIT
+from gfe_study.study.storage import about_uploads
 from gfe_study.study.trial_run import FINAL, Event, Status, TrialRun
 
 MAX_ATTEMPTS = 4
@@ -244,10 +244,8 @@ class Engine:
         """Say once that files wait, and once that none does any more."""
         before = any(other.waiting for other in self._live.values())
         run.waiting = waiting
-        if waiting and not before:
-            self._observer.problem(f"{waiting}; {FILES_WAIT}")
-        elif before and not any(other.waiting for other in self._live.values()):
-            self._observer.problem(FILES_UPLOADED)
+        if before != any(other.waiting for other in self._live.values()):
+            self._observer.problem(about_uploads(waiting))
 
     def lost(self, fingerprint: str, attempt: int, reason: str) -> None:
         """Report that a trial lost its process or node; it starts again until it has had `MAX_ATTEMPTS`."""

@@ -14,7 +14,7 @@ from gfe_study.data.base import Splits
 from gfe_study.provenance import package_versions, provenance
 from gfe_study.study.recorder import artifact_files, trial_tags
 from gfe_study.study.runner import CONTINUATION, device_name, pin_threads, run_trial
-from gfe_study.study.storage import FILES_UPLOADED, FILES_WAIT, Storage
+from gfe_study.study.storage import Storage, about_uploads
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FINISHED, RUNNING, Change
 from gfe_study.tracking.uri import writable
@@ -66,7 +66,7 @@ def run_single(
                 problem(text)
             if update.waiting != waiting:
                 waiting = update.waiting
-                problem(f"{waiting}; {FILES_WAIT}" if waiting else FILES_UPLOADED)
+                problem(about_uploads(waiting))
             for point in update.points:
                 report(point)
             points.extend(update.points)

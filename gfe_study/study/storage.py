@@ -31,6 +31,11 @@ FILES_WAIT = "files wait there and are uploaded once it answers; nothing is lost
 FILES_UPLOADED = "the storage answers again, and everything is uploaded"
 
 
+def about_uploads(waiting: str) -> str:
+    """Say that files wait, and why; or, without a reason, that none does any more."""
+    return f"{waiting}; {FILES_WAIT}" if waiting else FILES_UPLOADED
+
+
 class StorageError(InputError):
     """A URL does not answer; the same call may succeed later."""
 
@@ -182,10 +187,14 @@ class Mirror:
         for name in wanted if self._fs is not None else ():
             if (self.local / name).exists():
                 with self._explained():
-                    self._make_folder()
-                    beside = self._path(f".{name}.part")
-                    self._fs.put_file(str(self.local / name), beside)
-                    self._fs.mv(beside, self._path(name))
+                    self._fs.mv(self._put_beside(self.local / name, name), self._path(name))
+
+    def _put_beside(self, file: Path, name: str) -> str:
+        """Upload a file beside the place of `name`, from where it can be moved there whole; return its path."""
+        self._make_folder()
+        beside = self._path(f".{name}.part")
+        self._fs.put_file(str(file), beside)
+        return beside
 
     def push_tree(self) -> None:
         """Upload everything in the folder, subfolders included."""
@@ -200,15 +209,15 @@ class Mirror:
 
     def push_checkpoint(self) -> None:
         """Upload the checkpoint set apart last; the one that it replaces stays as the previous one."""
-        if self._fs is None or not (self.local / SET_APART).exists():
+        apart, there = self.local / SET_APART, self._path(names.CHECKPOINT)
+        if self._fs is None or not apart.exists():
             return
-        there = self._path(names.CHECKPOINT)
         with self._explained():
-            self._make_folder()
-            self._fs.put_file(str(self.local / SET_APART), self._path(f".{names.CHECKPOINT}.part"))
+            beside = self._put_beside(apart, names.CHECKPOINT)
             if self._fs.exists(there):
                 self._fs.mv(there, self._path(names.PREVIOUS_CHECKPOINT))
-            self._fs.mv(self._path(f".{names.CHECKPOINT}.part"), there)
+            self._fs.mv(beside, there)
+        apart.unlink()  # or it would keep the space of a checkpoint that is removed
 
     def set_checkpoint_apart(self) -> None:
         """Keep the checkpoint as it is now for `push_checkpoint`, under another name."""

@@ -139,7 +139,7 @@ def run_sweep(
             outcome.interrupted |= interrupts.asked() and not outcome.delivered
         if outcome.delivered:
             tracker.tag_study(level)
-        if settle is not None and outcome.complete and folder.remote is None:  # a URL is always asked anew
+        if settle is not None and outcome.complete and folder.remote is None:  # a study at a URL is always planned
             key, shown, lines = settle(Outcome(plan, comparison=outcome.comparison))
             journal.record_settled(Settled(key, files, shown, lines))
         outcome.seconds |= {"total": time.monotonic() - started, "tracking": recorder.tracking_seconds}

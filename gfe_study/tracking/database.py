@@ -38,7 +38,7 @@ CONNECT_TIMEOUT_S = 20
 
 
 def open_engine(uri: str) -> sa.Engine:
-    """Return an engine of a store that is a database; it connects anew each time, as a server may have restarted."""
+    """Return an engine of a database; each use opens a new connection, since a server may have restarted."""
     path = sqlite_file(uri)
     if path is not None:  # in its name, % and ? have no special meaning
         url, options = sa.URL.create("sqlite", database=str(path)), {"timeout": BUSY_TIMEOUT_S}

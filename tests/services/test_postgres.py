@@ -120,7 +120,7 @@ def store(kind: str, database: Postgres, folder: Path) -> Iterator[tuple[str, st
 
 @pytest.mark.parametrize("kind", ["database", "server"])
 def test_output_is_one_json_value_without_the_password(kind: str, database: Postgres, tmp_path: Path) -> None:
-    """Of every command, and of an error; nor do files, the store or arguments of processes show the password."""
+    """No command, error, file, store or process argument shows the password, and `--json` prints one value."""
     study, beside = tmp_path / "study", tmp_path / "server"
     study.mkdir()
     beside.mkdir()
