@@ -18,11 +18,12 @@ from rich.table import Table
 from gfe_study.analysis.style import save
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
-from gfe_study.losses import BernoulliNLL
+from gfe_study.likelihoods.base import Observed
+from gfe_study.likelihoods.bernoulli import BernoulliLoss
 from gfe_study.models.base import Decoder
 from gfe_study.training import train
 
-LOSS = BernoulliNLL()
+LOSS = BernoulliLoss()
 DECODER_IMAGES = 1920
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {"preset": "paper", "solver": {"name": "lbfgs", "train_max_nfe": 20}},
@@ -55,9 +56,9 @@ class Bench:
     def trial(self, **layers: object) -> Trial:
         return Trial.build({"data": {"name": self.data}}, layers)
 
-    def images(self, count: int) -> torch.Tensor:
+    def images(self, count: int) -> Observed:
         """The first test images."""
-        return self.splits.test.images(slice(0, count))
+        return self.splits.test.batch(slice(0, count))
 
     def decoder(self, recipe: str = "paper") -> Decoder:
         """The decoder of a recipe after 1,920 training images; trained once, then read."""

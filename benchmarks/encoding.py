@@ -56,7 +56,8 @@ def measure_once(images: Tensor, decoder: Decoder, solver: Solver) -> dict[str, 
     count = len(images)
     loss = forward = backward = unfinished = 0.0
     started = time.perf_counter()
-    for target in images.split(BATCH):
+    for begin in range(0, len(images), BATCH):
+        target = images[begin : begin + BATCH]
         objective = Objective(decoder, LOSS, target)
         start = torch.zeros(len(target), next(decoder.parameters()).shape[1])
         solution = solver.solve(FLOW, objective, start)

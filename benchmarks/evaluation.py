@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 
 from benchmarks.common import LOSS, Bench, seconds
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Decoder
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.solvers.objective import Objective
@@ -36,10 +37,10 @@ def run(bench: Bench) -> None:
             _, pullback = objective.evaluate(latent)
             pullback(None)
 
-        def autograd(latent: torch.Tensor = latent, target: torch.Tensor = target) -> None:
+        def autograd(latent: torch.Tensor = latent, target: Observed = target) -> None:
             Decoder.latent_gradient(decoder, LOSS, latent.clone().requires_grad_(), target)
 
-        def plain(latent: torch.Tensor = latent, target: torch.Tensor = target) -> None:
+        def plain(latent: torch.Tensor = latent, target: Observed = target) -> None:
             z = latent.clone().requires_grad_()
             torch.autograd.grad(LOSS(decoder(z), target).sum(), z)
 

@@ -12,6 +12,7 @@ from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Gradient
 from gfe_study.gradients.unrolled import Unrolled
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Decoder
 from gfe_study.solvers.base import Solution
 from gfe_study.solvers.fields import GradientFlow
@@ -21,7 +22,7 @@ from gfe_study.solvers.objective import Objective
 BATCH, SLICES, TAU = 16, 50, 300.0
 
 
-def kept_bytes(decoder: Decoder, gradient: Gradient, target: Tensor, solution: Solution) -> int:
+def kept_bytes(decoder: Decoder, gradient: Gradient, target: Observed, solution: Solution) -> int:
     """Bytes that autograd keeps for the backward pass at the worst moment; weights and the path not counted."""
     alive: dict[int, int] = {}
     worst = 0
@@ -42,7 +43,7 @@ def kept_bytes(decoder: Decoder, gradient: Gradient, target: Tensor, solution: S
             alive.pop(self.key, None)
 
     with saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        gradient.backward(decoder, LOSS, target, solution)
+        gradient.backward(Objective(decoder, LOSS, target), solution)
     return worst
 
 
@@ -66,20 +67,22 @@ def run(bench: Bench) -> None:
     bench.keep("gradients", f"Solve and gradient over {SLICES} slices, batch {BATCH}", table, formats)
 
 
-def row(decoder: Decoder, target: Tensor, solver: FixedGrid, gradient: Gradient, one_pass: object) -> dict[str, object]:
+def row(
+    decoder: Decoder, target: Observed, solver: FixedGrid, gradient: Gradient, one_pass: object
+) -> dict[str, object]:
     assert callable(one_pass)
 
     def solve() -> Solution:
         objective = Objective(decoder, LOSS, target)
-        start = target.new_zeros(len(target), next(decoder.parameters()).shape[1])
+        start = target.value_BD.new_zeros(len(target), next(decoder.parameters()).shape[1])
         return solver.solve(GradientFlow(), objective, start, keep_path=gradient.needs_path)
 
     def both() -> None:
         decoder.zero_grad(set_to_none=True)
-        gradient.backward(decoder, LOSS, target, solve())
+        gradient.backward(Objective(decoder, LOSS, target), solve())
 
     solution = solve()
-    done = gradient.backward(decoder, LOSS, target, solution)
+    done = gradient.backward(Objective(decoder, LOSS, target), solution)
     counts = (solution.nfe_forward_B, solution.nfe_backward_B, done.nfe_forward_B, done.nfe_backward_B)
     (taken,) = seconds(both, repeats=9)
     (evaluation,) = seconds(one_pass, repeats=15, calls=50)

@@ -11,6 +11,7 @@ import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from benchmarks.common import LOSS, Bench, console, seconds
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Decoder
 from gfe_study.solvers.objective import Objective
 
@@ -27,7 +28,7 @@ def run(bench: Bench) -> None:
     weights = [weight for name, weight in stacked.items() if name.endswith("weight")]
     rows = []
     for batch in BATCHES:
-        target = bench.images(batch).to(device)
+        target = Observed(bench.images(batch).value_BD.to(device))
         latent = torch.randn(SEEDS, batch, weights[0].shape[2], device=device)
         objectives = [Objective(decoder, LOSS, target) for decoder in decoders]
 
@@ -38,7 +39,7 @@ def run(bench: Bench) -> None:
                 pullback(None)
             _wait(device)
 
-        def loss(params: dict[str, torch.Tensor], z: torch.Tensor, target: torch.Tensor = target) -> torch.Tensor:
+        def loss(params: dict[str, torch.Tensor], z: torch.Tensor, target: Observed = target) -> torch.Tensor:
             return LOSS(functional_call(decoders[0], params, (z,)), target).sum()
 
         def together(latent: torch.Tensor = latent) -> None:

@@ -365,12 +365,14 @@ def train(
 @app.command()
 def encode(
     checkpoint: Annotated[str, typer.Argument(help="The best.pt of a trial: a file or a URL.")],
-    images: Annotated[Path, typer.Option(help="NumPy file: (N, H, W) or (N, D), uint8 or floats in [0, 1].")],
+    images: Annotated[
+        Path, typer.Option(help="Your samples: .npy, .npz, .h5, .zarr, .nc, .csv, .parquet, or a folder of images.")
+    ],
     out: Annotated[Path, typer.Option(help="NumPy archive to write.")],
     sets: Sets = None,
     json_: Json = False,
 ) -> None:
-    """Encode your own images with a decoder. Example: gfe-study encode best.pt --images mine.npy --out encoded.npz"""
+    """Encode your own samples with a decoder. Example: gfe-study encode best.pt --images mine.npy --out encoded.npz"""
     import torch
 
     from gfe_study.study.artifacts import read_learner
@@ -384,7 +386,8 @@ def encode(
     if json_:
         print_json(mean)
     else:
-        say(output(), f"{mean['images']} images, mean loss {mean['loss']:.4f} nats per pixel, written to {out}")
+        errors = f"mean loss {mean['loss']:.4f} nats per value, RMSE {mean['rmse']:.4g}"
+        say(output(), f"{mean['images']} samples, {errors}, written to {out}")
 
 
 @app.command()

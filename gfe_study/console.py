@@ -111,13 +111,16 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
     """Say what a study asks, on which images, and how much of it is done."""
     study, done = plan.study, len(plan.finished())
     trial = study.example(study.arms[0])
-    floor = splits.test_floor(trial.eval.test_images)
+    floor = splits.floor(trial.likelihood, trial.eval.test_images)
+    kind = "entropy" if trial.likelihood.name == "bernoulli" else "loss"
+    bound = "" if floor is None else f"; {kind} floor {floor:.4f} nats per {trial.data.noun}"
+    samples = "images" if trial.data.noun == "pixel" else "samples"
     state = f"; {done} already finished" if done else ""
     unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
     state += f", {len(unfinished)} to continue" if unfinished else ""
     told = [
         f"{trial.data.name}: {len(splits.train):,} training, {len(splits.val):,} validation, "
-        f"{len(splits.test):,} test images; entropy floor {floor:.4f} nats per pixel",
+        f"{len(splits.test):,} test {samples}{bound}",
         f"{shape(study)}{state}",
         *(f"skipped: {hole.name}: {hole.reason}" for hole in study.holes),
         *([former(count)] if (count := len(plan.orphaned - plan.waiting)) else []),

@@ -1,6 +1,6 @@
 """Training and evaluation of one trial: a plain generator that knows neither Ray nor MLflow.
 
-Shapes: B batch, D pixels.
+Shapes: B batch, D values of a sample.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from gfe_study import names
 from gfe_study.config import Trial
 from gfe_study.data.base import Split, Splits
+from gfe_study.measures.errors import errors
 from gfe_study.methods.base import Diverged, Learner, derive_seed
 
 Metrics = dict[str, float]
@@ -154,14 +155,14 @@ def training_order(seed: int, size: int, start: int, count: int) -> np.ndarray[A
 
 def train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, Any]) -> None:
     """Train on the images at `index` and update the counters. Raises `Diverged`."""
-    target_BD = split.images(index, progress.device)
+    target = split.batch(index, progress.device)
     index_B = torch.from_numpy(index).to(progress.device)
     optim = progress.learner.trial.optim
     updates = optim.updates_at(progress.images_seen)
     for group in progress.learner.optimiser.param_groups:
         group["lr"] = optim.lr_at(progress.images_seen)
     started = time.perf_counter()
-    encoding = progress.learner.update(target_BD, index_B, updates)
+    encoding = progress.learner.update(target, index_B, updates)
     loss_sum = float(encoding.loss_B.sum())  # waits for the device, so that the timing is complete
     progress.train_seconds += time.perf_counter() - started
     progress.nfe_forward += float(encoding.nfe_forward_B.sum())
@@ -198,8 +199,8 @@ def evaluate(
     latents = []
     started = time.perf_counter()
     for start in range(0, count, ENCODE_BATCH):
-        target_BD = split.images(slice(start, min(start + ENCODE_BATCH, count)), device)
-        encoded = learner.encode(target_BD, encoding)
+        target = split.batch(slice(start, min(start + ENCODE_BATCH, count)), device)
+        encoded = learner.encode(target, encoding)
         loss_sum += float(encoded.loss_B.double().sum())
         nfe_sum += float((encoded.nfe_forward_B + encoded.nfe_backward_B).sum())
         latents.append(encoded.latent_BL.cpu())
@@ -233,6 +234,9 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
         for encoding in learner.encodings:
             mixed = evaluate(learner, splits.test, options.test_images, progress.device, encoding)
             metrics[f"{encoding}_{names.TEST_LOSS}"] = mixed.loss
+    for part, split, found in (("val", splits.val, val), ("test", splits.test, test)):
+        for name, value in errors(learner, split, found.latent_NL.to(progress.device)).items():
+            metrics[f"{part}_{name}"] = value
     for measure in options.measures or ():
         metrics |= measure.values(learner, splits, test.latent_NL.to(progress.device))
     progress.loss_sum, progress.loss_count = 0.0, 0

@@ -35,7 +35,7 @@ def sample_of(problem: Problem, sample: int) -> LossAndGradient:
 
     def evaluate(latent: list[float]) -> tuple[float, list[float]]:
         z = torch.tensor([latent], dtype=torch.float64, requires_grad=True)
-        loss = problem.loss(problem.decoder(z), problem.target_BD[sample : sample + 1]).sum()
+        loss = problem.loss(problem.decoder(z), problem.target[sample : sample + 1]).sum()
         (gradient,) = torch.autograd.grad(loss, z)
         return loss.item(), gradient[0].tolist()
 
@@ -106,7 +106,7 @@ def euler_adjoint(problem: Problem, alphas: list[float], steps: list[float], lat
     total = [torch.zeros_like(weight) for weight in weights]
 
     def sample_loss(z: Tensor, sample: int) -> Tensor:
-        return problem.loss(problem.decoder(z[None]), problem.target_BD[sample : sample + 1]).sum()
+        return problem.loss(problem.decoder(z[None]), problem.target[sample : sample + 1]).sum()
 
     for sample in range(len(problem.target_BD)):
         z = latents[-1][sample].clone().requires_grad_()

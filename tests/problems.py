@@ -15,7 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gfe_study.losses import BernoulliNLL, Loss, SquaredError
+from gfe_study.likelihoods.base import Loss, Observed
+from gfe_study.likelihoods.bernoulli import BernoulliLoss
+from gfe_study.likelihoods.gaussian import GaussianLoss
 from gfe_study.models.base import Decoder
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.solvers.base import Solution, Solver
@@ -27,16 +29,39 @@ CONSTANT = GradientFlow(alpha="constant")
 properties = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
 
+class SquaredError(GaussianLoss):
+    """Half the squared Euclidean distance, ½‖x − y‖²: the loss whose flow is linear under a linear decoder."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def forward(self, output_BD: Tensor, target: Observed) -> Tensor:
+        return (output_BD - target.value_BD).square().sum(-1) / 2
+
+    def gradient(self, output_BD: Tensor, target: Observed) -> Tensor:
+        return output_BD - target.value_BD
+
+    def curvature(self, output_BD: Tensor, target: Observed) -> Tensor:
+        return torch.ones_like(output_BD)
+
+    hessian = curvature
+
+
 @dataclass(frozen=True)
 class Problem:
     """A decoder, a loss and targets, in float64; the flow starts from zero."""
 
     decoder: Decoder
     loss: Loss
-    target_BD: Tensor
+    target: Observed
+    precision: float | None = None
+
+    @property
+    def target_BD(self) -> Tensor:
+        return self.target.value_BD
 
     def objective(self, rows: slice = slice(None)) -> Objective:
-        return Objective(self.decoder, self.loss, self.target_BD[rows])
+        return Objective(self.decoder, self.loss, self.target[rows], precision=self.precision)
 
     def start(self) -> Tensor:
         return self.target_BD.new_zeros(len(self.target_BD), next(self.decoder.parameters()).shape[1])
@@ -45,7 +70,7 @@ class Problem:
         """∇_z ℓ by autograd."""
         latent_BL = latent_BL.detach().requires_grad_()
         with torch.enable_grad():
-            total = self.loss(self.decoder(latent_BL), self.target_BD).sum()
+            total = self.loss(self.decoder(latent_BL), self.target).sum()
         return torch.autograd.grad(total, latent_BL)[0]
 
 
@@ -87,7 +112,7 @@ def _decoder(widths: list[int], seed: int, gain: float) -> MLPDecoder:
 def linear_problem(batch: int = 4, seed: int = 0) -> LinearProblem:
     """Six pixels from three latents; the eigenvalues of W'W are of the order of 1."""
     pixels = torch.rand(batch, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return LinearProblem(_decoder([3, 6], seed, gain=1.5), SquaredError(), pixels)
+    return LinearProblem(_decoder([3, 6], seed, gain=1.5), SquaredError(), Observed(pixels))
 
 
 def scalar_problem(targets: list[float], weight: float = 1.0) -> Problem:
@@ -96,13 +121,13 @@ def scalar_problem(targets: list[float], weight: float = 1.0) -> Problem:
     with torch.no_grad():
         decoder.layers[0].weight.fill_(weight)
         decoder.layers[0].bias.zero_()
-    return Problem(decoder, SquaredError(), torch.tensor(targets, dtype=torch.float64)[:, None])
+    return Problem(decoder, SquaredError(), Observed(torch.tensor(targets, dtype=torch.float64)[:, None]))
 
 
 def image_problem(batch: int = 4, seed: int = 0, gain: float = 2.0) -> Problem:
     """Cross-entropy of seven pixels from two latents through a hidden layer."""
     pixels = torch.rand(batch, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return Problem(_decoder([2, 9, 7], seed, gain), BernoulliNLL(), pixels)
+    return Problem(_decoder([2, 9, 7], seed, gain), BernoulliLoss(), Observed(pixels))
 
 
 class SmoothDecoder(Decoder):
@@ -125,7 +150,7 @@ def smooth_problem(batch: int = 3, seed: int = 0) -> Problem:
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(2)
-    return Problem(decoder, problem.loss, problem.target_BD)
+    return Problem(decoder, problem.loss, problem.target)
 
 
 image_problems = st.builds(image_problem, st.just(2), st.integers(0, 10**6), st.sampled_from([2.0, 5.0]))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from problems import Problem, image_problem, image_problems, linear_problem, properties, scalar_problem, solve
 from torch import Tensor
 
+from gfe_study.likelihoods.base import Observed
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.base import MESSAGES, Result
 
@@ -52,7 +53,7 @@ def accepted_steps(solver: AMD, problem: Problem) -> list[tuple[int, Round, Roun
     """(sample, before, after) of every accepted step, from what the solver lets its observer see."""
     start = problem.start()
     first = {"num_steps": 0, "time": 0.0, "trial_step": solver.s_initial}
-    loss_B = problem.loss(problem.decoder(start), problem.target_BD)
+    loss_B = problem.loss(problem.decoder(start), problem.target)
     last: dict[int, Round] = {i: {**first, "latent": z, "loss": loss_B[i].item()} for i, z in enumerate(start)}
     steps = []
 
@@ -159,7 +160,7 @@ def test_amd_asks_for_sufficient_descent(sigma: float, first_step: float) -> Non
 @pytest.mark.parametrize("solver", [AMD(tau=1e-50), AMD(beta=0.05, max_nfe=3000, min_slope=0)], ids=str)
 def test_amd_ends_where_single_precision_underflows(solver: AMD) -> None:
     double = scalar_problem([0.0, 1.0])
-    problem = Problem(copy.deepcopy(double.decoder).float(), double.loss, double.target_BD.float())
+    problem = Problem(copy.deepcopy(double.decoder).float(), double.loss, Observed(double.target_BD.float()))
     solution = solve(solver, problem)
     assert Result.MAX_NFE not in solution.result_B
     assert (solution.nfe_forward_B < 200).all()

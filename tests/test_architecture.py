@@ -14,7 +14,8 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 LAYERS = [
     {"config", "names"},
-    {"losses", "data", "optim"},
+    {"likelihoods"},
+    {"data", "optim"},
     {"models"},
     {"solvers", "targets"},
     {"gradients", "starts", "density"},
@@ -30,8 +31,8 @@ LAYERS = [
 ONLY_FROM = {
     "config": {"config"},
     "names": set(),
-    "losses": {"config"},
-    "solvers": {"config", "losses", "models", "solvers"},
+    "likelihoods": {"config", "likelihoods"},
+    "solvers": {"config", "likelihoods", "models", "solvers"},
 }
 
 
@@ -97,18 +98,18 @@ import a.b as c
 from d import e
 from gfe_study import training
 from . import sibling
-from ..losses import Loss
+from ..models import Decoder
 def f():
     import late
 """
     seen = imports(source, "gfe_study.solvers")
     assert {"shown", "a.b", "d.e", "late"} <= seen
-    assert {"gfe_study.training", "gfe_study.solvers.sibling", "gfe_study.losses.Loss"} <= seen
+    assert {"gfe_study.training", "gfe_study.solvers.sibling", "gfe_study.models.Decoder"} <= seen
     assert "hidden" not in seen
 
 
 def test_the_files_are_found() -> None:
-    assert {"solvers/amd.py", "losses.py", "training.py"} <= importers("torch")
+    assert {"solvers/amd.py", "likelihoods/base.py", "training.py"} <= importers("torch")
     assert "config/base.py" in importers("pydantic")
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from gfe_study import names
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, InputError, Trial
-from gfe_study.data.base import ImageShape, Split, Splits
+from gfe_study.data.base import Scale, Split, Splits, image_shape
 from gfe_study.study.artifacts import read_learner, write_best, write_reconstruction
 from gfe_study.study.encoding import encode_file
 from gfe_study.study.probe import PROBED_BYTES, probe_excerpt
 from gfe_study.study.snapshots import PICTURES, write_snapshot
 from gfe_study.training import TrainingState, train
 
-SHAPE = ImageShape(3, 10, 12)
+SHAPE = image_shape(10, 12, 3)
 TINY: dict[str, Any] = {
     "preset": "paper",
     "model": {"name": "conv", "latent_dim": 4, "channels": [6, 8]},
@@ -36,18 +36,18 @@ CPU = torch.device("cpu")
 def sky_and_grass(count: int, seed: int) -> Split:
     """Blue above, green below, red on the left of some: no two channels, rows or columns are alike."""
     draw = np.random.default_rng(seed)
-    images = np.zeros((count, *SHAPE), np.uint8)
+    images = np.zeros((count, *SHAPE.dims), np.uint8)
     images[:, 2, :5] = draw.integers(150, 256, (count, 1, 1))
     images[:, 1, 5:] = draw.integers(100, 256, (count, 1, 1))
     labels = draw.integers(0, 2, count)
     images[:, 0, :, :4] = 200 * labels[:, None, None]
-    return Split(images.reshape(count, -1), labels)
+    return Split(images.reshape(count, -1), labels, scale=Scale.of_levels(255))
 
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
     parts = [sky_and_grass(count, seed) for seed, count in enumerate((200, 30, 30))]
-    return Splits(*parts, height=10, width=12, channels=3)
+    return Splits(*parts, shape=SHAPE)
 
 
 def run(splits: Splits, *changes: dict[str, Any], folder: Path | None = None) -> TrainingState:
@@ -66,17 +66,17 @@ def trained(splits: Splits) -> TrainingState:
 
 def pictures(images_ND: Tensor) -> np.ndarray:
     """(N, height, width, channels) in [0, 1]."""
-    return images_ND.reshape(-1, *SHAPE).permute(0, 2, 3, 1).numpy()
+    return images_ND.reshape(-1, *SHAPE.dims).permute(0, 2, 3, 1).numpy()
 
 
 def test_pictures_have_their_channels_last_and_grey_ones_have_none(splits: Splits) -> None:
-    pixels_ND = splits.test.pixels_ND
-    assert (splits.shape, splits.pixels) == (SHAPE, 360)
-    assert np.array_equal(SHAPE.to_pictures(pixels_ND), pixels_ND.reshape(-1, 3, 10, 12).transpose(0, 2, 3, 1))
-    assert np.array_equal(SHAPE.from_pictures(SHAPE.to_pictures(pixels_ND)), pixels_ND)
-    grey = ImageShape(1, 15, 24)
-    assert np.array_equal(grey.to_pictures(pixels_ND), pixels_ND.reshape(-1, 15, 24))
-    assert np.array_equal(grey.from_pictures(grey.to_pictures(pixels_ND)), pixels_ND)
+    values_ND = splits.test.values_ND
+    assert (splits.shape, splits.shape.size) == (SHAPE, 360)
+    assert np.array_equal(SHAPE.to_file(values_ND), values_ND.reshape(-1, 3, 10, 12).transpose(0, 2, 3, 1))
+    assert np.array_equal(SHAPE.from_file(SHAPE.to_file(values_ND)), values_ND)
+    grey = image_shape(15, 24, 1)
+    assert np.array_equal(grey.to_file(values_ND), values_ND.reshape(-1, 15, 24))
+    assert np.array_equal(grey.from_file(grey.to_file(values_ND)), values_ND)
 
 
 @pytest.mark.parametrize("model", CHOICES["model"])
@@ -98,15 +98,17 @@ def test_the_best_networks_are_read_with_the_shape_of_their_images(
     assert torch.equal(learner.decode(latent), trained.learner.decode(latent))
 
 
-def test_networks_of_before_colour_are_grey(digits: Splits, tmp_path: Path) -> None:
+def test_networks_of_before_data_of_any_shape_are_of_images(digits: Splits, tmp_path: Path) -> None:
     state = run(digits, {"budget": {"images": 16}, "model": {"name": "mlp", "latent_dim": 4, "hidden": [8]}})
     write_best(tmp_path, state, digits)
     path = tmp_path / names.BEST_CHECKPOINT
     content = read_checkpoint(path, CPU)
-    del content["channels"]
+    del content["shape"], content["scale"]
+    content |= {"height": 8, "width": 8}
     write_checkpoint(path, content)
-    learner, shape, _ = read_learner(path, {}, CPU)
-    assert shape == ImageShape(1, 8, 8)
+    learner, shape, scale = read_learner(path, {}, CPU)
+    assert shape == image_shape(8, 8, 1)
+    assert scale.state_dict() == digits.train.scale.state_dict()
     latent = torch.randn(2, 4)
     assert torch.equal(learner.decode(latent), state.learner.decode(latent))
 
@@ -118,9 +120,9 @@ def test_the_picture_of_reconstructions_has_the_colours(trained: TrainingState, 
     scale = 5  # to 56 pixels' height, about
     high, wide = scale * 11, scale * 13
     assert drawn.shape == (2 * high + scale, 10 * wide + scale, 3)
-    targets = splits.test.images(slice(0, 10))
+    targets = splits.test.batch(slice(0, 10))
     decoded = trained.learner.decode(trained.learner.encode(targets).latent_BL)
-    for row, expected in enumerate(map(pictures, (targets, decoded))):
+    for row, expected in enumerate(map(pictures, (targets.value_BD, decoded))):
         for column in range(10):
             corner = drawn[row * high + scale :, column * wide + scale :]
             cell = corner[: 10 * scale : scale, : 12 * scale : scale]
@@ -132,16 +134,16 @@ def test_snapshots_keep_the_colours(splits: Splits, tmp_path: Path) -> None:
     with np.load(tmp_path / names.SNAPSHOTS) as found:
         targets = found["target"]
         assert (targets.shape, targets.dtype) == ((PICTURES, 10, 12, 3), np.uint8)
-        np.testing.assert_array_equal(targets, SHAPE.to_pictures(splits.test.pixels_ND[:PICTURES]))
+        np.testing.assert_array_equal(targets, SHAPE.to_file(splits.test.values_ND[:PICTURES]))
         decoded = pictures(state.learner.decode(torch.from_numpy(found["320/latent"][:PICTURES])))
         np.testing.assert_allclose(found["320/reconstruction"] / 255, decoded, atol=0.51 / 255)
 
 
 def test_a_users_colours_are_encoded_in_either_layout(trained: TrainingState, splits: Splits, tmp_path: Path) -> None:
     write_best(tmp_path, trained, splits)
-    pixels_ND = splits.test.pixels_ND[:7]
+    values_ND = splits.test.values_ND[:7]
     found = {}
-    for layout, images in (("flat", pixels_ND), ("pictures", SHAPE.to_pictures(pixels_ND))):
+    for layout, images in (("flat", values_ND), ("pictures", SHAPE.to_file(values_ND))):
         np.save(tmp_path / "images.npy", images)
         out = tmp_path / f"{layout}.npz"
         summary = encode_file(tmp_path / names.BEST_CHECKPOINT, tmp_path / "images.npy", out, {})
@@ -150,10 +152,8 @@ def test_a_users_colours_are_encoded_in_either_layout(trained: TrainingState, sp
         assert summary["images"] == 7
         assert found[layout]["reconstruction"].shape == images.shape
     np.testing.assert_array_equal(found["flat"]["latent"], found["pictures"]["latent"])
-    np.testing.assert_array_equal(
-        SHAPE.to_pictures(found["flat"]["reconstruction"]), found["pictures"]["reconstruction"]
-    )
-    x, y = found["pictures"]["reconstruction"], SHAPE.to_pictures(pixels_ND) / 255
+    np.testing.assert_array_equal(SHAPE.to_file(found["flat"]["reconstruction"]), found["pictures"]["reconstruction"])
+    x, y = found["pictures"]["reconstruction"] / 255, SHAPE.to_file(values_ND) / 255
     entropy = -(y * np.log(x) + (1 - y) * np.log(1 - x)).mean(axis=(1, 2, 3))
     assert found["pictures"]["loss"] == pytest.approx(entropy, rel=1e-4)
 
@@ -172,6 +172,6 @@ def test_images_of_another_shape_are_refused_with_those_allowed(
 def test_a_probe_is_handed_no_more_than_it_looks_at() -> None:
     trial = Trial.build(TINY, {"eval": {"test_images": 400}})
     large = Split(np.zeros((6000, 3 * 64 * 64), np.uint8), np.zeros(6000, np.int64))
-    excerpt = probe_excerpt(trial, Splits(large, large, large, height=64, width=64, channels=3))
-    assert excerpt.shape == ImageShape(3, 64, 64)
+    excerpt = probe_excerpt(trial, Splits(large, large, large, shape=image_shape(64, 64, 3)))
+    assert excerpt.shape == image_shape(64, 64, 3)
     assert [len(split) for split in excerpt.parts.values()] == [PROBED_BYTES // 12288, 20, 400]

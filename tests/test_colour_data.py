@@ -13,7 +13,7 @@ from torchvision import datasets as torchvision_datasets
 
 from gfe_study.config import CHOICES, InputError, Trial
 from gfe_study.config.trial import choice_class
-from gfe_study.data.base import DataError, ImageShape, Splits
+from gfe_study.data.base import DataError, Splits, image_shape
 from gfe_study.data.celeba import CACHE, CROP, CelebA
 from gfe_study.data.digits import Digits
 from gfe_study.data.files import FileDataset
@@ -71,7 +71,7 @@ def sizes(splits: Splits) -> tuple[int, ...]:
 
 def test_svhn_is_what_torchvision_reads_channels_first(svhn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = SVHN().load([svhn / "elsewhere", svhn])
-    assert splits.shape == ImageShape(3, 32, 32)
+    assert splits.shape == image_shape(32, 32, 3)
     assert sizes(splits) == (34, 6, 12)
     # Torchvision knows the checksums of the full files alone.
     unchecked = {part: [*entry[:2], None] for part, entry in torchvision_datasets.SVHN.split_list.items()}
@@ -82,7 +82,7 @@ def test_svhn_is_what_torchvision_reads_channels_first(svhn: Path, monkeypatch: 
         found = {
             image.tobytes(): label
             for split in ours
-            for image, label in zip(split.pixels_ND, split.labels_N, strict=True)
+            for image, label in zip(split.values_ND, split.labels_N, strict=True)
         }
         assert found == wanted
     assert np.array_equal(splits.test.labels_N, [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2])
@@ -115,17 +115,17 @@ def test_a_matlab_file_of_something_else_is_refused(svhn: Path, content: dict[st
 
 def test_celeba_has_its_official_partition_its_crop_and_its_attribute(celeba: Path) -> None:
     splits = CelebA(size=20, attribute="Smiling").load([celeba])
-    assert splits.shape == ImageShape(3, 20, 20)
+    assert splits.shape == image_shape(20, 20, 3)
     for split, number in zip(splits.parts.values(), (0, 1, 2), strict=True):
         names = [name for name, part in PEOPLE.items() if part == number]
         assert split.labels_N.tolist() == [max(0, SMILING[name]) for name in names]
         # No white: the frame is cut away. A plane for each channel.
-        planes = split.pixels_ND.reshape(-1, 3, 400).astype(int)
+        planes = split.values_ND.reshape(-1, 3, 400).astype(int)
         colours = np.array([COLOURS[name] for name in names])
         assert np.abs(planes - colours[:, :, None])[:, :, 105:-105].max() <= 3
         assert np.abs(planes - colours[:, :, None]).max() <= 12  # JPEG blurs the edge of the frame
-    assert splits.train.images(np.array([2])).shape == (1, 1200)
-    assert CelebA().load([celeba]).shape == ImageShape(3, 64, 64)
+    assert splits.train.batch(np.array([2])).value_BD.shape == (1, 1200)
+    assert CelebA().load([celeba]).shape == image_shape(64, 64, 3)
     assert CelebA().load([celeba]).train.labels_N.tolist() == [1, 1, 1]
 
 
@@ -143,8 +143,8 @@ def test_images_are_decoded_once_and_again_when_one_changes(celeba: Path) -> Non
         path.write_bytes(content)
     Image.new("RGB", (178, 218), "black").save(home / "img_align_celeba" / "000003.jpg")
     changed = CelebA().load([celeba])
-    assert changed.train.pixels_ND[1].max() == 0
-    assert np.array_equal(changed.train.pixels_ND[[0, 2]], first.train.pixels_ND[[0, 2]])
+    assert changed.train.values_ND[1].max() == 0
+    assert np.array_equal(changed.train.values_ND[[0, 2]], first.train.values_ND[[0, 2]])
 
 
 @pytest.mark.parametrize("kept", [0, 50, 1000])
@@ -257,7 +257,7 @@ def test_a_held_out_class_is_in_the_test_split_alone(label: int, digits: Splits)
     splits = Digits(held_out=label).load()
     for part in ("train", "val"):
         whole, left = digits.parts[part], splits.parts[part]
-        assert np.array_equal(left.pixels_ND, whole.pixels_ND[whole.labels_N != label])
+        assert np.array_equal(left.values_ND, whole.values_ND[whole.labels_N != label])
         assert np.array_equal(left.labels_N, whole.labels_N[whole.labels_N != label])
     assert splits.test.digest() == digits.test.digest()
     assert label in splits.test.labels_N

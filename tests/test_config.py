@@ -59,7 +59,7 @@ def test_a_dumped_trial_builds_the_same_trial(base: Trial) -> None:
     assert Trial.build(unflatten(flatten(base.dump()))) == base
 
 
-CHOSEN_BY_NAME = {"eval.measures": ["entropy"]}
+CHOSEN_BY_NAME = {"eval.measures": ["entropy"], "data.scale": "standard", "method.mask_channel": False}
 """What is None in most trials, and otherwise no number."""
 
 

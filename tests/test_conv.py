@@ -6,6 +6,7 @@ Shapes: K rows of a batch, L latent, D pixels.
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -16,17 +17,18 @@ from torch import Tensor, nn
 
 from gfe_study.config import CHOICES, InputError, Trial
 from gfe_study.config.trial import choice_class
-from gfe_study.data.base import ImageShape
+from gfe_study.data.base import Shape, image_shape
 from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.unrolled import Unrolled
-from gfe_study.losses import BernoulliNLL
+from gfe_study.likelihoods.base import Observed
+from gfe_study.likelihoods.bernoulli import BernoulliLoss
 from gfe_study.models.conv import Conv, ConvDecoder
 from gfe_study.solvers.base import Result
 from gfe_study.solvers.fixed_grid import RK4
 from gfe_study.solvers.lbfgs import LBFGS
 
 MODEL = Conv(latent_dim=3, channels=(4, 5))
-COLOUR = ImageShape(3, 9, 10)
+COLOUR = image_shape(9, 10, 3)
 SELECTIONS = [None, torch.tensor([3, 0]), torch.tensor([], dtype=torch.long), torch.arange(5)]
 
 
@@ -48,18 +50,20 @@ def latents() -> Tensor:
 @pytest.fixture
 def problem(decoder: ConvDecoder) -> Problem:
     generator = torch.Generator().manual_seed(3)
-    return Problem(decoder, BernoulliNLL(), torch.rand(5, COLOUR.pixels, dtype=torch.float64, generator=generator))
+    return Problem(
+        decoder, BernoulliLoss(), Observed(torch.rand(5, COLOUR.size, dtype=torch.float64, generator=generator))
+    )
 
 
-shapes = st.builds(ImageShape, st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
+shapes = st.builds(image_shape, st.integers(1, 40), st.integers(1, 40), st.integers(1, 3))
 
 
 @given(shapes, st.lists(st.integers(1, 3), min_size=1, max_size=5))
 @properties
-def test_images_of_any_sides_are_made_and_read(shape: ImageShape, channels: list[int]) -> None:
+def test_images_of_any_sides_are_made_and_read(shape: Shape, channels: list[int]) -> None:
     model = Conv(latent_dim=2, channels=channels)
     images = model.decoder(shape)(torch.zeros(2, 2))
-    assert images.shape == (2, shape.pixels)
+    assert images.shape == (2, shape.size)
     assert model.encoder(shape)(images).shape == (2, 2)
     assert model.encoder(shape, outputs=4)(images).shape == (2, 4)
 
@@ -67,13 +71,13 @@ def test_images_of_any_sides_are_made_and_read(shape: ImageShape, channels: list
 @pytest.mark.parametrize(
     ("shape", "sides"),
     [
-        (ImageShape(1, 28, 28), [(14, 14), (7, 7), (7, 7)]),
-        (ImageShape(3, 32, 32), [(16, 16), (8, 8), (4, 4)]),
-        (ImageShape(1, 8, 8), [(4, 4), (4, 4), (4, 4)]),
-        (ImageShape(3, 45, 9), [(22, 4), (11, 4), (5, 4)]),
+        (image_shape(28, 28, 1), [(14, 14), (7, 7), (7, 7)]),
+        (image_shape(32, 32, 3), [(16, 16), (8, 8), (4, 4)]),
+        (image_shape(8, 8, 1), [(4, 4), (4, 4), (4, 4)]),
+        (image_shape(45, 9, 3), [(22, 4), (11, 4), (5, 4)]),
     ],
 )
-def test_sides_are_halved_until_they_are_small(shape: ImageShape, sides: list[tuple[int, int]]) -> None:
+def test_sides_are_halved_until_they_are_small(shape: Shape, sides: list[tuple[int, int]]) -> None:
     found: list[tuple[int, ...]] = []
 
     def note(layer: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
@@ -85,15 +89,15 @@ def test_sides_are_halved_until_they_are_small(shape: ImageShape, sides: list[tu
             layer.register_forward_hook(note)
     encoder(decoder(torch.zeros(1, 20)))
     assert found[3:] == sides
-    assert found[:3] == [*sides[-2::-1], (shape.height, shape.width)]
+    assert found[:3] == [*sides[-2::-1], shape.sides]
 
 
-@pytest.mark.parametrize("shape", [COLOUR, ImageShape(1, 28, 28), ImageShape(2, 13, 3)], ids=str)
-def test_the_decoders_layers_are_the_transposes_of_the_encoders(shape: ImageShape) -> None:
+@pytest.mark.parametrize("shape", [COLOUR, image_shape(28, 28, 1), image_shape(13, 3, 2)], ids=str)
+def test_the_decoders_layers_are_the_transposes_of_the_encoders(shape: Shape) -> None:
     encoder, decoder = Conv().encoder(shape), Conv().decoder(shape)
     down = [layer for layer in encoder.layers if isinstance(layer, nn.Conv2d)]
     up = [layer for layer in decoder.layers if isinstance(layer, nn.ConvTranspose2d)]
-    image = torch.rand(1, *shape)
+    image = torch.rand(1, *shape.dims)
     for inwards, outwards in zip(down, reversed(up), strict=True):
         outwards.weight = inwards.weight
         inwards.bias = outwards.bias = None
@@ -118,7 +122,7 @@ def test_linearize_is_the_decoder_and_its_derivative(
 ) -> None:
     output, vjp = decoder.frozen().linearize(latents)
     chosen = torch.arange(5) if selected is None else selected
-    grad = torch.randn(len(chosen), COLOUR.pixels, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    grad = torch.randn(len(chosen), COLOUR.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     z = latents[chosen].requires_grad_()
     (expected,) = torch.autograd.grad(decoder(z), z, grad)
     torch.testing.assert_close(output, decoder(latents).detach())
@@ -137,7 +141,7 @@ def test_jacobian_is_the_derivative_by_every_latent(decoder: ConvDecoder, latent
 
 
 def test_latent_gradient_can_be_differentiated_once_more(decoder: ConvDecoder, latents: Tensor) -> None:
-    loss, target = BernoulliNLL(), torch.rand(5, COLOUR.pixels, dtype=torch.float64)
+    loss, target = BernoulliLoss(), Observed(torch.rand(5, COLOUR.size, dtype=torch.float64))
     z = latents.clone().requires_grad_()
     gradient = decoder.latent_gradient(loss, z, target)
     (expected,) = torch.autograd.grad(loss(decoder(z), target).sum(), z)
@@ -159,11 +163,11 @@ def test_latent_gradient_can_be_differentiated_once_more(decoder: ConvDecoder, l
 @pytest.mark.parametrize("name", CHOICES["solver"])
 def test_every_solver_encodes_with_it(problem: Problem, name: str) -> None:
     solution = solve(choice_class("solver", name)(), problem)
-    first = problem.loss(problem.decoder(problem.start()), problem.target_BD).detach()
+    first = problem.loss(problem.decoder(problem.start()), problem.target).detach()
     assert (solution.loss_B < first).all()
     assert Result.NONFINITE not in solution.result_B
     torch.testing.assert_close(
-        solution.loss_B, problem.loss(problem.decoder(solution.latent_BL), problem.target_BD).detach()
+        solution.loss_B, problem.loss(problem.decoder(solution.latent_BL), problem.target).detach()
     )
 
 
@@ -179,9 +183,9 @@ def test_the_adjoint_is_the_gradient_through_the_whole_solve(problem: Problem) -
     solution = solve(RK4(tau=6, slices=5), problem, keep_path=True)
     found = []
     for gradient in (Adjoint(), Unrolled()):
-        decoder = copy.deepcopy(problem.decoder)
-        gradient.backward(decoder, problem.loss, problem.target_BD, solution)
-        found.append([parameter.grad for parameter in decoder.parameters()])
+        own = dataclasses.replace(problem, decoder=copy.deepcopy(problem.decoder))
+        gradient.backward(own.objective(), solution)
+        found.append([parameter.grad for parameter in own.decoder.parameters()])
     torch.testing.assert_close(*found)
 
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST as TorchvisionMNIST
 
-from gfe_study.data.base import DataError, Split, Splits, entropy_floor, hold_out
+from gfe_study.data.base import DataError, Scale, Shape, Split, Splits, hold_out, image_shape
 from gfe_study.data.digits import Digits
 from gfe_study.data.mnist import MNIST, FashionMNIST, SegMNIST
+from gfe_study.likelihoods.bernoulli import Bernoulli
 
 
 def contents(*splits: Split) -> Counter[tuple[bytes, int]]:
@@ -27,7 +28,7 @@ def contents(*splits: Split) -> Counter[tuple[bytes, int]]:
     return Counter(
         (hashlib.md5(row.tobytes()).digest(), int(label))
         for split in splits
-        for row, label in zip(split.pixels_ND, split.labels_N, strict=True)
+        for row, label in zip(split.values_ND, split.labels_N, strict=True)
     )
 
 
@@ -45,7 +46,7 @@ def test_hold_out_shares_no_image_and_loses_none(size: int, data: st.DataObject,
     assert (len(kept), len(held)) == (size - count, count)
     assert sorted([*kept.labels_N, *held.labels_N]) == indices.tolist()
     for part in (kept, held):
-        assert np.array_equal(part.pixels_ND, everything.pixels_ND[part.labels_N])
+        assert np.array_equal(part.values_ND, everything.values_ND[part.labels_N])
 
 
 def test_hold_out_draws_by_purpose() -> None:
@@ -56,18 +57,19 @@ def test_hold_out_draws_by_purpose() -> None:
 
 
 def test_images_are_scaled_to_the_unit_interval() -> None:
-    split = Split(np.array([[0, 4, 8], [16, 1, 2]], np.uint8), np.array([0, 1]), levels=16)
-    images = split.images(np.array([1, 0]))
+    split = Split(np.array([[0, 4, 8], [16, 1, 2]], np.uint8), np.array([0, 1]), scale=Scale.of_levels(16))
+    images = split.batch(np.array([1, 0])).value_BD
     assert images.dtype == torch.float32
     assert images.tolist() == [[1, 0.0625, 0.125], [0, 0.25, 0.5]]
-    assert split.images(slice(0, 1)).tolist() == [[0, 0.25, 0.5]]
-    assert split.pixels_ND.tolist() == [[0, 4, 8], [16, 1, 2]]
+    assert split.batch(slice(0, 1)).value_BD.tolist() == [[0, 0.25, 0.5]]
+    assert split.values_ND.tolist() == [[0, 4, 8], [16, 1, 2]]
 
 
 def test_entropy_floor_is_the_mean_entropy_of_pixels() -> None:
-    split = Split(np.array([[0, 8, 16, 4]], np.uint8), np.array([0]), levels=16)
+    split = Split(np.array([[0, 8, 16, 4]], np.uint8), np.array([0]), scale=Scale.of_levels(16))
     quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert entropy_floor(split) == pytest.approx((math.log(2) + quarter) / 4)
+    splits = Splits(split, split, split, image_shape(2, 2))
+    assert splits.floor(Bernoulli(), 1) == pytest.approx((math.log(2) + quarter) / 4)
 
 
 def test_digits_are_split_into_disjoint_parts(digits: Splits) -> None:
@@ -75,8 +77,8 @@ def test_digits_are_split_into_disjoint_parts(digits: Splits) -> None:
     everything = Split(bundle.data.astype(np.uint8), bundle.target)
     assert sizes(digits) == (1197, 300, 300)
     assert contents(digits.train, digits.val, digits.test) == contents(everything)
-    assert (digits.pixels, digits.height, digits.width) == (64, 8, 8)
-    assert digits.train.images(slice(None)).max() == 1
+    assert digits.shape == Shape(1, (8, 8))
+    assert digits.train.batch(slice(None)).value_BD.max() == 1
     assert set(digits.val.labels_N) == set(digits.test.labels_N) == set(range(10))
 
 
@@ -84,32 +86,32 @@ def test_digits_are_the_same_at_each_load(digits: Splits) -> None:
     again = Digits().load()
     assert again.sha256 == digits.sha256
     for part in ("train", "val", "test"):
-        assert np.array_equal(getattr(again, part).pixels_ND, getattr(digits, part).pixels_ND)
+        assert np.array_equal(getattr(again, part).values_ND, getattr(digits, part).values_ND)
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_the_fingerprint_of_a_dataset_changes_with_one_image_or_label(digits: Splits, part: str) -> None:
     split = getattr(digits, part)
-    pixels, labels = split.pixels_ND.copy(), split.labels_N.copy()
+    pixels, labels = split.values_ND.copy(), split.labels_N.copy()
     pixels[-1, -1] ^= 1
     labels[-1] += 1
     parts = {name: getattr(digits, name) for name in ("train", "val", "test")}
-    others = [Split(pixels, split.labels_N, 16), Split(split.pixels_ND, labels, 16)]
-    changed = [Splits(**{**parts, part: other}, height=8, width=8) for other in others]
+    others = [Split(pixels, split.labels_N, scale=split.scale), Split(split.values_ND, labels, scale=split.scale)]
+    changed = [Splits(**{**parts, part: other}, shape=digits.shape) for other in others]
     assert len({digits.sha256, *(splits.sha256 for splits in changed)}) == 3
 
 
 def test_mnist_is_split_into_disjoint_parts(mnist_folder: Path) -> None:
     splits = MNIST().load([mnist_folder])
     assert sizes(splits) == (55_000, 5_000, 10_000)
-    assert splits.pixels == 784
+    assert splits.shape.size == 784
     raw = TorchvisionMNIST(str(mnist_folder), train=True)
     everything = Split(raw.data.numpy().reshape(60_000, 784), raw.targets.numpy())
     assert contents(splits.train, splits.val) == contents(everything)
     assert not contents(splits.train).keys() & contents(splits.val).keys()
     raw_test = TorchvisionMNIST(str(mnist_folder), train=False)
-    assert np.array_equal(splits.test.pixels_ND, raw_test.data.numpy().reshape(10_000, 784))
-    assert entropy_floor(splits.test) == pytest.approx(0.0581, abs=1e-4)
+    assert np.array_equal(splits.test.values_ND, raw_test.data.numpy().reshape(10_000, 784))
+    assert splits.floor(Bernoulli(), 10_000) == pytest.approx(0.0581, abs=1e-4)
 
 
 def test_seg_mnist_is_tested_on_digits_it_was_not_trained_on(mnist_folder: Path) -> None:
@@ -201,7 +203,7 @@ def test_subsets_are_nested_stratified_and_seeded(counts: tuple[int, ...], digit
     subsets = [Digits(train_images=count).load() for count in counts]
     for smaller, larger in itertools.pairwise(subsets):
         size = len(smaller.train)
-        assert np.array_equal(larger.train.pixels_ND[:size], smaller.train.pixels_ND)
+        assert np.array_equal(larger.train.values_ND[:size], smaller.train.values_ND)
     for subset in subsets:
         shares = np.bincount(digits.train.labels_N, minlength=10) / len(digits.train)
         found = np.bincount(subset.train.labels_N, minlength=10)

@@ -30,7 +30,7 @@ def test_a_solver_that_descends_refuses_the_flow_that_does_not(solver: Solver) -
 
 def losses_of_accepted_steps(solver: Solver, problem: Problem) -> list[list[float]]:
     """ℓ of every sample at its start and after every accepted step."""
-    first = problem.loss(problem.decoder(problem.start()), problem.target_BD).tolist()
+    first = problem.loss(problem.decoder(problem.start()), problem.target).tolist()
     losses, steps = [[loss] for loss in first], [0] * len(first)
 
     def observe(active: dict[str, Tensor]) -> None:
@@ -93,7 +93,7 @@ def test_a_longer_memory_accepts_rises_and_the_best_point_is_returned() -> None:
         assert solution.num_steps_B[sample] == losses.index(min(losses))
     assert rises > 0
     torch.testing.assert_close(
-        solution.loss_B, problem.loss(problem.decoder(solution.latent_BL), problem.target_BD).detach()
+        solution.loss_B, problem.loss(problem.decoder(solution.latent_BL), problem.target).detach()
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gfe_study.config import InputError, Range, Study, space_files
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
-from gfe_study.data.base import ImageShape
+from gfe_study.data.base import image_shape
 from gfe_study.training import training_order
 
 BASE: dict[str, Any] = {
@@ -284,7 +284,7 @@ def test_the_same_seed_gives_every_arm_the_same_decoder_images_and_order() -> No
     decoders, images = [], set()
     for arm in study.arms:
         trial = study.trial({}, 5, arm)
-        learner = trial.method.create(trial, ImageShape(1, 8, 8), torch.device("cpu"))
+        learner = trial.method.create(trial, image_shape(8, 8, 1), torch.device("cpu"))
         decoders.append(torch.cat([weight.detach().flatten() for weight in learner.decoder.parameters()]))
         images.add((trial.data.load().sha256, trial.eval, tuple(training_order(trial.seed, 1197, 0, 32))))
     assert all(torch.equal(decoders[0], other) for other in decoders)

@@ -62,8 +62,8 @@ def test_first_step_of_the_nesterov_flow_goes_downhill(first_step: float) -> Non
     state = RK4(tau=10).step(flow, problem.objective(), 0.0, first_step, flow.lift(problem.start()))
     moved = flow.latent(state) - problem.start()
     assert ((moved * problem.gradient(problem.start())).sum(-1) < 0).all()
-    before = problem.loss(problem.decoder(problem.start()), problem.target_BD)
-    after = problem.loss(problem.decoder(flow.latent(state)), problem.target_BD)
+    before = problem.loss(problem.decoder(problem.start()), problem.target)
+    after = problem.loss(problem.decoder(flow.latent(state)), problem.target)
     assert (after < before).all()
 
 

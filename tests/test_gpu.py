@@ -16,6 +16,7 @@ from gfe_study import names
 from gfe_study.config import CHOICES, Trial
 from gfe_study.config.trial import choice_class
 from gfe_study.data.base import Splits
+from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
 from gfe_study.solvers.base import Solution, Solver
 from gfe_study.solvers.fields import GradientFlow
@@ -45,7 +46,7 @@ FEW: dict[str, dict[str, Any]] = {
 
 def on(device: str, problem: Problem) -> Problem:
     return dataclasses.replace(
-        problem, decoder=copy.deepcopy(problem.decoder).to(device), target_BD=problem.target_BD.to(device)
+        problem, decoder=copy.deepcopy(problem.decoder).to(device), target=Observed(problem.target_BD.to(device))
     )
 
 
@@ -72,7 +73,7 @@ def test_a_gradient_is_the_same_on_both(name: str, solver: str) -> None:
     for device in ("cpu", "cuda"):
         problem = on(device, image_problem(batch=8))
         solution = solve(problem, choice_class("solver", solver)(**FEW[solver]))
-        choice_class("gradient", name)().backward(problem.decoder, problem.loss, problem.target_BD, solution)
+        choice_class("gradient", name)().backward(problem.objective(), solution)
         gradients.append([w.grad.cpu() for w in problem.decoder.parameters() if w.grad is not None])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-9)
 

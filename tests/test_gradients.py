@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import oracles
@@ -24,6 +24,7 @@ from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Gradient
 from gfe_study.gradients.unrolled import Unrolled
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.base import Solution, Solver
@@ -62,7 +63,7 @@ def solve(problem: Problem, case: Case, keep_path: bool = True) -> Solution:
 def differentiate(problem: Problem, gradient: Gradient, solution: Solution) -> Tensor:
     """dL/dθ as one vector."""
     problem.decoder.zero_grad(set_to_none=True)
-    done = gradient.backward(problem.decoder, problem.loss, problem.target_BD, solution)
+    done = gradient.backward(problem.objective(), solution)
     torch.testing.assert_close(done.loss_B, solution.loss_B, rtol=1e-9, atol=1e-12)
     return torch.cat([weight.grad.flatten() for weight in problem.decoder.parameters() if weight.grad is not None])
 
@@ -143,7 +144,7 @@ def closed_form(problem: LinearProblem, flow_end: Callable[[], Tensor]) -> Tenso
     weights = list(problem.decoder.parameters())
     for weight in weights:
         weight.grad = None
-    total = problem.loss(problem.decoder(flow_end()), problem.target_BD).sum()
+    total = problem.loss(problem.decoder(flow_end()), problem.target).sum()
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)])
 
 
@@ -196,7 +197,7 @@ def test_approximate_gradient_tends_to_the_exact_one_as_the_flow_converges(flow:
 def company(request: pytest.FixtureRequest) -> list[tuple[Problem, Solution]]:
     """A batch, and each of its samples alone."""
     together = image_problem(batch=4, gain=3)
-    alone = [dataclasses.replace(together, target_BD=together.target_BD[row : row + 1]) for row in range(4)]
+    alone = [dataclasses.replace(together, target=together.target[row : row + 1]) for row in range(4)]
     solved = [(problem, solve(problem, request.param)) for problem in (together, *alone)]
     if isinstance(request.param[0], AMD):
         assert len(solved[0][1].num_steps_B.unique()) > 2
@@ -226,7 +227,7 @@ def test_path_ends_where_the_solution_is(solved: tuple[Problem, Solution]) -> No
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_the_steps_of_a_path_lead_from_node_to_node_in_float32_too(case: Case) -> None:
     double = image_problem(batch=3, gain=3)
-    problem = Problem(copy.deepcopy(double.decoder).float(), double.loss, double.target_BD.float())
+    problem = Problem(copy.deepcopy(double.decoder).float(), double.loss, Observed(double.target_BD.float()))
     solution = solve(problem, case)
     path = solution.path
     assert path is not None
@@ -240,7 +241,7 @@ def test_the_steps_of_a_path_lead_from_node_to_node_in_float32_too(case: Case) -
 
 
 def passes(gradient: Gradient, problem: Problem, solution: Solution) -> int:
-    done = gradient.backward(problem.decoder, problem.loss, problem.target_BD, solution)
+    done = gradient.backward(problem.objective(), solution)
     counts = (solution.nfe_forward_B, solution.nfe_backward_B, done.nfe_forward_B, done.nfe_backward_B)
     return int(sum(count[0] for count in counts))
 
@@ -271,20 +272,22 @@ def test_the_evaluations_told_are_the_decoders(name: str, case: Case) -> None:
     problem = dataclasses.replace(problem, decoder=decoder)
     gradient, solution = choice_class("gradient", name)(), solve(problem, case)
     decoder.rows = 0
-    done = gradient.backward(decoder, problem.loss, problem.target_BD, solution)
+    done = gradient.backward(problem.objective(), solution)
     assert done.nfe_forward_B.sum() == decoder.rows
 
 
-def saved_bytes(run: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps for the backward pass at the worst moment, weights not counted."""
+def saved_bytes(run: Callable[[], Any], there: Sequence[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass at the worst moment, beside tensors that are there anyway."""
     alive: dict[int, int] = {}
     worst = 0
+    known = {tensor.untyped_storage().data_ptr() for tensor in there}
 
     class Kept:
         def __init__(self, tensor: Tensor) -> None:
             self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
             nonlocal worst
-            alive[self.key] = tensor.untyped_storage().nbytes()
+            if self.key not in known:
+                alive[self.key] = tensor.untyped_storage().nbytes()
             worst = max(worst, sum(alive.values()))
 
         def __del__(self) -> None:
@@ -298,19 +301,18 @@ def saved_bytes(run: Callable[[], Any]) -> int:
 def test_adjoint_keeps_at_most_twice_what_approx_keeps_whatever_the_slices() -> None:
     torch.manual_seed(0)
     decoder = MLPDecoder([20, 150, 300, 600, 784]).double()
-    weights = sum(weight.numel() for weight in decoder.parameters()) * 8
     base = image_problem(batch=1)
     target = torch.rand(16, 784, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    problem = Problem(decoder, base.loss, target)
+    problem = Problem(decoder, base.loss, Observed(target))
     kept = {}
     for slices in (3, 9):
         solution = solve(problem, (Euler(tau=6, slices=slices), GradientFlow()))
         for gradient in (Approximate(), Adjoint(), Unrolled()):
-            total = saved_bytes(lambda g=gradient, s=solution: differentiate(problem, g, s))
-            assert solution.path is not None
-            kept_path = solution.path.state_NBS.nbytes + solution.path.length_NB.nbytes
-            states = kept_path if gradient.needs_path else 0
-            kept[gradient.name, slices] = total - weights - states
+            path = solution.path
+            assert path is not None
+            there = [*decoder.parameters(), path.state_NBS, path.length_NB, path.time_NB, problem.target_BD]
+            run = functools.partial(differentiate, problem, gradient, solution)
+            kept[gradient.name, slices] = saved_bytes(run, there)
     assert kept["adjoint", 9] == kept["adjoint", 3] <= 2 * kept["approx", 3]
     assert kept["unrolled", 9] > 2 * kept["unrolled", 3]
 
@@ -321,7 +323,7 @@ def test_no_gradient_is_taken_of_a_loss_that_is_not_finite(name: str) -> None:
     start = problem.start()
     start[1] = 1e200
     solution = Euler(tau=1, slices=3).solve(CONSTANT, problem.objective(), start, keep_path=True)
-    done = choice_class("gradient", name)().backward(problem.decoder, problem.loss, problem.target_BD, solution)
+    done = choice_class("gradient", name)().backward(problem.objective(), solution)
     assert done.loss_B.isfinite().tolist() == [True, False, True, True]
     assert all(weight.grad is None for weight in problem.decoder.parameters())
 
@@ -331,14 +333,14 @@ def test_a_gradient_that_needs_the_path_says_so(name: str) -> None:
     problem = image_problem()
     solution = solve(problem, CASES[0], keep_path=False)
     with pytest.raises(ValueError, match="keep_path=True"):
-        choice_class("gradient", name)().backward(problem.decoder, problem.loss, problem.target_BD, solution)
+        choice_class("gradient", name)().backward(problem.objective(), solution)
 
 
 def test_gradients_add_up() -> None:
     problem = image_problem()
     solution = solve(problem, CASES[0])
     once = differentiate(problem, Adjoint(), solution)
-    Adjoint().backward(problem.decoder, problem.loss, problem.target_BD, solution)
+    Adjoint().backward(problem.objective(), solution)
     twice = torch.cat([weight.grad.flatten() for weight in problem.decoder.parameters() if weight.grad is not None])
     torch.testing.assert_close(twice, 2 * once)
 

@@ -19,7 +19,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from gfe_study import names
 from gfe_study.cache import CACHE_DIR_VARIABLE
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import ImageShape, Split, Splits
+from gfe_study.data.base import Split, Splits, image_shape
 from gfe_study.data.digits import Digits
 from gfe_study.measures import classifier as classifiers
 from gfe_study.measures import novelty
@@ -102,7 +102,7 @@ def test_the_classifier_is_trained_once_and_knows_its_dataset(
     before = torch.get_rng_state()
     classifier = classifier_of(Digits(), digits)
     assert torch.equal(torch.get_rng_state(), before)
-    image_ND = digits.test.images(slice(None))
+    image_ND = digits.test.batch(slice(None)).value_BD
     with torch.no_grad():
         found = classifier(image_ND).argmax(1).numpy()
     assert float(np.mean(found == digits.test.labels_N)) > 0.95
@@ -123,14 +123,14 @@ def test_the_classifier_is_trained_once_and_knows_its_dataset(
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 5, 9)])
 def test_the_classifier_is_built_for_any_shape(shape: tuple[int, int, int]) -> None:
-    classifier = Classifier(ImageShape(*shape), 4)
+    classifier = Classifier(image_shape(*shape[1:], shape[0]), 4)
     assert classifier(torch.rand(2, math.prod(shape))).shape == (2, 4)
 
 
 def test_images_of_one_class_train_no_classifier(cached: Path, digits: Splits) -> None:
-    alone = Split(digits.train.pixels_ND[:50], np.zeros(50, np.int64), 16)
+    alone = Split(digits.train.values_ND[:50], np.zeros(50, np.int64), scale=digits.train.scale)
     with pytest.raises(ValueError, match="one class"):
-        classifier_of(Digits(), Splits(alone, alone, alone, 8, 8))
+        classifier_of(Digits(), Splits(alone, alone, alone, digits.shape))
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_the_classifier_of_mnist_finds_98_percent(
     monkeypatch.setattr(classifiers, "_known", {})
     classifier = classifier_of(data, splits)
     with torch.no_grad():
-        parts = [classifier(splits.test.images(slice(i, i + 500))).argmax(1) for i in range(0, 10_000, 500)]
+        parts = [classifier(splits.test.batch(slice(i, i + 500)).value_BD).argmax(1) for i in range(0, 10_000, 500)]
     assert float(np.mean(torch.cat(parts).numpy() == splits.test.labels_N)) >= 0.98
 
 
@@ -186,10 +186,12 @@ def test_the_log_probability_is_that_of_equations_10_and_11(problem: Any, monkey
     expected -= torch.stack([torch.logdet(slope.t() @ slope) / 2 for slope in slopes])
     decoded = given.decoder(latent_NL).sigmoid()
     expected += Independent(Normal(decoded, math.sqrt(0.3)), 1).log_prob(given.target_BD)
-    found = log_probability(given.decoder, density, 0.3, given.target_BD, latent_NL)
+    found = log_probability(given.decoder, given.loss, density, 0.3, given.target_BD, latent_NL)
     torch.testing.assert_close(found, expected)
     monkeypatch.setattr(novelty, "JACOBIAN_NUMBERS", 1)
-    torch.testing.assert_close(log_probability(given.decoder, density, 0.3, given.target_BD, latent_NL), found)
+    torch.testing.assert_close(
+        log_probability(given.decoder, given.loss, density, 0.3, given.target_BD, latent_NL), found
+    )
 
 
 def test_no_linear_map_of_the_latent_space_changes_the_probability() -> None:
@@ -201,16 +203,20 @@ def test_no_linear_map_of_the_latent_space_changes_the_probability() -> None:
     turn = torch.tensor([[1.0, 2.0], [-0.5, 3.0]], dtype=torch.float64)
     with torch.no_grad():
         mapped.layers[0].weight.copy_(given.decoder.layers[0].weight @ torch.linalg.inv(turn))
-    one = log_probability(given.decoder, LatentDensity.fit(train_ML, val_VL), 0.1, given.target_BD, latent_NL)
+    one = log_probability(
+        given.decoder, given.loss, LatentDensity.fit(train_ML, val_VL), 0.1, given.target_BD, latent_NL
+    )
     density = LatentDensity.fit(train_ML @ turn.t(), val_VL @ turn.t())
-    torch.testing.assert_close(log_probability(mapped, density, 0.1, given.target_BD, latent_NL @ turn.t()), one)
+    torch.testing.assert_close(
+        log_probability(mapped, given.loss, density, 0.1, given.target_BD, latent_NL @ turn.t()), one
+    )
 
 
 def test_a_decoder_that_ignores_a_latent_has_no_volume() -> None:
-    decoder = image_problem().decoder
+    decoder, loss = image_problem().decoder, image_problem().loss
     with torch.no_grad():
         decoder.layers[0].weight[:, 1] = 0
-    assert decoded_with_volume(decoder, torch.ones(3, 2, dtype=torch.float64))[1].tolist() == [-math.inf] * 3
+    assert decoded_with_volume(decoder, loss, torch.ones(3, 2, dtype=torch.float64))[1].tolist() == [-math.inf] * 3
 
 
 def test_a_density_of_collapsed_latents_is_refused() -> None:
@@ -258,10 +264,10 @@ def test_novelty_of_latents_without_a_density_is_left_out(without_threes: Splits
         for weight in learner.networks["encoder"].parameters():
             weight.zero_()
     (measure,) = trial.eval.measures or ()
-    image_ND = without_threes.test.images(slice(200))
+    image_ND = without_threes.test.batch(slice(200))
     found = measure.values(learner, without_threes, learner.encode(image_ND).latent_BL)
     assert set(found) == {names.RECONSTRUCTION_AUROC}
-    few = image_ND[:1]
+    few = image_ND[slice(0, 1)]
     assert measure.values(learner, without_threes, learner.encode(few).latent_BL) == {}
 
 
@@ -322,7 +328,7 @@ def test_fid_is_the_distance_in_the_networks_features(fid_of: Any, digits: Split
     samples = sampled_images(trial.method.create(trial, digits.shape, CPU), 6, CPU)
     assert samples is not None
     features = []
-    for image_ND in (digits.test.images(slice(6)), samples):
+    for image_ND in (digits.test.batch(slice(6)).value_BD, samples):
         colour = (image_ND * 255).round().to(torch.uint8).view(-1, 1, 8, 8).repeat(1, 3, 1, 1)
         features.append(network(colour)[0])
     torch.testing.assert_close(inception_features(inception(str(file), CPU), samples, digits.shape), features[1])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import image_problem
+from problems import SquaredError, image_problem
 from torch import Tensor, nn
 
 from gfe_study.config import CHOICES
 from gfe_study.config.trial import choice_class
-from gfe_study.data.base import ImageShape
-from gfe_study.losses import BernoulliNLL, Loss, SquaredError
+from gfe_study.data.base import Shape, image_shape
+from gfe_study.likelihoods.base import Loss, Observed
+from gfe_study.likelihoods.bernoulli import BernoulliLoss
 from gfe_study.models.base import Decoder
 from gfe_study.models.mlp import MLP, MLPDecoder
 
@@ -55,12 +56,12 @@ def test_jacobian_is_the_derivative_by_every_latent(jacobian: object, decoder: M
     assert not tangents.requires_grad
 
 
-@pytest.mark.parametrize("loss", [BernoulliNLL(), SquaredError()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("loss", [BernoulliLoss(), SquaredError()], ids=lambda loss: type(loss).__name__)
 def test_latent_gradient_is_autograds_and_so_is_its_derivative(
     loss: Loss, decoder: MLPDecoder, latents: Tensor
 ) -> None:
     generator = torch.Generator().manual_seed(2)
-    target = torch.rand(5, 7, dtype=torch.float64, generator=generator)
+    target = Observed(torch.rand(5, 7, dtype=torch.float64, generator=generator))
     direction = torch.randn(5, 3, dtype=torch.float64, generator=generator)
     found = []
     for way in (MLPDecoder.latent_gradient, Decoder.latent_gradient):
@@ -78,18 +79,18 @@ def test_elu_stands_between_the_layers(decoder: MLPDecoder, latents: Tensor) -> 
 
 
 def test_the_encoder_mirrors_the_decoder() -> None:
-    model, shape = MLP(latent_dim=4, hidden=(6, 8)), ImageShape(1, 2, 5)
+    model, shape = MLP(latent_dim=4, hidden=(6, 8)), image_shape(2, 5, 1)
     widths = [tuple(layer.weight.shape) for layer in model.decoder(shape).layers]
     assert widths == [(6, 4), (8, 6), (10, 8)]
     assert [tuple(layer.weight.shape) for layer in model.encoder(shape).layers] == [s[::-1] for s in reversed(widths)]
 
 
-@pytest.mark.parametrize("shape", [ImageShape(1, 8, 8), ImageShape(3, 13, 10)], ids=str)
+@pytest.mark.parametrize("shape", [image_shape(8, 8, 1), image_shape(13, 10, 3)], ids=str)
 @pytest.mark.parametrize("name", CHOICES["model"])
-def test_every_model_maps_latents_to_images_and_back(name: str, shape: ImageShape) -> None:
+def test_every_model_maps_latents_to_images_and_back(name: str, shape: Shape) -> None:
     model = choice_class("model", name)()
     images = model.decoder(shape)(torch.zeros(4, model.latent_dim))
-    assert images.shape == (4, shape.pixels)
+    assert images.shape == (4, shape.size)
     assert model.encoder(shape)(images).shape == (4, model.latent_dim)
     assert model.encoder(shape, outputs=3)(images).shape == (4, 3)
 
@@ -105,7 +106,7 @@ def test_pullback_is_the_gradient_of_the_rows_asked_for(evaluated: Tensor | None
     gradient = pullback(selected)
 
     z.requires_grad_()
-    expected_loss = problem.loss(problem.decoder(z), problem.target_BD[rows])
+    expected_loss = problem.loss(problem.decoder(z), problem.target[rows])
     (expected,) = torch.autograd.grad(expected_loss.sum(), z)
     chosen = torch.arange(len(rows)) if selected is None else selected
     torch.testing.assert_close(loss, expected_loss.detach())

@@ -37,8 +37,8 @@ def encoded(decoder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def test_whole_numbers_are_scaled_as_the_decoders_data_was(decoder: Path, digits: Splits) -> None:
     """White is 16 in scikit-learn's digits, so the same picture as floats gives the same latents."""
-    pixels_ND = digits.test.pixels_ND[:20]
-    whole, real = encoded(decoder, pixels_ND), encoded(decoder, (pixels_ND / 16).astype(np.float32))
+    values_ND = digits.test.values_ND[:20]
+    whole, real = encoded(decoder, values_ND), encoded(decoder, (values_ND / 16).astype(np.float32))
     np.testing.assert_array_equal(whole["latent"], real["latent"])
     np.testing.assert_array_equal(whole["loss"], real["loss"])
     with pytest.raises(InputError, match="given values from 0 to 255; allowed"):

@@ -262,7 +262,7 @@ def test_an_encoder_learns_to_fill_the_normal(
     plain, unpulled = autoencoder
     metrics, learner = trained(small(settings, budget=BUDGET), digits)
     with torch.no_grad():
-        images_BD = digits.test.images(slice(0, 300))
+        images_BD = digits.test.batch(slice(0, 300))
         size, free = (float(who.encode(images_BD).latent_BL.square().mean()) for who in (learner, unpulled))
     assert 0.3 < size < 2 < free
     assert metrics[names.TEST_LOSS] < 1.25 * plain[names.TEST_LOSS]
@@ -276,7 +276,7 @@ def test_latents_found_by_flow_are_pulled_to_the_normal(digits: Splits) -> None:
     found = {}
     for method in ("gfe", "gfe_gen"):
         metrics, learner = trained(Trial.build(SMALL, flow, few, {"method": method}), digits)
-        latent_BL = learner.encode(digits.test.images(slice(0, 60))).latent_BL
+        latent_BL = learner.encode(digits.test.batch(slice(0, 60))).latent_BL
         found[method] = metrics[names.TEST_LOSS], float(latent_BL.std(0).mean())
     assert found["gfe"][1] > 3
     assert 0.5 < found["gfe_gen"][1] < 1.5
@@ -292,8 +292,8 @@ def begun(trial: Trial, digits: Splits, images: int) -> Learner:
 
 def test_the_flow_descends_the_loss_and_the_term(digits: Splits) -> None:
     learner = begun(small("gfe_gen", solver={"name": "lbfgs"}), digits, 160)
-    target_BD = digits.test.images(slice(0, 6))
-    objective = learner.objective(target_BD)
+    target = digits.test.batch(slice(0, 6))
+    objective = learner.objective(target)
     latent_BL = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) / 2
     slope_BL = objective.gradient(latent_BL)
     rows = torch.tensor([4, 1])
@@ -303,7 +303,7 @@ def test_the_flow_descends_the_loss_and_the_term(digits: Splits) -> None:
 
     def total(at_BL: Tensor) -> Tensor:
         term_B = learner.puller.term(at_BL)  # type: ignore[union-attr,operator]
-        loss_B: Tensor = learner.loss(learner.decoder(at_BL), target_BD) + term_B
+        loss_B: Tensor = learner.loss(learner.decoder(at_BL), target) + term_B
         return loss_B
 
     at_BL = latent_BL.clone().requires_grad_()
@@ -314,31 +314,31 @@ def test_the_flow_descends_the_loss_and_the_term(digits: Splits) -> None:
 
 def test_the_reported_loss_is_of_the_reconstruction_alone(digits: Splits) -> None:
     learner = begun(small("gfe_gen", solver={"name": "lbfgs"}), digits, 160)
-    target_BD = digits.test.images(slice(0, 20))
-    encoded = learner.encode(target_BD)
+    target = digits.test.batch(slice(0, 20))
+    encoded = learner.encode(target)
     with torch.no_grad():
-        expected_B = learner.loss(learner.decoder(encoded.latent_BL), target_BD)
+        expected_B = learner.loss(learner.decoder(encoded.latent_BL), target)
     torch.testing.assert_close(encoded.loss_B, expected_B)
-    alone = learner.encode(target_BD[3:4])
+    alone = learner.encode(target[3:4])
     torch.testing.assert_close(alone.latent_BL, encoded.latent_BL[3:4], rtol=1e-2, atol=1e-2)
 
 
 def test_the_evidence_bound_is_that_of_torchs_distributions(digits: Splits) -> None:
     trial = small({"name": "vae", "beta": 0.5}, optim={"name": "adam", "lr": 1e-12})
     learner = begun(trial, digits, 16)
-    target_BD = digits.train.images(slice(0, 8))
+    target = digits.train.batch(slice(0, 8))
     learner.optimiser.zero_grad()
     torch.manual_seed(5)
-    learner.update(target_BD, torch.arange(8), 1)
+    learner.update(target, torch.arange(8), 1)
     given = {
         name: weight.grad.clone() for name, weight in learner.networks.named_parameters() if weight.grad is not None
     }
     learner.optimiser.zero_grad()
-    mean_BL, log_variance_BL = learner.posterior.moments(target_BD)  # type: ignore[union-attr,operator]
+    mean_BL, log_variance_BL = learner.posterior.moments(target.value_BD)  # type: ignore[union-attr,operator]
     posterior = torch.distributions.Normal(mean_BL, (log_variance_BL / 2).exp())
     torch.manual_seed(5)
     logits_BD = learner.decoder(posterior.rsample())
-    likelihood = torch.distributions.Bernoulli(logits=logits_BD, validate_args=False).log_prob(target_BD).mean(1)
+    likelihood = torch.distributions.Bernoulli(logits=logits_BD, validate_args=False).log_prob(target.value_BD).mean(1)
     divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(1)
     (-likelihood + 0.5 * divergence / 64).sum().backward()
     for name, weight in learner.networks.named_parameters():
@@ -353,7 +353,7 @@ def test_the_discriminator_learns_and_the_optimiser_of_the_rest_leaves_it_alone(
     stepped = {id(weight) for group in learner.optimiser.param_groups for weight in group["params"]}
     assert not own & stepped
     before = [weight.clone() for weight in learner.discriminator.parameters()]  # type: ignore[union-attr,operator]
-    learner.update(digits.train.images(slice(0, 16)), torch.arange(16), 1)
+    learner.update(digits.train.batch(slice(0, 16)), torch.arange(16), 1)
     after = list(learner.discriminator.parameters())  # type: ignore[union-attr,operator]
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(bool(weight.isfinite().all()) for weight in after)

@@ -58,7 +58,7 @@ def test_snapshots_hold_what_the_decoder_makes_of_the_test_images(splits: Splits
         assert {key.partition("/")[0] for key in found.files if "/" in key} == {"16", "32", "96"}
         np.testing.assert_array_equal(found["label"], splits.test.labels_N[:40])
         latent_NL = torch.from_numpy(found["96/latent"])
-        target_ND = splits.test.images(slice(0, 40))
+        target_ND = splits.test.batch(slice(0, 40))
         with torch.no_grad():
             loss_N = state.learner.loss(state.learner.decoder(latent_NL), target_ND)
         assert float(loss_N.double().mean()) == pytest.approx(state.points[-1][names.TEST_LOSS], rel=1e-5)
@@ -66,14 +66,16 @@ def test_snapshots_hold_what_the_decoder_makes_of_the_test_images(splits: Splits
         pictures = found["96/reconstruction"]
         assert pictures.shape == (PICTURES, 8, 8)
         np.testing.assert_allclose(pictures.reshape(PICTURES, -1), shown_BD.numpy(), atol=0.51)
-        np.testing.assert_allclose(found["target"].reshape(PICTURES, -1), target_ND[:PICTURES] * 255, atol=0.51)
+        np.testing.assert_allclose(
+            found["target"].reshape(PICTURES, -1), target_ND.value_BD[:PICTURES] * 255, atol=0.51
+        )
 
 
 def test_flows_start_at_the_start_and_end_where_the_solver_does(splits: Splits, tmp_path: Path) -> None:
     learner = run(splits, tmp_path).learner
-    target_BD = splits.test.images(slice(0, FLOWS))
-    flows = observe_flows(learner, target_BD)
-    encoded = learner.encode(target_BD)
+    target = splits.test.batch(slice(0, FLOWS))
+    flows = observe_flows(learner, target)
+    encoded = learner.encode(target)
     for image in range(FLOWS):
         own = {name: column[flows["image"] == image] for name, column in flows.items()}
         assert len(own["nfe"]) <= OBSERVATIONS
@@ -90,7 +92,7 @@ def test_flows_start_at_the_start_and_end_where_the_solver_does(splits: Splits, 
 def test_every_solver_is_observed(splits: Splits, solver: str) -> None:
     trial = Trial.build(SMALL, {"solver": {"name": solver}, "flow": {"name": "gradient"}})
     learner = trial.method.create(trial, splits.shape, torch.device("cpu"))
-    flows = observe_flows(learner, splits.test.images(slice(0, 3)))
+    flows = observe_flows(learner, splits.test.batch(slice(0, 3)))
     assert set(flows["image"]) == {0, 1, 2}
     assert np.isnan(flows["time"]).all() == (trial.solver.scheme is None)
     for image in range(3):

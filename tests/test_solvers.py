@@ -95,7 +95,7 @@ def test_counters_add_up_to_what_the_decoder_did(solver: Solver) -> None:
     problem = image_problem(batch=9, gain=3)
     decoder = CountingDecoder([2, 9, 7]).double()
     decoder.load_state_dict(problem.decoder.state_dict())
-    solution = solve(solver, Problem(decoder, problem.loss, problem.target_BD))
+    solution = solve(solver, Problem(decoder, problem.loss, problem.target))
     assert solution.nfe_forward_B.sum() == decoder.evaluated
     assert solution.nfe_backward_B.sum() == decoder.pulled_back
 
@@ -140,7 +140,7 @@ def test_bad_numbers_are_refused_by_sample(name: str, bad: float) -> None:
     with pytest.raises(ValueError, match=r"start latent of sample 2\b"):
         solver.solve(CONSTANT, problem.objective(), start)
     problem.target_BD[3, 0] = bad
-    with pytest.raises(ValueError, match=r"pixels in sample 3\b"):
+    with pytest.raises(ValueError, match=r"values in sample 3\b"):
         problem.objective()
 
 
@@ -164,13 +164,13 @@ def test_every_solver_reaches_the_minimiser_of_a_linear_decoder(solver: Solver) 
     _, minimiser = problem._gram_and_end()
     solution = solve(solver, problem)
     torch.testing.assert_close(solution.latent_BL, minimiser, rtol=0, atol=2e-6)
-    torch.testing.assert_close(solution.loss_B, problem.loss(problem.decoder(minimiser), problem.target_BD).detach())
+    torch.testing.assert_close(solution.loss_B, problem.loss(problem.decoder(minimiser), problem.target).detach())
 
 
 def test_different_solvers_agree_on_a_minimum_of_the_cross_entropy() -> None:
     problem = image_problem(gain=1.0)
     # The loss of sample 0 has no minimiser: it falls on and on.
-    problem = dataclasses.replace(problem, target_BD=problem.target_BD[1:])
+    problem = dataclasses.replace(problem, target=problem.target[1:])
     solvers = [SpectralAMD(min_slope=0), LBFGS(min_slope=0), GaussNewton(min_slope=0), NesterovAMD(min_slope=0)]
     solutions = [solve(solver, problem) for solver in solvers]
     for solution in solutions:

@@ -20,12 +20,13 @@ from torch import Tensor
 from gfe_study import names, training
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, Trial
-from gfe_study.data.base import ImageShape, Split, Splits
+from gfe_study.data.base import Split, Splits, image_shape
 from gfe_study.gradients.approx import Approximate
+from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Diverged, Learner
 from gfe_study.training import Metrics, Progress, evaluate, train, training_order
 
-SHAPE = ImageShape(1, 8, 8)
+SHAPE = image_shape(8, 8, 1)
 METRICS = {value for name, value in vars(names).items() if name.isupper()}
 SECONDS = {names.TRAIN_SECONDS, names.ENCODE_SECONDS, names.EVAL_SECONDS}
 
@@ -115,13 +116,15 @@ def test_every_method_learns_and_reports(method: str, digits: Splits) -> None:
     expected = {*SECONDS, names.IMAGES_SEEN, names.IMAGES_USED, names.UNIQUE_IMAGES, names.OPTIMISER_STEPS}
     expected |= {names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS}
     expected |= {names.ENCODE_NFE, names.NFE_FORWARD, names.NFE_BACKWARD, names.DIVERGED}
+    kinds = (names.RMSE, names.MAE, names.R2, names.RELATIVE_L2)
+    expected |= {f"{part}_{kind}" for part in ("val", "test") for kind in kinds}
     expected |= {f"{encoding}_{names.TEST_LOSS}" for encoding in learner.encodings}
     for point in points:
         assert set(point) == expected
         assert set(point) <= METRICS
         assert all(math.isfinite(value) for value in point.values())
         assert point[names.DIVERGED] == 0
-    images = digits.test.images(slice(0, 5))
+    images = digits.test.batch(slice(0, 5))
     assert learner.encode(images).latent_BL.shape == (5, 4)
     decoded = learner.decode(learner.encode(images).latent_BL)
     assert decoded.shape == (5, 64)
@@ -170,8 +173,8 @@ def test_methods_start_from_one_decoder_and_see_the_same_images(digits: Splits) 
     orders = []
     for trial in (gfe, ae, tiny({"seed": 6})):
         taken: list[np.ndarray] = []
-        seen = Recording(digits.train.pixels_ND, digits.train.labels_N, digits.train.levels, taken)
-        run(train(trial, Splits(seen, digits.val, digits.test, 8, 8)))
+        seen = Recording(digits.train.values_ND, digits.train.labels_N, scale=digits.train.scale, taken=taken)
+        run(train(trial, Splits(seen, digits.val, digits.test, SHAPE)))
         orders.append(np.concatenate(taken).tolist())
     assert orders[0] == orders[1] != orders[2]
     assert len(orders[0]) == 90
@@ -183,9 +186,9 @@ class Recording(Split):
 
     taken: list[np.ndarray] = field(default_factory=list)
 
-    def images(self, index: Any, device: torch.device | None = None) -> Tensor:
+    def batch(self, index: Any, device: torch.device | None = None) -> Observed:
         self.taken.append(index)
-        return super().images(index, device)
+        return super().batch(index, device)
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 60), st.lists(st.integers(1, 50), min_size=1, max_size=6))
@@ -237,7 +240,7 @@ def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits)
     losses = []
     for start in (0, 16, 32):
         index = training_order(0, len(digits.train), start, 16)
-        encoding = learner.update(digits.train.images(index), torch.from_numpy(index), 1)
+        encoding = learner.update(digits.train.batch(index), torch.from_numpy(index), 1)
         losses.append(encoding.loss_B.mean().item())
     reported = [point[names.TRAIN_LOSS] for point in points]
     assert reported == pytest.approx([(losses[0] + losses[1]) / 2, losses[2]], rel=1e-6)
@@ -248,7 +251,7 @@ def test_evaluation_is_a_mean_over_images_and_no_matter_of_batches(
 ) -> None:
     learner = tiny().method.create(tiny(), SHAPE, torch.device("cpu"))
     together = evaluate(learner, digits.val, 40, torch.device("cpu"))
-    encoded = learner.encode(digits.val.images(slice(0, 40)))
+    encoded = learner.encode(digits.val.batch(slice(0, 40)))
     assert together.loss == pytest.approx(encoded.loss_B.mean().item(), rel=1e-6)
     assert together.nfe == (encoded.nfe_forward_B + encoded.nfe_backward_B).double().mean()
     monkeypatch.setattr(training, "ENCODE_BATCH", 7)
@@ -316,7 +319,7 @@ def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digit
 def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, digits: Splits) -> None:
     trial = tiny({"method": method})
     learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
-    images = digits.train.images(slice(0, 16))
+    images = digits.train.batch(slice(0, 16))
     encoding = learner.update(images, torch.arange(16), 1)
     assert not same(weights(learner), weights(before))
     torch.testing.assert_close(encoding.latent_BL, before.encode(images).latent_BL)
@@ -327,10 +330,10 @@ def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, d
 def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:
     trial = tiny({"method": "ae"})
     learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
-    images = digits.train.images(slice(0, 16))
+    images = digits.train.batch(slice(0, 16))
     learner.update(images, torch.arange(16), 1)
-    logits = before.decoder(before.encoder(images))
-    total = 16 * torch.nn.functional.binary_cross_entropy_with_logits(logits, images)
+    logits = before.decoder(before.encoder(images.value_BD))
+    total = 16 * torch.nn.functional.binary_cross_entropy_with_logits(logits, images.value_BD)
     expected = torch.autograd.grad(total, list(before.networks.parameters()))
     gradients = [parameter.grad for parameter in learner.networks.parameters()]
     torch.testing.assert_close(gradients, list(expected), rtol=1e-4, atol=1e-6)
@@ -382,14 +385,14 @@ def test_weights_never_step_along_a_gradient_that_is_not_finite(
     before = weights(learner)
     backward = Approximate.backward
 
-    def overflowing(self: Approximate, decoder: Any, *rest: Any) -> Any:
-        done = backward(self, decoder, *rest)
-        next(decoder.parameters()).grad[0, 0] = math.inf
+    def overflowing(self: Approximate, objective: Any, *rest: Any) -> Any:
+        done = backward(self, objective, *rest)
+        next(objective.decoder.parameters()).grad[0, 0] = math.inf
         return done
 
     monkeypatch.setattr(Approximate, "backward", overflowing)
     with pytest.raises(Diverged):
-        learner.update(digits.train.images(slice(0, 4)), torch.arange(4), 1)
+        learner.update(digits.train.batch(slice(0, 4)), torch.arange(4), 1)
     assert same(weights(learner), before)
 
 

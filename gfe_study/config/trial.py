@@ -60,6 +60,12 @@ CHOICES: dict[str, dict[str, str]] = {
         "svhn": "gfe_study.data.svhn:SVHN",
         "celeba": "gfe_study.data.celeba:CelebA",
     },
+    "likelihood": {
+        "bernoulli": "gfe_study.likelihoods.bernoulli:Bernoulli",
+        "gaussian": "gfe_study.likelihoods.gaussian:Gaussian",
+        "poisson": "gfe_study.likelihoods.poisson:Poisson",
+        "student_t": "gfe_study.likelihoods.student_t:StudentT",
+    },
     "optim": {"rmsprop": "gfe_study.optim:RMSprop", "adam": "gfe_study.optim:Adam"},
     "target": {
         "mixture_of_gaussians": "gfe_study.targets.mixture_of_gaussians:MixtureOfGaussians",
@@ -212,9 +218,14 @@ class Trial(Section):
     start: SerializeAsAny[Annotated[Any, _chosen("start")]]
     model: SerializeAsAny[Annotated[Any, _chosen("model")]]
     data: SerializeAsAny[Annotated[Any, _chosen("data")]]
+    likelihood: SerializeAsAny[Annotated[Any, _chosen("likelihood")]]
+    """What an observation is, and how far it is from a reconstruction."""
     optim: SerializeAsAny[Annotated[Any, _chosen("optim")]]
     target: SerializeAsAny[Annotated[Any, _chosen("target")]] | None = None
     """The distribution that a method pulls its latents to; None for a method that has none."""
+    prior_precision: Annotated[float, Field(gt=0)] | None = None
+    """λ: latents that are found by minimising have a normal prior of this precision, which adds λ‖z‖²/(2 n) to the
+    loss of a sample with n observed values; None: no prior."""
     budget: Budget = Budget()
     eval: Evaluation = Evaluation()
     seed: Annotated[int, AfterValidator(_seed_in_range)] = 0
@@ -246,7 +257,8 @@ class Trial(Section):
         preset = named_presets[-1] if named_presets else cls.model_fields["preset"].default
         if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"{where}: preset: given {preset!r}; {suggestion(str(preset), list(PRESETS))}")
-        return merge({"preset": preset, "data": {"name": "digits"}}, PRESETS[preset], *layers)
+        defaults = {"preset": preset, "data": {"name": "digits"}, "likelihood": {"name": "bernoulli"}}
+        return merge(defaults, PRESETS[preset], *layers)
 
     @classmethod
     def over(cls, base: Mapping[str, Any], *layers: Mapping[str, Any], where: str = "configuration") -> Self:
@@ -280,7 +292,9 @@ class Trial(Section):
         # A preset is only where values came from: the same values reached by another way are the same trial.
         # A setting that is not given is left out, so that settings to come do not make old trials other ones.
         identity = {key: value for key, value in self.dump().items() if key != "preset"}
-        return {key: value for key, value in flatten(identity).items() if value is not None}
+        given = {key: value for key, value in flatten(identity).items() if value is not None}
+        # Older than likelihoods: what there was before them is not said.
+        return {key: value for key, value in given.items() if (key, value) != ("likelihood.name", "bernoulli")}
 
 
 def _digest(content: Any) -> str:

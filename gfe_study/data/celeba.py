@@ -16,7 +16,7 @@ from filelock import FileLock
 from pydantic import Field
 
 from gfe_study.cache import CACHE_DIR_VARIABLE, cache_folder
-from gfe_study.data.base import DataError, Split, Splits
+from gfe_study.data.base import DataError, Scale, Split, Splits, image_shape
 from gfe_study.data.files import FileDataset
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class CelebA(FileDataset):
         splits = {}
         for part, number in PARTS.items():
             begin, end = np.searchsorted(listed.to_numpy(), [number, number + 1])
-            splits[part] = Split(pixels_ND[begin:end], labels_N[begin:end])
-        return Splits(**splits, height=self.size, width=self.size, channels=3)
+            splits[part] = Split(pixels_ND[begin:end], labels_N[begin:end], scale=Scale.of_levels(255))
+        return Splits(**splits, shape=image_shape(self.size, self.size, 3))
 
 
 def _read_list(path: Path, header: Literal["infer"] | None, first: int) -> pd.DataFrame:

@@ -5,13 +5,14 @@ from typing import Literal
 
 import numpy as np
 
-from gfe_study.data.base import Dataset, Split, Splits, hold_out
+from gfe_study.data.base import Dataset, Scale, Split, Splits, hold_out, image_shape
+
+LEVELS = 16
+"""The stored value of a white pixel."""
 
 
 class Digits(Dataset):
     """8 × 8 handwritten digits: 1,197 to train on, 300 to validate, 300 to test."""
-
-    levels = 16
 
     name: Literal["digits"] = "digits"
 
@@ -19,7 +20,7 @@ class Digits(Dataset):
         from sklearn.datasets import load_digits
 
         bundle = load_digits()
-        everything = Split(bundle.data.astype(np.uint8), bundle.target.astype(np.int64), levels=self.levels)
+        everything = Split(bundle.data.astype(np.uint8), bundle.target.astype(np.int64), scale=Scale.of_levels(LEVELS))
         rest, test = hold_out(everything, 300, "digits/test")
         train, val = hold_out(rest, 300, "digits/val")
-        return Splits(train, val, test, height=8, width=8)
+        return Splits(train, val, test, image_shape(8, 8))

@@ -60,8 +60,8 @@ class FileDataset(Dataset):
         try:
             splits = self.read_files(home)
             for part, split in splits.parts.items():
-                if len(split.pixels_ND) != len(split.labels_N):
-                    raise ValueError(f"{part}: {len(split.pixels_ND)} images, {len(split.labels_N)} labels")
+                if split.labels_N is not None and len(split) != len(split.labels_N):
+                    raise ValueError(f"{part}: {len(split)} images, {len(split.labels_N)} labels")
                 if not len(split):
                     raise ValueError(f"no {part} images")
         except DataError:

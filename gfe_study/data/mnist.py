@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from gfe_study.data.base import DataError, Split, Splits, hold_out
+from gfe_study.data.base import DataError, Scale, Split, Splits, hold_out, image_shape
 from gfe_study.data.files import FileDataset
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class MNIST(FileDataset):
             )
         # A sixth of a small excerpt; MNIST's usual 5,000 of the full training set.
         train, val = hold_out(train, min(5000, len(train) // 6), f"{self.name}/val")
-        return Splits(train, val, test, height=HEIGHT, width=WIDTH)
+        return Splits(train, val, test, image_shape(HEIGHT, WIDTH))
 
     @classmethod
     def _dataset_class(cls) -> Callable[..., torchvision.datasets.MNIST]:
@@ -64,7 +64,7 @@ class MNIST(FileDataset):
             )
         pixels = raw.data.numpy().reshape(len(labels), -1)
         kept = np.isin(labels, self.train_labels if train else self.test_labels)
-        return Split(pixels[kept], labels[kept])
+        return Split(pixels[kept], labels[kept], scale=Scale.of_levels(255))
 
 
 class FashionMNIST(MNIST):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from gfe_study.data.base import Split, Splits, hold_out
+from gfe_study.data.base import Scale, Split, Splits, hold_out, image_shape
 from gfe_study.data.files import FileDataset
 
 
@@ -31,7 +31,7 @@ class SVHN(FileDataset):
     def read_files(self, home: Path) -> Splits:
         train, test = (_read_split(home / file) for file in self.files)
         train, val = hold_out(train, min(5000, len(train) // 6), f"{self.name}/val")
-        return Splits(train, val, test, height=32, width=32, channels=3)
+        return Splits(train, val, test, image_shape(32, 32, 3))
 
 
 def _read_split(file: Path) -> Split:
@@ -48,4 +48,5 @@ def _read_split(file: Path) -> Split:
             "belongs to the labels"
         )
     pixels = np.ascontiguousarray(np.moveaxis(images, (3, 2), (0, 1)).reshape(len(labels), 3 * 32 * 32))
-    return Split(pixels, labels.astype(np.int64) % 10)  # the file calls the digit 0 ten
+    labels = labels.astype(np.int64) % 10  # the file calls the digit 0 ten
+    return Split(pixels, labels, scale=Scale.of_levels(255))

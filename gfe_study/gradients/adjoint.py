@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from gfe_study.gradients.base import Differentiated, Gradient, PathObjective, add_gradients, weights_of
-from gfe_study.losses import Loss
-from gfe_study.models.base import Decoder
 from gfe_study.solvers.base import Solution
+from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import Path, Time
 
 
@@ -41,20 +40,22 @@ class Adjoint(Gradient):
 
     needs_path = True
 
-    def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Differentiated:
+    def backward(self, objective: Objective, solution: Solution) -> Differentiated:
         path = self.path_of(solution)
         passes_B = torch.zeros_like(solution.nfe_forward_B)
-        weights = weights_of(decoder)
+        weights = weights_of(objective)
         with torch.enable_grad():
             state_BS = path.state_NBS[-1].detach().requires_grad_()
-            loss_B = loss(decoder(path.flow.latent(state_BS)), target_BD)
+            latent_BL = path.flow.latent(state_BS)
+            loss_B = objective.loss(objective.decoder(latent_BL), objective.target)
+            total = objective.target.weighed(loss_B + objective.prior(latent_BL)).sum()
         if bool(loss_B.isfinite().all()):
-            *gradients, costate_BS = torch.autograd.grad(loss_B.sum(), [*weights, state_BS])
+            *gradients, costate_BS = torch.autograd.grad(total, [*weights, state_BS])
             add_gradients(weights, gradients)
             for n in reversed(range(len(path))):
                 moving_B = path.length_NB[n] > 0
                 rows = slice(None) if bool(moving_B.all()) else moving_B.nonzero().flatten()
-                slice_ = _Slice(decoder, loss, target_BD[rows], path, n, rows)
+                slice_ = _Slice(objective, path, n, rows)
                 back = slice_.discrete if self.form == "discrete" else slice_.continuous
                 costate_KS, evaluations = back(costate_BS[rows])
                 costate_BS[rows] = costate_KS
@@ -65,13 +66,11 @@ class Adjoint(Gradient):
 class _Slice:
     """One slice of the path, for the rows that moved in it."""
 
-    def __init__(
-        self, decoder: Decoder, loss: Loss, target_KD: Tensor, path: Path, n: int, rows: slice | Tensor
-    ) -> None:
-        self.weights = weights_of(decoder)
-        into = [weight.grad for weight in decoder.parameters() if weight.grad is not None]
-        all_trained = len(into) == len(list(decoder.parameters()))
-        self.objective = PathObjective(decoder, loss, target_KD, into if all_trained else None)
+    def __init__(self, objective: Objective, path: Path, n: int, rows: slice | Tensor) -> None:
+        self.weights = weights_of(objective)
+        into = [weight.grad for weight in objective.decoder.parameters() if weight.grad is not None]
+        all_trained = len(into) == len(list(objective.decoder.parameters()))
+        self.objective = PathObjective(objective, rows, into if all_trained else None)
         self.path = path
         self.t0_K, self.t1_K = path.time_NB[n][rows], path.time_NB[n + 1][rows]
         self.length_K = path.length_NB[n][rows]

@@ -3,12 +3,10 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from gfe_study.gradients.base import Differentiated, Gradient
-from gfe_study.losses import Loss
-from gfe_study.models.base import Decoder
 from gfe_study.solvers.base import Solution
+from gfe_study.solvers.objective import Objective
 
 
 class Approximate(Gradient):
@@ -19,9 +17,10 @@ class Approximate(Gradient):
 
     name: Literal["approx"] = "approx"
 
-    def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Differentiated:
-        loss_B = loss(decoder(solution.latent_BL), target_BD)
+    def backward(self, objective: Objective, solution: Solution) -> Differentiated:
+        target = objective.target
+        loss_B = objective.loss(objective.decoder(solution.latent_BL), target)
         if bool(loss_B.isfinite().all()):
-            loss_B.sum().backward()
+            target.weighed(loss_B).sum().backward()
         once_B = torch.ones_like(solution.nfe_forward_B)
         return Differentiated(loss_B.detach(), once_B, once_B)

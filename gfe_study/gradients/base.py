@@ -1,6 +1,6 @@
 """How the loss at z* is differentiated with respect to the decoder's weights.
 
-Shapes: B batch, L latent, D pixels, S solver state.
+Shapes: B batch, L latent, D values of a sample, S solver state.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from gfe_study.config import Section
-from gfe_study.losses import Loss
-from gfe_study.models.base import Decoder
 from gfe_study.solvers.base import Solution
+from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import Path
 
 if TYPE_CHECKING:
@@ -40,15 +39,19 @@ class Differentiated:
 
 
 class Gradient(Section, ABC):
-    """Adds dL/dθ, L the sum of ℓ over the batch, to the `.grad` of the decoder's weights."""
+    """Adds dL/dθ to the `.grad` of the weights θ of the decoder, and of the likelihood if it has any.
+
+    L is the sum over the batch of what the latents were found by minimising, ℓ with the prior, each sample weighed by
+    the share of its values that is observed.
+    """
 
     name: str
     needs_path: ClassVar[bool] = False
     """Whether it differentiates the steps of the solver, which must then be kept."""
 
     @abstractmethod
-    def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Differentiated:
-        """Differentiate at a solution.
+    def backward(self, objective: Objective, solution: Solution) -> Differentiated:
+        """Differentiate at a solution of an objective.
 
         Where ℓ of a sample is not finite, no gradient is computed: the caller stops the trial.
 
@@ -73,16 +76,19 @@ class Gradient(Section, ABC):
 
 
 class PathObjective:
-    """∇_z ℓ of some rows of a batch, with its autograd graph in z and in θ; counts its evaluations.
+    """∇_z ℓ of some rows of an objective, with its autograd graph in z and in θ; counts its evaluations.
 
     `into` is as of `Decoder.latent_gradient`.
     """
 
-    def __init__(self, decoder: Decoder, loss: Loss, target_BD: Tensor, into: list[Tensor] | None = None) -> None:
+    def __init__(
+        self, objective: Objective, rows: slice | Tensor = slice(None), into: list[Tensor] | None = None
+    ) -> None:
         self.into = into
-        self.decoder = decoder
-        self.loss = loss
-        self.target_BD = target_BD
+        self.decoder = objective.decoder
+        self.loss = objective.loss
+        self.target = objective.target[rows]
+        self.pull_B1 = None if objective.pull_B is None else objective.pull_B[rows, None]
         self.evaluations = 0
 
     def gradient(self, latent_BL: Tensor) -> Tensor:
@@ -90,12 +96,14 @@ class PathObjective:
         self.evaluations += 1
         if not latent_BL.requires_grad:
             latent_BL = latent_BL.detach().requires_grad_()
-        return self.decoder.latent_gradient(self.loss, latent_BL, self.target_BD, self.into)
+        grad_BL = self.decoder.latent_gradient(self.loss, latent_BL, self.target, self.into)
+        return grad_BL if self.pull_B1 is None else grad_BL + self.pull_B1 * latent_BL
 
 
-def weights_of(decoder: Decoder) -> list[torch.nn.Parameter]:
+def weights_of(objective: Objective) -> list[torch.nn.Parameter]:
     """The weights that are trained."""
-    return [weight for weight in decoder.parameters() if weight.requires_grad]
+    weights = [*objective.decoder.parameters(), *objective.loss.parameters()]
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def add_gradients(weights: Iterable[torch.nn.Parameter], gradients: Iterable[Tensor | None]) -> None:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from gfe_study.gradients.base import Differentiated, Gradient, PathObjective
-from gfe_study.losses import Loss
-from gfe_study.models.base import Decoder
 from gfe_study.solvers.base import Solution
+from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import Time
 
 
@@ -25,19 +24,20 @@ class Unrolled(Gradient):
     name: Literal["unrolled"] = "unrolled"
     needs_path = True
 
-    def backward(self, decoder: Decoder, loss: Loss, target_BD: Tensor, solution: Solution) -> Differentiated:
+    def backward(self, objective: Objective, solution: Solution) -> Differentiated:
         path = self.path_of(solution)
-        objective = PathObjective(decoder, loss, target_BD)
+        followed = PathObjective(objective)
 
         def rate(t: Time, state_BS: Tensor) -> Tensor:
-            return path.flow.derivative(objective, t, path.tau, state_BS)
+            return path.flow.derivative(followed, t, path.tau, state_BS)
 
         with torch.enable_grad():
             state_BS = path.state_NBS[0]
             for n in range(len(path)):
                 state_BS = path.scheme.step(rate, path.time_NB[n], path.length_NB[n], state_BS)
-            loss_B = loss(decoder(path.flow.latent(state_BS)), target_BD)
+            latent_BL = path.flow.latent(state_BS)
+            loss_B = objective.loss(objective.decoder(latent_BL), objective.target)
             if bool(loss_B.isfinite().all()):
-                loss_B.sum().backward()
-        passes_B = torch.full_like(solution.nfe_forward_B, objective.evaluations)
+                objective.target.weighed(loss_B + objective.prior(latent_BL)).sum().backward()
+        passes_B = torch.full_like(solution.nfe_forward_B, followed.evaluations)
         return Differentiated(loss_B.detach(), passes_B + 1, 2 * passes_B + 1)

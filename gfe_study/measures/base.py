@@ -36,5 +36,8 @@ class Measure(Section, ABC):
             latent_NL: latents of the first N test images, by the method's own encoding, on the learner's device.
         """
 
+    def check_data(self, splits: Splits) -> None:
+        """Raise `InputError`, one line, if this measure cannot be taken of the data."""
+
     def check_trial(self, trial: Trial) -> None:
         """Raise `ValueError` if this measure makes no sense with the trial's other choices."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from gfe_study.cache import cache_folder
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from gfe_study.data.base import DataError, Dataset, ImageShape, Split, Splits
+from gfe_study.config import InputError
+from gfe_study.data.base import DataError, Dataset, Shape, Split, Splits
 from gfe_study.methods.base import seeded
 
 FEATURES = 64
@@ -36,17 +38,17 @@ CACHE_VERSION = 1
 class Classifier(nn.Module):
     """Convolutions that halve the sides, a layer of `FEATURES`, and the classes."""
 
-    def __init__(self, shape: ImageShape, classes: int) -> None:
+    def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
-        side = min(shape.height, shape.width)
+        side = min(shape.sides)
         count = next((number for number in range(1, len(CHANNELS)) if side >> number <= SMALLEST), len(CHANNELS))
-        layers: list[nn.Module] = [nn.Unflatten(1, shape)]
+        layers: list[nn.Module] = [nn.Unflatten(1, shape.dims)]
         for inputs, outputs in itertools.pairwise([shape.channels, *CHANNELS[:count]]):
             layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.GELU()]
         layers += [nn.Flatten(), nn.LazyLinear(FEATURES), nn.GELU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, classes)
-        self.body(torch.zeros(1, shape.pixels))  # the lazy layer learns its width
+        self.body(torch.zeros(1, shape.size))  # the lazy layer learns its width
 
     def forward(self, image_BD: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body(image_BD))
@@ -88,7 +90,20 @@ def _whole(data: Dataset, splits: Splits) -> Splits:
         return splits
 
 
+def shades(split: Split, index: slice | np.ndarray[Any, Any]) -> Tensor:
+    """Images of a split from 0, black, to 1, white, whatever its scale; shape (N, D)."""
+    return split.scale.shade(split.batch(index).value_BD)
+
+
+def check_images(splits: Splits, measure: str) -> None:
+    """Raise `InputError` if the data is not complete images in grey or in colour."""
+    shape = splits.shape
+    if splits.train.scale.levels is None or len(shape.sides) != 2 or shape.channels not in (1, 3) or shape.mask:
+        raise InputError(f"eval.measures: given {measure}, which looks at complete images; allowed: for images only")
+
+
 def _kept_or_trained(name: str, splits: Splits) -> Classifier:
+    assert splits.train.labels_N is not None
     classes = len(np.unique(splits.train.labels_N))
     if classes < 2:
         raise ValueError("training images of one class train no classifier")
@@ -117,6 +132,7 @@ def _read(path: Path, into: Classifier) -> bool:
 
 
 def _train(classifier: Classifier, train: Split) -> None:
+    assert train.labels_N is not None
     label_N = torch.from_numpy(np.unique(train.labels_N, return_inverse=True)[1])
     images = min(IMAGES, REPETITIONS * len(train))
     optimiser = torch.optim.Adam(classifier.parameters(), LR)
@@ -124,7 +140,7 @@ def _train(classifier: Classifier, train: Split) -> None:
     order = torch.cat([torch.randperm(len(train)) for _ in range(-(-images // len(train)))])
     for index_B in order[:images].split(BATCH):
         optimiser.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(classifier(train.images(index_B.numpy())), label_N[index_B])
+        loss = F.cross_entropy(classifier(shades(train, index_B.numpy())), label_N[index_B])
         loss.backward()
         optimiser.step()
         schedule.step()

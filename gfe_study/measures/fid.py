@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.data.base import ImageShape, Splits
+from gfe_study.data.base import Shape, Splits
 from gfe_study.measures.base import Measure
+from gfe_study.measures.classifier import check_images, shades
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.samples import sampled_images
 from gfe_study.methods.base import seeded
@@ -44,6 +45,9 @@ class FID(Measure):
     images: Annotated[int, Field(gt=1)] | None = None
     """Test images compared, at most; None: all that are evaluated."""
 
+    def check_data(self, splits: Splits) -> None:
+        check_images(splits, self.name)
+
     def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
         """As of every measure.
 
@@ -55,9 +59,10 @@ class FID(Measure):
         if samples is None:
             return {}
         network = inception(self.weights, device)
-        test = inception_features(network, splits.test.images(slice(count)), splits.shape)
+        test = inception_features(network, shades(splits.test, slice(count)), splits.shape)
         try:
-            return {names.FID: frechet_distance(test, inception_features(network, samples, splits.shape))}
+            sampled = inception_features(network, splits.test.scale.shade(samples), splits.shape)
+            return {names.FID: frechet_distance(test, sampled)}
         except ValueError:  # a decoder that has diverged
             return {}
 
@@ -92,12 +97,12 @@ def inception(weights: str, device: torch.device) -> Any:
 
 
 @torch.no_grad()
-def inception_features(network: Any, image_ND: Tensor, shape: ImageShape) -> Tensor:
+def inception_features(network: Any, image_ND: Tensor, shape: Shape) -> Tensor:
     """What the network makes of images in [0, 1], shape (N, 2048), on the CPU."""
     device = next(network.parameters()).device
     features = []
     for image_BD in image_ND.split(BATCH):
-        pictures = (image_BD.to(device) * 255).round().to(torch.uint8).view(-1, *shape)
+        pictures = (image_BD.to(device) * 255).round().to(torch.uint8).view(-1, *shape.dims)
         (found,) = network(pictures.expand(-1, 3, -1, -1))
         features.append(found.cpu())
     return torch.cat(features)

@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from gfe_study import names
+from gfe_study.config import InputError
 from gfe_study.data.base import Splits
 from gfe_study.measures.base import Measure
-from gfe_study.measures.classifier import classifier_of
+from gfe_study.measures.classifier import check_images, classifier_of, shades
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.samples import decode_all, sampled_images
 
@@ -32,6 +33,11 @@ class Frechet(Measure):
     images: Annotated[int, Field(gt=1)] | None = None
     """Test images compared, at most; None: all that are evaluated."""
 
+    def check_data(self, splits: Splits) -> None:
+        check_images(splits, self.name)
+        if splits.train.labels_N is None:
+            raise InputError("eval.measures: given frechet, and the data has no labels to train its classifier with")
+
     def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
         latent_NL = latent_NL[: self.images]
         count, device = len(latent_NL), latent_NL.device
@@ -40,12 +46,13 @@ class Frechet(Measure):
             classifier = classifier_of(data, splits)
         except ValueError:
             return {}
-        test = classifier.features(splits.test.images(slice(count)))
-        compared = {"reconstruction": decode_all(learner, latent_NL)}
+        test = classifier.features(shades(splits.test, slice(count)))
+        shade = splits.test.scale.shade
+        compared = {"reconstruction": shade(decode_all(learner, latent_NL))}
         if count <= len(splits.val):
-            compared["floor"] = splits.val.images(slice(count))
+            compared["floor"] = shades(splits.val, slice(count))
         if (samples := sampled_images(learner, count, device)) is not None:
-            compared[""] = samples
+            compared[""] = shade(samples)
         found: dict[str, float] = {}
         for kind, images_ND in compared.items():
             try:

@@ -16,6 +16,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from gfe_study import names
+from gfe_study.config import InputError
 from gfe_study.data.base import Split, Splits
 from gfe_study.density import kde
 from gfe_study.measures.base import Measure
@@ -23,6 +24,7 @@ from gfe_study.measures.samples import decode_all
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
+    from gfe_study.likelihoods.base import Loss
     from gfe_study.methods.base import Learner
     from gfe_study.models.base import Decoder
 
@@ -94,8 +96,8 @@ def noise_variance(error_V: Tensor, pixels: int) -> float:
     return float((error_V.double().var(unbiased=False) / (2 * pixels)).sqrt())
 
 
-def decoded_with_volume(decoder: Decoder, latent_NL: Tensor) -> tuple[Tensor, Tensor]:
-    """x′ = sigmoid of the logits, shape (N, D), and ½ log det(AᵀA), A = ∂x′/∂z, shape (N,), float64.
+def decoded_with_volume(decoder: Decoder, loss: Loss, latent_NL: Tensor) -> tuple[Tensor, Tensor]:
+    """x′, the mean of the likelihood, shape (N, D), and ½ log det(AᵀA), A = ∂x′/∂z, shape (N,), float64.
 
     −∞ where A has a rank below L. A few images at a time.
     """
@@ -104,27 +106,27 @@ def decoded_with_volume(decoder: Decoder, latent_NL: Tensor) -> tuple[Tensor, Te
         pixels = decoder(latent_NL[:1]).shape[1]
     images, volumes = [], []
     for latent_KL in latent_NL.split(max(1, JACOBIAN_NUMBERS // (latent_NL.shape[1] * pixels))):
-        logit_KD, tangent_KLD = frozen.jacobian(latent_KL)
-        image_KD = logit_KD.sigmoid().detach()
-        slope_KLD = (tangent_KLD.detach() * (image_KD * (1 - image_KD))[:, None]).double()
-        images.append(image_KD)
+        output_KD, tangent_KLD = frozen.jacobian(latent_KL)
+        slope_KLD = (tangent_KLD.detach() * loss.mean_slope(output_KD.detach())[:, None]).double()
+        images.append(loss.mean(output_KD).detach())
         volumes.append(torch.linalg.slogdet(slope_KLD @ slope_KLD.transpose(1, 2)).logabsdet / 2)
     return torch.cat(images), torch.cat(volumes)
 
 
 def log_probability(
-    decoder: Decoder, density: LatentDensity, variance: float, image_ND: Tensor, latent_NL: Tensor
+    decoder: Decoder, loss: Loss, density: LatentDensity, variance: float, image_ND: Tensor, latent_NL: Tensor
 ) -> Tensor:
     """log p(x) = log p(z′) − ½ log det(AᵀA) + log N(x; x′, σ²I), nats, shape (N,), float64: eq. 10–11.
 
     Args:
-        decoder: D; x′ = sigmoid(D(z′)), A = ∂x′/∂z at z′.
+        decoder: D.
+        loss: of the likelihood, whose mean at D(z′) is x′; A = ∂x′/∂z at z′.
         density: p(z).
         variance: σ².
         image_ND: x.
         latent_NL: z′, their encodings.
     """
-    decoded_ND, volume_N = decoded_with_volume(decoder, latent_NL)
+    decoded_ND, volume_N = decoded_with_volume(decoder, loss, latent_NL)
     error_N = (image_ND - decoded_ND).double().square().sum(1)
     log_normal_N = -error_N / (2 * variance) - image_ND.shape[1] / 2 * math.log(2 * math.pi * variance)
     return density.log_density(latent_NL) - volume_N + log_normal_N
@@ -147,11 +149,12 @@ class Novelty(Measure):
         from sklearn.metrics import roc_auc_score
 
         device = latent_NL.device
+        assert splits.test.labels_N is not None
         novel_N = splits.test.labels_N[: len(latent_NL)] == learner.trial.data.held_out
         if novel_N.all() or not novel_N.any() or not bool(latent_NL.isfinite().all()):
             return {}
-        image_ND = splits.test.images(slice(len(latent_NL)), device)
-        val_VD = splits.val.images(slice(learner.trial.eval.val_images), device)
+        image_ND = splits.test.batch(slice(len(latent_NL)), device).value_BD
+        val_VD = splits.val.batch(slice(learner.trial.eval.val_images), device).value_BD
         error_N = (image_ND - decode_all(learner, latent_NL)).double().square().sum(1)
         if not bool(error_N.isfinite().all()):
             return {}
@@ -161,13 +164,17 @@ class Novelty(Measure):
             density = LatentDensity.fit(_encoded(learner, splits.train, self.train_images, device), val_VL)
         except ValueError:  # latents that have collapsed have no density
             return found
-        variance = noise_variance((val_VD - decode_all(learner, val_VL)).square().sum(1), splits.pixels)
+        variance = noise_variance((val_VD - decode_all(learner, val_VL)).square().sum(1), splits.shape.size)
         if variance == 0:  # of one image
             return found
-        score_N = -log_probability(learner.decoder, density, variance, image_ND, latent_NL)
+        score_N = -log_probability(learner.decoder, learner.loss, density, variance, image_ND, latent_NL)
         if bool(score_N.isfinite().all()):
             found[names.NOVELTY_AUROC] = float(roc_auc_score(novel_N, score_N.cpu().numpy()))
         return found
+
+    def check_data(self, splits: Splits) -> None:
+        if splits.shape.mask:
+            raise InputError("eval.measures: given novelty, and the data has missing values; allowed: of complete data")
 
     def check_trial(self, trial: Trial) -> None:
         if trial.data.held_out is None:
@@ -179,4 +186,4 @@ class Novelty(Measure):
 def _encoded(learner: Learner, split: Split, count: int, device: torch.device) -> Tensor:
     index = np.arange(min(count, len(split)))
     parts = np.array_split(index, -(-len(index) // BATCH))
-    return torch.cat([learner.encode(split.images(part, device)).latent_BL for part in parts])
+    return torch.cat([learner.encode(split.batch(part, device)).latent_BL for part in parts])

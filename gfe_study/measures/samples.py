@@ -1,6 +1,6 @@
 """Decoded samples of a target: the images that a trained decoder makes up.
 
-Shapes: N images, L latent, D pixels.
+Shapes: N images, L latent, D values of each.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DECODE_BATCH = 500
 
 
 def decode_all(learner: Learner, latent_NL: Tensor) -> Tensor:
-    """Images of many latents, decoded in batches; shape (N, D), in [0, 1]."""
+    """Reconstructions of many latents, decoded in batches; shape (N, D), scaled as the samples are."""
     return torch.cat([learner.decode(latent_BL) for latent_BL in latent_NL.split(DECODE_BATCH)])
 
 
 def sampled_images(learner: Learner, count: int, device: torch.device) -> Tensor | None:
-    """Decoded samples of the learner's target, shape (count, D), in [0, 1]; None of a method without one.
+    """Decoded samples of the learner's target, shape (count, D), scaled; None of a method without one.
 
     The first images are the same whatever the count.
     """

@@ -15,13 +15,13 @@ from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod
 from gfe_study.methods.base import Diverged, TargetedMethod, seeded
 
 if TYPE_CHECKING:
-    from gfe_study.data.base import ImageShape
+    from gfe_study.data.base import Shape
 
 
 class AAELearner(AutoencoderLearner):
     """ℓ(y, D(E(y))) − λ log C(E(y)), and C trained to tell E(y) from draws of the target, arXiv:1511.05644."""
 
-    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
+    def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial
         with seeded(trial.seed, "discriminator"):
             widths = [trial.model.latent_dim, *trial.method.hidden]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gfe_study import names
+from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Diverged, Encoding, Learner, Method, seeded
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import ImageShape
+    from gfe_study.data.base import Shape
 
 
 class AutoencoderLearner(Learner):
@@ -20,45 +22,55 @@ class AutoencoderLearner(Learner):
 
     encodings = (names.MIXED,)
 
-    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
+    def seen_as(self, shape: Shape) -> Shape:
+        return shape if self.trial.method.mask_channel is not False else replace(shape, mask=False)
+
+    def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         with seeded(self.trial.seed, "encoder"):
             self.encoder = self.trial.model.encoder(shape).to(device)
         return {"encoder": self.encoder}
 
-    def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
+    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
         for number in range(updates):
             self.optimiser.zero_grad(set_to_none=True)
-            latent_BL = self.encoder(target_BD)
-            loss_B = self.loss(self.decoder(latent_BL), target_BD)
+            latent_BL = self.encoder(target.as_input(mask=self.shape.mask))
+            loss_B = self.loss(self.decoder(latent_BL), target)
             term_B = self.latent_term(latent_BL, index_B)
             total_B = loss_B if term_B is None else loss_B + term_B
             if not bool(total_B.isfinite().all()):
                 raise Diverged
-            total_B.sum().backward()
+            target.weighed(total_B).sum().backward()
             self.optimiser.step()
             self.updated(latent_BL.detach(), index_B, again=number > 0)
         self.start.remember(latent_BL.detach(), index_B)
-        passes_B = torch.full((len(target_BD),), float(updates), device=target_BD.device)
+        passes_B = torch.full((len(target),), float(updates), device=target.value_BD.device)
         return Encoding(latent_BL.detach(), loss_B.detach(), passes_B, passes_B)
 
     def latent_term(self, latent_BL: Tensor, index_B: Tensor) -> Tensor | None:
-        """What is added to each image's loss for where its latent is, shape (B,); None for nothing."""
+        """What is added to each sample's loss for where its latent is, shape (B,); None for nothing."""
         return None
 
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
-        """Called after every step of the optimiser, with the latents before it; `again`: on the same images."""
+        """Called after every step of the optimiser, with the latents before it; `again`: on the same samples."""
 
     @torch.no_grad()
-    def encode(self, target_BD: Tensor, encoding: str | None = None) -> Encoding:
+    def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
         if encoding == names.MIXED:
-            return self.encode_by_flow(target_BD)
-        latent_BL = self.encoder(target_BD)
-        none_B = torch.zeros(len(target_BD), device=target_BD.device)
-        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target_BD), none_B, none_B)
+            return self.encode_by_flow(target)
+        latent_BL = self.encoder(target.as_input(mask=self.shape.mask))
+        none_B = torch.zeros(len(target), device=target.value_BD.device)
+        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
 
 
 class EncoderMethod(Method):
-    """A method whose latents come from an encoder. Test images are also encoded by flow: `mixed_test_loss`."""
+    """A method whose latents come from an encoder. Test samples are also encoded by flow: `mixed_test_loss`.
+
+    Of data with missing values the encoder reads 0 in their place.
+    """
+
+    mask_channel: bool | None = None
+    """Of data with missing values: whether the encoder also reads which values are observed, as further channels;
+    None: yes."""
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)

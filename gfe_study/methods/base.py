@@ -1,6 +1,6 @@
 """The method contract: what `train` needs of a way to train a decoder.
 
-Shapes: B batch, L latent, D pixels.
+Shapes: B batch, L latent, D values of a sample.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Section
-from gfe_study.losses import BernoulliNLL
+from gfe_study.likelihoods.base import Loss, Observed
 from gfe_study.solvers.objective import Objective
 from gfe_study.starts.base import Starter
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import ImageShape, Split
+    from gfe_study.data.base import Shape, Split
     from gfe_study.models.base import Decoder
     from gfe_study.targets.base import Target
 
@@ -39,6 +39,8 @@ class Encoding:
     loss_B: Tensor
     nfe_forward_B: Tensor
     nfe_backward_B: Tensor
+    result_B: Tensor | None = None
+    """Why each sample's solver stopped, as `Result` codes; None of an encoder."""
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -66,12 +68,13 @@ class Learner(ABC):
     encodes_by_flow: ClassVar[bool] = False
     """Whether its own encoding is `encode_by_flow`."""
 
-    def __init__(self, trial: Trial, shape: ImageShape, device: torch.device) -> None:
+    def __init__(self, trial: Trial, shape: Shape, device: torch.device) -> None:
         self.trial = trial
-        self.loss = BernoulliNLL()
+        self.shape = shape = self.seen_as(shape)
+        self.loss: Loss = trial.likelihood.loss().to(device)
         with seeded(trial.seed, "decoder"):
             self.decoder: Decoder = trial.model.decoder(shape).to(device)
-        self.networks = nn.ModuleDict({"decoder": self.decoder})
+        self.networks = nn.ModuleDict({"decoder": self.decoder, "likelihood": self.loss})
         self.networks.update(self.build_networks(shape, device))
         with seeded(trial.seed, "encoder"):
             encoder = dict(self.networks.items()).get("encoder")
@@ -79,7 +82,11 @@ class Learner(ABC):
         self.networks["start"] = self.start
         self.optimiser: torch.optim.Optimizer = trial.optim.build(self.trained())
 
-    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
+    def seen_as(self, shape: Shape) -> Shape:
+        """The shape as the method's networks are to see it."""
+        return shape
+
+    def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         """Networks that are trained beside the decoder, by name."""
         return {}
 
@@ -102,11 +109,11 @@ class Learner(ABC):
         return target
 
     @abstractmethod
-    def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
+    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
         """One batch of training.
 
         Args:
-            target_BD: images.
+            target: samples.
             index_B: their places in the training split.
             updates: steps of the optimiser.
 
@@ -118,26 +125,32 @@ class Learner(ABC):
         """
 
     @abstractmethod
-    def encode(self, target_BD: Tensor, encoding: str | None = None) -> Encoding:
-        """Latents of images by the method's own encoding, or by one of `encodings`."""
+    def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
+        """Latents of samples by the method's own encoding, or by one of `encodings`."""
 
-    def objective(self, target_BD: Tensor, index_B: Tensor | None = None) -> Objective:
-        """What the latents of images are found by minimising; `index_B` as of `update`, None for other images."""
-        return Objective(self.decoder, self.loss, target_BD)
+    def objective(self, target: Observed, index_B: Tensor | None = None) -> Objective:
+        """What the latents of samples are found by minimising; `index_B` as of `update`, None for other samples."""
+        return Objective(self.decoder, self.loss, target, precision=self.trial.prior_precision)
 
-    def encode_by_flow(self, target_BD: Tensor) -> Encoding:
+    def encode_by_flow(self, target: Observed) -> Encoding:
         """Latents by following the trial's flow with its solver from its start."""
-        objective = self.objective(target_BD)
-        start_BL = self.start(target_BD)
+        objective = self.objective(target)
+        start_BL = self.start(target)
         lost_B = ~start_BL.isfinite().all(-1)
         solution = self.trial.solver.solve(self.trial.flow, objective, start_BL.masked_fill(lost_B[:, None], 0.0))
-        loss_B = solution.loss_B.masked_fill(lost_B, torch.nan)
-        return Encoding(solution.latent_BL, loss_B, solution.nfe_forward_B, solution.nfe_backward_B)
+        loss_B, forward_B = solution.loss_B, solution.nfe_forward_B
+        if not objective.plain:  # of what was minimised, the loss alone is reported
+            lost_B = lost_B | ~loss_B.isfinite()
+            with torch.no_grad():
+                loss_B = self.loss(self.decoder(solution.latent_BL), target)
+            forward_B = forward_B + 1
+        loss_B = loss_B.masked_fill(lost_B, torch.nan)
+        return Encoding(solution.latent_BL, loss_B, forward_B, solution.nfe_backward_B, solution.result_B)
 
     @torch.no_grad()
     def decode(self, latent_BL: Tensor) -> Tensor:
-        """Images, shape (B, D), in [0, 1]."""
-        return self.decoder(latent_BL).sigmoid()
+        """Reconstructions: the mean of the likelihood, shape (B, D), scaled as the samples are."""
+        return self.loss.mean(self.decoder(latent_BL))
 
     def state_dict(self) -> dict[str, Any]:
         return {"networks": self.networks.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -161,8 +174,8 @@ class Method(Section, ABC):
                 "allowed: null"
             )
 
-    def create(self, trial: Trial, shape: ImageShape, device: torch.device) -> Learner:
-        """A fresh learner for images of a shape, its weights drawn from the trial's seed."""
+    def create(self, trial: Trial, shape: Shape, device: torch.device) -> Learner:
+        """A fresh learner for samples of a shape, its weights drawn from the trial's seed."""
         return self.learner(trial, shape, device)
 
 

@@ -15,7 +15,7 @@ from gfe_study.methods.pull import Pull, Puller
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import ImageShape
+    from gfe_study.data.base import Shape
 
 ENCODE_BATCH = 1000
 """Training images encoded at once for the density."""
@@ -24,7 +24,7 @@ ENCODE_BATCH = 1000
 class GENLearner(AutoencoderLearner):
     """ℓ(y, D(E(y))) + λ times the term of `Pull` at E(y): arXiv:2010.15283, Algorithm 1 and eq. 3."""
 
-    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
+    def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial
         self.puller = Puller(trial.method, self.target, trial.model.latent_dim, keeps_latents=False).to(device)
         return {**super().build_networks(shape, device), "puller": self.puller}
@@ -47,7 +47,8 @@ class GENLearner(AutoencoderLearner):
         parts = index_M.cpu().numpy()
         device = index_M.device
         starts = range(0, len(parts), ENCODE_BATCH)
-        return torch.cat([self.encoder(self.train.images(parts[i : i + ENCODE_BATCH], device)) for i in starts])
+        batches = (self.train.batch(parts[i : i + ENCODE_BATCH], device) for i in starts)
+        return torch.cat([self.encoder(batch.as_input(mask=self.shape.mask)) for batch in batches])
 
 
 class GEN(Pull, TargetedMethod, EncoderMethod):

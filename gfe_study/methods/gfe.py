@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Diverged, Encoding, Learner, Method
 
 
@@ -15,21 +16,21 @@ class GFELearner(Learner):
 
     encodes_by_flow = True
 
-    def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
+    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
         trial = self.trial
-        forward_B = backward_B = torch.zeros(len(target_BD), device=target_BD.device)
-        latent_BL = self.start(target_BD, index_B)
+        forward_B = backward_B = torch.zeros(len(target), device=target.value_BD.device)
+        latent_BL = self.start(target, index_B)
         if not bool(latent_BL.isfinite().all()):
             raise Diverged
         for number in range(updates):
             solver = trial.solver.for_training(resumed=number > 0)
-            objective = self.objective(target_BD, index_B)
+            objective = self.objective(target, index_B)
             solution = solver.solve(trial.flow, objective, latent_BL, keep_path=trial.gradient.needs_path)
             latent_BL = solution.latent_BL
             if not bool(latent_BL.isfinite().all()):
                 raise Diverged
             self.optimiser.zero_grad(set_to_none=True)
-            done = trial.gradient.backward(self.decoder, self.loss, target_BD, solution)
+            done = trial.gradient.backward(objective, solution)
             if not bool(done.loss_B.isfinite().all()):
                 raise Diverged
             self.start.backward(objective)
@@ -47,8 +48,8 @@ class GFELearner(Learner):
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
         """Called after every step of the optimiser, with the latents it was made at; `again`: on the same images."""
 
-    def encode(self, target_BD: Tensor, encoding: str | None = None) -> Encoding:
-        return self.encode_by_flow(target_BD)
+    def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
+        return self.encode_by_flow(target)
 
 
 class GFE(Method):

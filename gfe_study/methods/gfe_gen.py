@@ -9,14 +9,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gfe_study.data.base import Split
-from gfe_study.methods.base import Encoding, TargetedMethod
+from gfe_study.likelihoods.base import Observed
+from gfe_study.methods.base import TargetedMethod
 from gfe_study.methods.gfe import GFELearner
 from gfe_study.methods.pull import FEWEST, Pull, Puller
 from gfe_study.solvers.objective import Objective
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import ImageShape
+    from gfe_study.data.base import Shape
 
 
 class GFEGENLearner(GFELearner):
@@ -26,7 +27,7 @@ class GFEGENLearner(GFELearner):
     that of the sum: the term does not know the decoder.
     """
 
-    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
+    def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial
         self.puller = Puller(trial.method, self.target, trial.model.latent_dim, keeps_latents=True).to(device)
         return {**super().build_networks(shape, device), "puller": self.puller}
@@ -34,9 +35,9 @@ class GFEGENLearner(GFELearner):
     def see(self, train: Split) -> None:
         self.puller.see(train)
 
-    def objective(self, target_BD: Tensor, index_B: Tensor | None = None) -> Objective:
+    def objective(self, target: Observed, index_B: Tensor | None = None) -> Objective:
         if not self.puller.active:
-            return super().objective(target_BD, index_B)
+            return super().objective(target, index_B)
 
         def term(latent_KL: Tensor, rows_K: Tensor | None) -> Tensor:
             index_K = index_B if index_B is None or rows_K is None else index_B[rows_K]
@@ -44,23 +45,12 @@ class GFEGENLearner(GFELearner):
             assert found_K is not None
             return found_K
 
-        return Objective(self.decoder, self.loss, target_BD, term)
+        return Objective(self.decoder, self.loss, target, term, self.trial.prior_precision)
 
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
         self.puller.remember(index_B, latent_BL, again=again)
         if self.puller.due:
             self.puller.refresh()
-
-    def encode_by_flow(self, target_BD: Tensor) -> Encoding:
-        found = super().encode_by_flow(target_BD)
-        if not self.puller.active:
-            return found
-        with torch.no_grad():  # the solver's loss has the term in it
-            loss_B = self.loss(self.decoder(found.latent_BL), target_BD)
-        lost_B = ~found.loss_B.isfinite()
-        return Encoding(
-            found.latent_BL, loss_B.masked_fill(lost_B, torch.nan), found.nfe_forward_B + 1, found.nfe_backward_B
-        )
 
 
 class GFEGEN(Pull, TargetedMethod):

@@ -117,6 +117,8 @@ class Puller(nn.Module):
             self.bandwidth(self.target, size)
 
     def _see_labels(self, train: Split) -> None:
+        if train.labels_N is None:
+            raise InputError(f"method.labelled: given {self.pull.labelled}, and the data has no labels; allowed: 0")
         if self.pull.labelled > len(train):
             raise InputError(f"method.labelled: given {self.pull.labelled}; allowed: at most {len(train)}")
         if (last := int(train.labels_N.max())) >= self.target.modes:

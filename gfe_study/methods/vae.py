@@ -8,43 +8,43 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod
 from gfe_study.methods.base import Diverged, Encoding, TargetedMethod, seeded
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import ImageShape
+    from gfe_study.data.base import Shape
 
 
 class VAELearner(AutoencoderLearner):
-    """The evidence lower bound, per pixel: ℓ(y, D(z)) + β KL(q(z|y) ‖ N(0, I))/D at z ~ q(z|y) = N(μ(y), σ²(y)).
+    """The evidence lower bound, per observed value: ℓ(y, D(z)) + β KL(q(z|y) ‖ N(0, I))/n, n values being observed.
 
-    Its latent of an image is μ(y).
+    z is drawn from q(z|y) = N(μ(y), σ²(y)); its latent of a sample is μ(y).
     """
 
-    def build_networks(self, shape: ImageShape, device: torch.device) -> dict[str, nn.Module]:
-        self.pixels = shape.pixels
+    def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         with seeded(self.trial.seed, "encoder"):
             both = self.trial.model.encoder(shape, outputs=2 * self.trial.model.latent_dim).to(device)
         self.posterior = Posterior(both)
         self.encoder = self.posterior
         return {"encoder": self.posterior}
 
-    def update(self, target_BD: Tensor, index_B: Tensor, updates: int) -> Encoding:
+    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
         for _ in range(updates):
             self.optimiser.zero_grad(set_to_none=True)
-            mean_BL, log_variance_BL = self.posterior.moments(target_BD)
+            mean_BL, log_variance_BL = self.posterior.moments(target.as_input(mask=self.shape.mask))
             # Drawn on the CPU, so that a trial draws the same on every device.
             noise_BL = torch.randn(mean_BL.shape).to(mean_BL)
-            loss_B = self.loss(self.decoder(mean_BL + (log_variance_BL / 2).exp() * noise_BL), target_BD)
+            loss_B = self.loss(self.decoder(mean_BL + (log_variance_BL / 2).exp() * noise_BL), target)
             divergence_B = (log_variance_BL.exp() + mean_BL.square() - 1 - log_variance_BL).sum(1) / 2
-            total_B = loss_B + self.trial.method.beta * divergence_B / self.pixels
+            total_B = loss_B + self.trial.method.beta * divergence_B / target.count_B
             if not bool(total_B.isfinite().all()):
                 raise Diverged
-            total_B.sum().backward()
+            target.weighed(total_B).sum().backward()
             self.optimiser.step()
         self.start.remember(mean_BL.detach(), index_B)
-        passes_B = torch.full((len(target_BD),), float(updates), device=target_BD.device)
+        passes_B = torch.full((len(target),), float(updates), device=target.value_BD.device)
         return Encoding(mean_BL.detach(), loss_B.detach(), passes_B, passes_B)
 
 
@@ -55,13 +55,13 @@ class Posterior(nn.Module):
         super().__init__()
         self.both = both
 
-    def moments(self, target_BD: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, input_BD: Tensor) -> tuple[Tensor, Tensor]:
         """μ and log σ², each (B, L)."""
-        mean_BL, log_variance_BL = self.both(target_BD).chunk(2, dim=1)
+        mean_BL, log_variance_BL = self.both(input_BD).chunk(2, dim=1)
         return mean_BL, log_variance_BL
 
-    def forward(self, target_BD: Tensor) -> Tensor:
-        return self.moments(target_BD)[0]
+    def forward(self, input_BD: Tensor) -> Tensor:
+        return self.moments(input_BD)[0]
 
 
 class VAE(TargetedMethod, EncoderMethod):

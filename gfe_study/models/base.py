@@ -1,6 +1,6 @@
 """The decoder contract.
 
-Shapes: K rows of a batch, L latent, D pixels.
+Shapes: K rows of a batch, L latent, D values of a sample.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Section
-from gfe_study.data.base import ImageShape
-from gfe_study.losses import Loss
+from gfe_study.data.base import Shape
+from gfe_study.likelihoods.base import Loss, Observed
 
 Vjp = Callable[[Tensor, Tensor | None], Tensor]
 """(∂ℓ/∂output of the selected rows, selection or None for all) -> ∂ℓ/∂z of the selected rows."""
@@ -33,7 +33,7 @@ class Linearizable(Protocol):
 
 
 class Decoder(nn.Module):
-    """D(z; θ): latents (K, L) to logits (K, D)."""
+    """D(z; θ): latents (K, L) to what a likelihood takes for its parameters, logits or means, (K, D)."""
 
     def frozen(self) -> Linearizable:
         """The decoder with its weights as they are now, for many evaluations; it may be laid out for speed."""
@@ -67,37 +67,37 @@ class Decoder(nn.Module):
         return output_LKD[0], tangent_LKD.transpose(0, 1)
 
     def latent_gradient(
-        self, loss: Loss, latent_KL: Tensor, target_KD: Tensor, into: list[Tensor] | None = None
+        self, loss: Loss, latent_KL: Tensor, target: Observed, into: list[Tensor] | None = None
     ) -> Tensor:
         """∇_z ℓ, shape (K, L), differentiable once more in z and in θ; what the full adjoint differentiates.
 
         Args:
             loss: per-sample distance.
             latent_KL: latents that require a gradient.
-            target_KD: images.
+            target: samples.
             into: a tensor per weight, to which a decoder may add the weights' part of the vector–Jacobian product
                 itself; autograd is then told that the weights have none.
         """
-        total = loss(self(latent_KL), target_KD).sum()
+        total = loss(self(latent_KL), target).sum()
         (grad_KL,) = torch.autograd.grad(total, latent_KL, create_graph=True)
         return grad_KL
 
 
 class Model(Section, ABC):
-    """An architecture: builds a decoder, and the mirrored encoder, for images of a shape, D numbers each."""
+    """An architecture: builds a decoder, and the mirrored encoder, for samples of a shape, D numbers each."""
 
     name: str
     latent_dim: int
 
     @abstractmethod
-    def decoder(self, shape: ImageShape) -> Decoder:
+    def decoder(self, shape: Shape) -> Decoder:
         """A decoder with weights drawn from torch's global generator."""
 
     @abstractmethod
-    def encoder(self, shape: ImageShape, outputs: int | None = None) -> nn.Module:
-        """The mirrored encoder, (K, D) -> (K, L), with weights drawn from torch's global generator.
+    def encoder(self, shape: Shape, outputs: int | None = None) -> nn.Module:
+        """The mirrored encoder, (K, `shape.input_size`) -> (K, L), with weights drawn from torch's global generator.
 
         Args:
-            shape: of the images.
-            outputs: how many numbers it gives per image; None stands for L.
+            shape: of the samples.
+            outputs: how many numbers it gives per sample; None stands for L.
         """

@@ -1,6 +1,6 @@
 """Multilayer perceptron decoder and encoder: l → 150 → 300 → 600 → d, ELU between, linear last.
 
-Shapes: K rows of a batch, L latent, D pixels, H hidden.
+Shapes: K rows of a batch, L latent, D values of a sample, H hidden.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gfe_study.data.base import ImageShape
-from gfe_study.losses import Loss
+from gfe_study.data.base import Shape
+from gfe_study.likelihoods.base import Loss, Observed
 from gfe_study.models.base import Decoder, Model, Vjp
 
 _elu_backward = torch.ops.aten.elu_backward.default
@@ -53,12 +53,12 @@ class MLPDecoder(Decoder):
         return self.frozen().jacobian(latent_KL)
 
     def latent_gradient(
-        self, loss: Loss, latent_KL: Tensor, target_KD: Tensor, into: list[Tensor] | None = None
+        self, loss: Loss, latent_KL: Tensor, target: Observed, into: list[Tensor] | None = None
     ) -> Tensor:
         weights: list[Tensor] = [part for layer in self._linears() for part in (layer.weight, layer.bias)]
         if into is not None:
             weights = [weight.detach() for weight in weights]
-        grad_KL: Tensor = _LatentGradient.apply(loss, into, target_KD, latent_KL, *weights)
+        grad_KL: Tensor = _LatentGradient.apply(loss, into, target, latent_KL, *loss.parameters(), *weights)
         return grad_KL
 
 
@@ -107,33 +107,41 @@ class _LatentGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Loss, into: list[Tensor] | None, target_KD: Tensor, latent_KL: Tensor, *weights: Tensor
+        ctx: Any, loss: Loss, into: list[Tensor] | None, target: Observed, latent_KL: Tensor, *weights: Tensor
     ) -> Tensor:
+        ctx.scales = len(list(loss.parameters()))
+        weights = weights[ctx.scales :]
         layers = list(_layers(weights))
         hidden = [latent_KL]
         for weight, bias in layers[:-1]:
             hidden.append(F.elu_(torch.addmm(bias, hidden[-1], weight.t())))
         output_KD = torch.addmm(layers[-1][1], hidden[-1], layers[-1][0].t())
-        pulled = [loss.gradient(output_KD, target_KD)]
+        pulled = [loss.gradient(output_KD, target)]
         for (weight, _), activation in zip(reversed(layers[1:]), reversed(hidden[1:]), strict=True):
             pulled.append(_elu_backward(pulled[-1] @ weight, 1.0, 1.0, 1.0, True, activation))
-        ctx.loss, ctx.into = loss, into
-        ctx.save_for_backward(target_KD, output_KD, *weights, *hidden, *pulled[1:])
+        ctx.loss, ctx.into, ctx.target = loss, into, target
+        ctx.save_for_backward(output_KD, *weights, *hidden, *pulled[1:])
         return pulled[-1] @ layers[0][0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, direction_KL: Tensor) -> tuple[Tensor | None, ...]:
-        target_KD, output_KD, *saved = ctx.saved_tensors
+        output_KD, *saved = ctx.saved_tensors
         count = (len(saved) - 1) // 4 + 1  # of layers: two weights and two activations each, but for the last
         weights = saved[0 : 2 * count : 2]
         hidden = saved[2 * count : 3 * count]
-        pulled = [*reversed(saved[3 * count :]), ctx.loss.gradient(output_KD, target_KD)]
+        pulled = [*reversed(saved[3 * count :]), ctx.loss.gradient(output_KD, ctx.target)]
         tangents, preactivations = [direction_KL], []
         for weight, activation in zip(weights[:-1], hidden[1:], strict=True):
             preactivations.append(tangents[-1] @ weight.t())
             tangents.append(preactivations[-1] * (activation + 1).clamp_(max=1.0))
-        turned = ctx.loss.curvature(output_KD, target_KD) * (tangents[-1] @ weights[-1].t())
+        tangent_KD = tangents[-1] @ weights[-1].t()
+        turned = ctx.loss.hessian(output_KD, ctx.target) * tangent_KD
+        scales: list[Tensor | None] = []
+        if ctx.scales:  # of a likelihood with weights of its own, the gradient along the tangent depends on them
+            with torch.enable_grad():
+                along = (ctx.loss.gradient(output_KD.detach(), ctx.target) * tangent_KD).sum()
+            scales = list(torch.autograd.grad(along, list(ctx.loss.parameters()), allow_unused=True))
         products: list[Tensor | None] = [None] * (2 * count)
         for i in reversed(range(count)):
             # Both terms of a weight's product in one: what it costs is writing the result.
@@ -148,7 +156,7 @@ class _LatentGradient(torch.autograd.Function):
                 turned = _elu_backward(turned, 1.0, 1.0, 1.0, True, hidden[i])
                 # ELU's second derivative equals its first below zero, and vanishes above.
                 turned += (pulled[i - 1] * preactivations[i - 1]).masked_fill_(hidden[i] >= 0, 0.0)
-        return None, None, None, turned, *products
+        return None, None, None, turned, *scales, *products
 
 
 def _layers(weights: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -167,12 +175,12 @@ class MLP(Model):
     """Factor on the initial weights that the decoder reads its latent with; None: 1. An autoencoder's free latents
     grow some ten times longer than those held to a unit normal, whose decoder had to grow by as much instead."""
 
-    def decoder(self, shape: ImageShape) -> MLPDecoder:
-        decoder = MLPDecoder([self.latent_dim, *self.hidden, shape.pixels])
+    def decoder(self, shape: Shape) -> MLPDecoder:
+        decoder = MLPDecoder([self.latent_dim, *self.hidden, shape.size])
         if self.latent_gain is not None:
             with torch.no_grad():
                 next(decoder.parameters()).mul_(self.latent_gain)
         return decoder
 
-    def encoder(self, shape: ImageShape, outputs: int | None = None) -> MLPDecoder:
-        return MLPDecoder([shape.pixels, *reversed(self.hidden), self.latent_dim if outputs is None else outputs])
+    def encoder(self, shape: Shape, outputs: int | None = None) -> MLPDecoder:
+        return MLPDecoder([shape.input_size, *reversed(self.hidden), self.latent_dim if outputs is None else outputs])

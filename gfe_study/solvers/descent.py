@@ -154,7 +154,7 @@ def ring(loss: Tensor, size: int) -> Tensor:
 
 def rows_of(active: Active, objective: Objective) -> Tensor | None:
     """The rows to evaluate: None while the whole batch is active."""
-    return None if len(active.row) == len(objective.target_BD) else active.row
+    return None if len(active.row) == len(objective.target) else active.row
 
 
 def first_fields(objective: Objective, start_BL: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The function a latent is found by minimising: z ↦ ℓ(y, D(z; θ)) for one batch, with θ held fixed.
 
-Shapes: B batch, K rows of it, L latent, D pixels.
+Shapes: B batch, K rows of it, L latent, D values of a sample.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gfe_study.losses import Loss
+from gfe_study.likelihoods.base import Loss, Observed
 from gfe_study.models.base import Decoder
 
 LatentTerm = Callable[[Tensor, Tensor | None], Tensor]
@@ -21,32 +21,46 @@ class Objective:
     """ℓ(y, D(z; θ)) per sample, its gradient in z, and the count of what they cost.
 
     Args:
-        decoder: evaluated with its weights as they are; no gradient with respect to them is kept.
+        decoder: solvers evaluate it with its weights as they are now, and keep no gradient with respect to them.
         loss: per-sample distance.
-        target_BD: images y.
+        target: samples y.
         term: a differentiable function of the latents alone that is added to ℓ, if any.
+        precision: λ of a normal prior of the latents, which adds λ‖z‖²/(2 n) to the ℓ of a sample with n observed
+            values; None: no prior.
 
     Raises:
-        ValueError: a target holds NaN or an infinity; the message names the samples.
+        ValueError: an observed value is NaN or infinite; the message names the samples.
 
     Attributes:
         nfe_forward_B: decoder evaluations spent on each sample so far.
         nfe_backward_B: decoder pullbacks (vector–Jacobian products in z) spent on each sample so far.
     """
 
-    def __init__(self, decoder: Decoder, loss: Loss, target_BD: Tensor, term: LatentTerm | None = None) -> None:
-        finite_B = target_BD.isfinite().all(-1)
+    def __init__(
+        self,
+        decoder: Decoder,
+        loss: Loss,
+        target: Observed,
+        term: LatentTerm | None = None,
+        precision: float | None = None,
+    ) -> None:
+        finite_B = target.value_BD.isfinite().all(-1)
         if not finite_B.all():
             rows = (~finite_B).nonzero().flatten().tolist()
-            raise ValueError(f"NaN or infinite pixels in sample {', '.join(map(str, rows[:5]))} of the batch")
-        self.decoder = decoder.frozen()
+            raise ValueError(f"NaN or infinite values in sample {', '.join(map(str, rows[:5]))} of the batch")
+        self.decoder = decoder
+        self.frozen = decoder.frozen()
         self.loss = loss
         self.term = term
-        self.target_BD = target_BD
-        self.nfe_forward_B = torch.zeros(len(target_BD), dtype=torch.long, device=target_BD.device)
+        self.target = target
+        self.nfe_forward_B = torch.zeros(len(target), dtype=torch.long, device=target.value_BD.device)
         self.nfe_backward_B = self.nfe_forward_B.clone()
+        self.pull_B: Tensor | None = None
+        """λ/n: the curvature of the prior."""
+        if precision is not None:
+            self.pull_B = target.value_BD.new_full((len(target),), precision) / target.count_B
         self._rows: Tensor | None = None
-        self._rows_target_KD = target_BD
+        self._rows_target = target
 
     def evaluate(self, latent_KL: Tensor, rows_K: Tensor | None = None) -> tuple[Tensor, Pullback]:
         """Losses of the given rows of the batch at `latent_KL`, and the pullback that gives their gradients.
@@ -54,29 +68,25 @@ class Objective:
         One forward pass; calling the pullback is one backward pass over the rows it is asked for, from the
         activations of that same forward pass.
         """
-        if rows_K is not self._rows:
-            self._rows = rows_K
-            self._rows_target_KD = self.target_BD if rows_K is None else self.target_BD[rows_K]
-        target_KD = self._rows_target_KD
-        output_KD, vjp = self.decoder.linearize(latent_KL)
+        target = self._target_of(rows_K)
+        output_KD, vjp = self.frozen.linearize(latent_KL)
         self._count(self.nfe_forward_B, rows_K)
-        loss_K = self.loss(output_KD, target_KD)
-        term_slope_KL: Tensor | None = None
-        if self.term is not None:
-            term_K, term_slope_KL = _with_slope(self.term, latent_KL, rows_K)
-            loss_K = loss_K + term_K
+        loss_K = self.loss(output_KD, target)
+        beside = self._beside(latent_KL, rows_K)
+        if beside is not None:
+            loss_K = loss_K + beside[0]
 
         def pullback(selected: Tensor | None) -> Tensor:
             chosen = rows_K
-            output, target = output_KD, target_KD
+            output, observed = output_KD, target
             if selected is not None:
-                output, target = output_KD[selected], target_KD[selected]
+                output, observed = output_KD[selected], target[selected]
                 chosen = selected if rows_K is None else rows_K[selected]
             self._count(self.nfe_backward_B, chosen)
-            slope = vjp(self.loss.gradient(output, target), selected)
-            if term_slope_KL is None:
+            slope = vjp(self.loss.gradient(output, observed), selected)
+            if beside is None:
                 return slope
-            return slope + (term_slope_KL if selected is None else term_slope_KL[selected])
+            return slope + (beside[1] if selected is None else beside[1][selected])
 
         return loss_K, pullback
 
@@ -89,18 +99,46 @@ class Objective:
         """Losses (K,), ∇_z ℓ (K, L) and the Gauss–Newton matrices Jᵀ diag(∂²ℓ/∂D²) J (K, L, L) of the given rows.
 
         One forward pass and L tangents, counted as 1 + L evaluations; no pullback. A latent term is in the losses and
-        their gradients; its curvature, which may have any sign, is not in the matrices.
+        their gradients; its curvature, which may have any sign, is not in the matrices. The prior's is.
         """
-        target_KD = self.target_BD if rows_K is None else self.target_BD[rows_K]
-        output_KD, jacobian_KLD = self.decoder.jacobian(latent_KL)
+        target = self._target_of(rows_K)
+        output_KD, jacobian_KLD = self.frozen.jacobian(latent_KL)
         self._count(self.nfe_forward_B, rows_K, 1 + latent_KL.shape[1])
-        grad_KL = torch.einsum("kld,kd->kl", jacobian_KLD, self.loss.gradient(output_KD, target_KD))
-        weighted_KLD = jacobian_KLD * self.loss.curvature(output_KD, target_KD)[:, None]
-        loss_K = self.loss(output_KD, target_KD)
-        if self.term is not None:
-            term_K, slope_KL = _with_slope(self.term, latent_KL, rows_K)
-            loss_K, grad_KL = loss_K + term_K, grad_KL + slope_KL
-        return loss_K, grad_KL, weighted_KLD @ jacobian_KLD.transpose(1, 2)
+        grad_KL = torch.einsum("kld,kd->kl", jacobian_KLD, self.loss.gradient(output_KD, target))
+        weighted_KLD = jacobian_KLD * self.loss.curvature(output_KD, target)[:, None]
+        normal_KLL = weighted_KLD @ jacobian_KLD.transpose(1, 2)
+        loss_K = self.loss(output_KD, target)
+        if (beside := self._beside(latent_KL, rows_K)) is not None:
+            loss_K, grad_KL = loss_K + beside[0], grad_KL + beside[1]
+        if self.pull_B is not None:
+            pull_K = self.pull_B if rows_K is None else self.pull_B[rows_K]
+            normal_KLL.diagonal(dim1=1, dim2=2).add_(pull_K[:, None])
+        return loss_K, grad_KL, normal_KLL
+
+    def _target_of(self, rows_K: Tensor | None) -> Observed:
+        if rows_K is not self._rows:
+            self._rows = rows_K
+            self._rows_target = self.target if rows_K is None else self.target[rows_K]
+        return self._rows_target
+
+    def _beside(self, latent_KL: Tensor, rows_K: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """What the term and the prior add to ℓ and to its gradient, shapes (K,) and (K, L); None: nothing."""
+        found = None if self.term is None else _with_slope(self.term, latent_KL, rows_K)
+        if self.pull_B is not None:
+            pull_K = self.pull_B if rows_K is None else self.pull_B[rows_K]
+            slope_KL = pull_K[:, None] * latent_KL
+            prior_K = (slope_KL * latent_KL).sum(1) / 2
+            found = (prior_K, slope_KL) if found is None else (found[0] + prior_K, found[1] + slope_KL)
+        return found
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is ℓ alone, without a term or a prior."""
+        return self.term is None and self.pull_B is None
+
+    def prior(self, latent_BL: Tensor) -> Tensor | float:
+        """λ‖z‖²/(2 n) of the whole batch, shape (B,), differentiable."""
+        return 0.0 if self.pull_B is None else self.pull_B * latent_BL.square().sum(1) / 2
 
     @staticmethod
     def _count(counter_B: Tensor, rows_K: Tensor | None, times: int = 1) -> None:

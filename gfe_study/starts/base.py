@@ -1,6 +1,6 @@
 """What every start promises.
 
-Shapes: B batch, L latent, D pixels.
+Shapes: B batch, L latent, D values of a sample.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Section
-from gfe_study.data.base import ImageShape
+from gfe_study.data.base import Shape
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
 from gfe_study.solvers.objective import Objective
 
@@ -23,12 +24,12 @@ class Starter(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, target_BD: Tensor, index_B: Tensor | None = None) -> Tensor:
-        """z₀ of images, shape (B, L), detached.
+    def forward(self, target: Observed, index_B: Tensor | None = None) -> Tensor:
+        """z₀ of samples, shape (B, L), detached.
 
         Args:
-            target_BD: images.
-            index_B: their places in the training split; None for images that are not trained on.
+            target: samples.
+            index_B: their places in the training split; None for samples that are not trained on.
         """
 
     def backward(self, objective: Objective) -> None:
@@ -45,11 +46,11 @@ class Start(Section, ABC):
     name: str
 
     @abstractmethod
-    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> Starter:
-        """A fresh start for images of a shape, weights drawn from torch's global generator.
+    def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> Starter:
+        """A fresh start for samples of a shape, weights drawn from torch's global generator.
 
         Args:
             model: architecture of the decoder.
-            shape: of the images.
+            shape: of the samples.
             encoder: one that the method trains anyway, if it has one.
         """

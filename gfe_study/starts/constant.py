@@ -1,6 +1,6 @@
 """Starts that are the same for every image.
 
-Shapes: B batch, L latent, D pixels.
+Shapes: B batch, L latent, D values of a sample.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gfe_study.data.base import ImageShape
+from gfe_study.data.base import Shape
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
 from gfe_study.starts.base import Start, Starter
 
@@ -28,8 +29,8 @@ class ConstantStarter(Starter):
         self.register_buffer("latent_L", torch.zeros(latent_dim), persistent=decay is not None)
         self.register_buffer("weight", torch.zeros(()), persistent=decay is not None)
 
-    def forward(self, target_BD: Tensor, index_B: Tensor | None = None) -> Tensor:
-        return (self.latent_L / self.weight.clamp(min=1e-12)).to(target_BD.dtype).repeat(len(target_BD), 1)
+    def forward(self, target: Observed, index_B: Tensor | None = None) -> Tensor:
+        return (self.latent_L / self.weight.clamp(min=1e-12)).to(target.value_BD.dtype).repeat(len(target), 1)
 
     @torch.no_grad()
     def remember(self, latent_BL: Tensor, index_B: Tensor) -> None:
@@ -44,7 +45,7 @@ class Zero(Start):
 
     name: Literal["zero"] = "zero"
 
-    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> ConstantStarter:
+    def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> ConstantStarter:
         return ConstantStarter(model.latent_dim)
 
 
@@ -55,5 +56,5 @@ class Mean(Start):
     decay: float = Field(0.999, gt=0, lt=1)
     """What is left of an image's weight in the mean after one more image."""
 
-    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> ConstantStarter:
+    def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> ConstantStarter:
         return ConstantStarter(model.latent_dim, self.decay)

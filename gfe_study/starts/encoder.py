@@ -1,6 +1,6 @@
 """Semi-amortised encoding: an encoder proposes, the flow improves.
 
-Shapes: B batch, L latent, D pixels.
+Shapes: B batch, L latent, D values of a sample.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gfe_study.data.base import ImageShape
+from gfe_study.data.base import Shape
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
 from gfe_study.solvers.objective import Objective
 from gfe_study.starts.base import Start, Starter
@@ -19,20 +20,21 @@ from gfe_study.starts.base import Start, Starter
 class EncoderStarter(Starter):
     """z₀ = E(y); E descends ℓ(y, D(E(y))) with the decoder's weights held, unless the method trains it itself."""
 
-    def __init__(self, encoder: nn.Module, trained_by_method: bool) -> None:
+    def __init__(self, encoder: nn.Module, *, mask: bool, trained_by_method: bool) -> None:
         super().__init__()
         self.encoder = encoder
+        self.mask = mask
         self.trained_by_method = trained_by_method
 
     @torch.no_grad()
-    def forward(self, target_BD: Tensor, index_B: Tensor | None = None) -> Tensor:
-        latent_BL: Tensor = self.encoder(target_BD)
+    def forward(self, target: Observed, index_B: Tensor | None = None) -> Tensor:
+        latent_BL: Tensor = self.encoder(target.as_input(mask=self.mask))
         return latent_BL
 
     def backward(self, objective: Objective) -> None:
         if not self.trained_by_method:
             with torch.enable_grad():
-                latent_BL = self.encoder(objective.target_BD)
+                latent_BL = self.encoder(objective.target.as_input(mask=self.mask))
             latent_BL.backward(objective.gradient(latent_BL.detach()))
 
 
@@ -41,6 +43,6 @@ class Encoder(Start):
 
     name: Literal["encoder"] = "encoder"
 
-    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> EncoderStarter:
+    def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> EncoderStarter:
         own = model.encoder(shape) if encoder is None else encoder
-        return EncoderStarter(own, trained_by_method=encoder is not None)
+        return EncoderStarter(own, mask=shape.mask, trained_by_method=encoder is not None)

@@ -1,6 +1,6 @@
 """A latent remembered for every training image.
 
-Shapes: B batch, L latent, D pixels, N training images seen.
+Shapes: B batch, L latent, D values of a sample, N training images seen.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gfe_study.data.base import ImageShape
+from gfe_study.data.base import Shape
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
 from gfe_study.starts.base import Start, Starter
 
@@ -24,11 +25,11 @@ class PreviousStarter(Starter):
         super().__init__()
         self.register_buffer("latent_NL", torch.zeros(0, latent_dim))
 
-    def forward(self, target_BD: Tensor, index_B: Tensor | None = None) -> Tensor:
+    def forward(self, target: Observed, index_B: Tensor | None = None) -> Tensor:
         if index_B is None:
-            return target_BD.new_zeros(len(target_BD), self.latent_NL.shape[1])
+            return target.value_BD.new_zeros(len(target), self.latent_NL.shape[1])
         self._grow(index_B)
-        return self.latent_NL[index_B].to(target_BD.dtype)
+        return self.latent_NL[index_B].to(target.value_BD.dtype)
 
     @torch.no_grad()
     def remember(self, latent_BL: Tensor, index_B: Tensor) -> None:
@@ -54,5 +55,5 @@ class Previous(Start):
 
     name: Literal["previous"] = "previous"
 
-    def create(self, model: Model, shape: ImageShape, encoder: nn.Module | None) -> PreviousStarter:
+    def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> PreviousStarter:
         return PreviousStarter(model.latent_dim)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
-from PIL import Image
-from torch import Tensor
 
 from gfe_study import names
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import InputError, Trial, read_yaml, to_yaml
-from gfe_study.data.base import ImageShape, Splits
+from gfe_study.data.base import Scale, Shape, Splits, image_shape
 from gfe_study.methods.base import Learner
+from gfe_study.study.shown import grid, shown
 from gfe_study.training import TrainingState
 
 GRID_COLUMNS = 10
-TILE_PIXELS = 56
 ALLOWED = f"the {names.BEST_CHECKPOINT} of a trial"
 
 
@@ -27,8 +26,8 @@ def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
     content = {
         "trial": to_yaml(state.learner.trial.dump()),
         "networks": state.learner.networks.state_dict(),
-        **splits.shape._asdict(),
-        "levels": splits.train.levels,
+        "shape": asdict(state.learner.shape),
+        "scale": splits.train.scale.state_dict(),
         "metrics": state.points[-1],
     }
     write_checkpoint(folder / names.BEST_CHECKPOINT, content)
@@ -47,19 +46,15 @@ def read_trial(path: Path) -> dict[str, Any]:
 
 
 class Decoder(NamedTuple):
-    """A learner read from a file, and what its images are like.
-
-    Attributes:
-        levels: the value that `uint8` images are divided by.
-    """
+    """A learner read from a file, and what its samples are like."""
 
     learner: Learner
-    shape: ImageShape
-    levels: int
+    shape: Shape
+    scale: Scale
 
 
 def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> Decoder:
-    """Read a learner from a `best.pt`, and what its images are like.
+    """Read a learner from a `best.pt`, and what its samples are like.
 
     Args:
         path: the `best.pt`.
@@ -71,9 +66,13 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
     """
     try:
         content = read_checkpoint(path, device)
-        # Older files lack the number of channels, which was 1, and the levels, which were the dataset's.
-        shape = ImageShape(content.get("channels", 1), content["height"], content["width"])
         trial = Trial.build(yaml.safe_load(content["trial"]), changes, where=str(path))
+        if "shape" in content:
+            shape = Shape(**{**content["shape"], "sides": tuple(content["shape"]["sides"])})
+            scale = Scale(**content["scale"])
+        else:  # older than data of any shape: an image, whose levels were not always written
+            shape = image_shape(content["height"], content["width"], content.get("channels", 1))
+            scale = Scale.of_levels(content.get("levels", 16 if trial.data.name == "digits" else 255))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; allowed: {ALLOWED}") from error
     except KeyError as error:
@@ -93,31 +92,12 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
         learner.networks.load_state_dict(saved)
     except RuntimeError as error:
         raise InputError(f"{path}: its networks do not fit; do not change model.* or method") from error
-    return Decoder(learner, shape, content.get("levels", trial.data.levels))
+    return Decoder(learner, shape, scale)
 
 
 def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:
-    """Write a PNG of test images above their reconstructions."""
-    count = min(GRID_COLUMNS, len(splits.test))
-    target_BD = splits.test.images(slice(0, count), device)
-    output_BD = learner.decode(learner.encode(target_BD).latent_BL)
-    picture_RCD = torch.stack([target_BD, output_BD]).cpu()
-    tiled(picture_RCD.view(2, count, *splits.shape)).save(folder / names.RECONSTRUCTION)
-
-
-def tiled(images: Tensor) -> Image.Image:
-    """Pictures of shape (rows, columns, channels, height, width) in [0, 1], enlarged, on a grey grid.
-
-    What `torchvision.utils.make_grid` would draw, whose import takes longer than a short trial.
-    """
-    rows, columns, channels, height, width = images.shape
-    scale = max(1, TILE_PIXELS // height)
-    tile_height, tile_width = scale * height, scale * width
-    canvas = torch.full((channels, rows * (tile_height + scale) + scale, columns * (tile_width + scale) + scale), 0.5)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = scale + row * (tile_height + scale), scale + column * (tile_width + scale)
-            enlarged = images[row, column].repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
-            canvas[:, top : top + tile_height, left : left + tile_width] = enlarged
-    shades = (255 * canvas.expand(3, -1, -1) + 0.5).clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(shades.permute(1, 2, 0).contiguous().numpy())
+    """Write a PNG of test samples above their reconstructions."""
+    target = splits.test.batch(slice(0, min(GRID_COLUMNS, len(splits.test))), device)
+    output_BD = learner.decode(learner.encode(target).latent_BL)
+    rows = [shown(each, splits.shape, splits.test.scale) for each in (target, output_BD)]
+    grid(rows).save(folder / names.RECONSTRUCTION)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gfe_study.config import InputError, Study, Trial
-from gfe_study.data.base import Dataset, Splits
+from gfe_study.data.base import Dataset, Splits, check_data
 
 
 def data_key(trial: Trial | dict[str, Any]) -> str:
@@ -29,14 +29,19 @@ class Images:
         self._download = download
         self.loaded: dict[str, Splits] = {}
         self._datasets: list[Dataset] = []
-        self._floors: dict[tuple[str, int], float] = {}
+        self._floors: dict[tuple[str, int, str], float | None] = {}
+        self._checked: set[tuple[str, str]] = set()
 
     def of(self, trial: Trial) -> Splits:
-        """Return the splits of a trial. Raises `InputError` if they are not available."""
+        """Return the splits of a trial. Raises `InputError` if they are not available, or not for this trial."""
         key = data_key(trial)
         if key not in self.loaded:
             self._datasets.append(trial.data)
             self.loaded[key] = trial.data.load(self._folders, download=self._download)
+        asked = key, json.dumps([trial.likelihood.model_dump(), trial.eval.model_dump()], sort_keys=True)
+        if asked not in self._checked:
+            check_data(trial, self.loaded[key])
+            self._checked.add(asked)
         return self.loaded[key]
 
     def sources(self) -> list[Path]:
@@ -47,11 +52,11 @@ class Images:
         """Return the hash of a trial's images."""
         return self.of(trial).sha256
 
-    def entropy_floor(self, trial: Trial) -> float:
-        """Return the entropy floor of the test images that a trial is evaluated on, in nats per pixel."""
-        key = data_key(trial), trial.eval.test_images
+    def floor(self, trial: Trial) -> float | None:
+        """Return the lowest loss that any decoder can reach on a trial's test images; None if there is no bound."""
+        key = data_key(trial), trial.eval.test_images, trial.likelihood.name
         if key not in self._floors:
-            self._floors[key] = self.of(trial).test_floor(trial.eval.test_images)
+            self._floors[key] = self.of(trial).floor(trial.likelihood, trial.eval.test_images)
         return self._floors[key]
 
     @classmethod

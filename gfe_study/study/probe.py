@@ -60,7 +60,7 @@ def probe_excerpt(trial: Trial, splits: Splits) -> Splits:
     """What a probe looks at: enough different images, and those that the trial is evaluated on."""
     return replace(
         splits,
-        train=splits.train.take(slice(max(ENCODE_BATCH, PROBED_BYTES // splits.pixels))),
+        train=splits.train.take(slice(max(ENCODE_BATCH, PROBED_BYTES // splits.shape.size))),
         val=splits.val.take(slice(trial.eval.val_images)),
         test=splits.test.take(slice(max(trial.eval.test_images, ENCODE_BATCH))),
     )

@@ -45,7 +45,7 @@ class Recorder:
         plan: the study's plan; its journal is open for writing.
         tracker: the store, with the study's parent run open; only this object uses it from now on.
         tags: tags that all runs of this start share.
-        floor_of: returns the entropy floor of a trial's test images, in nats per pixel.
+        floor_of: returns the lowest loss that any decoder can reach on a trial's test samples, or None.
         on_problem: called with one line about a problem that does not end the study.
     """
 
@@ -54,7 +54,7 @@ class Recorder:
         plan: Plan,
         tracker: Tracker,
         tags: dict[str, str],
-        floor_of: Callable[[Trial], float],
+        floor_of: Callable[[Trial], float | None],
         on_problem: Callable[[str], None],
     ) -> None:
         self.plan = plan
@@ -312,11 +312,16 @@ class Recorder:
             **self._tags,
             **trial_tags(job.trial, job.dataset_sha256),
             **{key: value for key, value in self._label(job.fingerprint).tags.items() if value},
-            names.ENTROPY_FLOOR: f"{self._floor_of(job.trial):.6f}",
+            **floor_tag(self._floor_of(job.trial)),
             names.VERSIONS: self._versions,
         }
         texts = {names.TRIAL_FILE: to_yaml(dumped)}
         return Change(job.fingerprint, name, RUNNING, initial_tags=tags, params=flatten(dumped), texts=texts)
+
+
+def floor_tag(floor: float | None) -> dict[str, str]:
+    """Return the tag of a trial whose loss has a lower bound; nothing for one whose loss has none."""
+    return {} if floor is None else {names.ENTROPY_FLOOR: f"{floor:.6f}"}
 
 
 def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:

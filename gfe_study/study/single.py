@@ -10,9 +10,9 @@ import torch
 
 from gfe_study import interrupts, names
 from gfe_study.config import Trial, flatten, to_yaml
-from gfe_study.data.base import Splits
+from gfe_study.data.base import Splits, load_splits
 from gfe_study.provenance import package_versions, provenance
-from gfe_study.study.recorder import artifact_files, trial_tags
+from gfe_study.study.recorder import artifact_files, floor_tag, trial_tags
 from gfe_study.study.runner import CONTINUATION, device_name, pin_threads, run_trial
 from gfe_study.study.storage import Storage, about_uploads
 from gfe_study.tracking.client import Tracker
@@ -45,7 +45,7 @@ def run_single(
         InputError: the data, the folder or the store cannot be used.
     """
     pin_threads(cpus)
-    splits: Splits = trial.data.load(download=True)
+    splits: Splits = load_splits(trial, download=True)
     fingerprint = trial.fingerprint(splits.sha256)
     mirror = storage.folder(EXPERIMENT, fingerprint)
     folder = mirror.local
@@ -92,7 +92,7 @@ def _opening(trial: Trial, splits: Splits, fingerprint: str, device: str) -> Cha
     tags = {
         **provenance(),
         **trial_tags(trial, splits.sha256),
-        names.ENTROPY_FLOOR: f"{splits.test_floor(trial.eval.test_images):.6f}",
+        **floor_tag(splits.floor(trial.likelihood, trial.eval.test_images)),
         names.DEVICE: device_name(device),
         names.VERSIONS: package_versions(),
     }

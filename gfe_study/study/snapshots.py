@@ -1,6 +1,6 @@
 """What a trial's decoder can do, at a few moments of its training: the evidence that figures are drawn from.
 
-Shapes: N test images, D pixels, L latent, M observations of the flows of a few images.
+Shapes: N test samples, D values of each, L latent, M observations of the flows of a few samples.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from gfe_study import names
-from gfe_study.data.base import ImageShape, Splits
+from gfe_study.data.base import Splits
+from gfe_study.likelihoods.base import Observed
 from gfe_study.measures.samples import sampled_images
 from gfe_study.methods.base import Learner
+from gfe_study.study.shown import shown
 from gfe_study.training import ENCODE_BATCH, TrainingState
 
 LATENTS = 1000
@@ -44,7 +46,7 @@ Arrays = dict[str, Any]
 def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
     """Add the point that training has reached to `snapshots.npz`, which keeps an early, a middle and the last one.
 
-    Once: `label` (N,), `target` (images, height, width) uint8, (images, height, width, 3) in colour. At every point,
+    Once: `label` (N,) of data with labels, and `target`, a few test samples as of `shown`. At every point,
     under `<images seen>/`: `latent` (N, L), `reconstruction` like `target`, `interpolation` (pairs, steps, ...), of a
     method with a target `sample` like `target`, and, of a method that encodes by following a flow, columns of M rows:
     `flow/image`, `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow), `flow/loss`, `flow/distance`
@@ -58,22 +60,28 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
         return
     path = folder / names.SNAPSHOTS
     content = _read(path)
-    pictures_BD = splits.test.images(slice(0, min(PICTURES, len(latent_NL))), state.device)
-    content["label"] = splits.test.labels_N[: min(LATENTS, len(latent_NL))]
-    content["target"] = _as_bytes(pictures_BD, splits.shape)
+    targets = splits.test.batch(slice(0, min(PICTURES, len(latent_NL))), state.device)
+    if splits.test.labels_N is not None:
+        content["label"] = splits.test.labels_N[: min(LATENTS, len(latent_NL))]
+
+    def kept(samples: Tensor | Observed) -> np.ndarray[Any, Any]:
+        return shown(samples, splits.shape, splits.test.scale)
+
+    content["target"] = kept(targets)
     here = f"{state.images_seen}/"
     content[f"{here}latent"] = latent_NL[:LATENTS].numpy()
-    decoded_BD = state.learner.decode(latent_NL[: len(pictures_BD)].to(state.device))
-    content[f"{here}reconstruction"] = _as_bytes(decoded_BD, splits.shape)
+    decoded_BD = state.learner.decode(latent_NL[: len(targets)].to(state.device))
+    content[f"{here}reconstruction"] = kept(decoded_BD)
     between_BD = state.learner.decode(straight_lines(latent_NL).to(state.device))
-    content[f"{here}interpolation"] = _as_bytes(between_BD, splits.shape).reshape(-1, STEPS, *splits.shape.picture)
+    between = kept(between_BD)
+    content[f"{here}interpolation"] = between.reshape(-1, STEPS, *between.shape[1:])
     if (sample_BD := sampled_images(state.learner, SAMPLES, state.device)) is not None:
-        content[f"{here}sample"] = _as_bytes(sample_BD, splits.shape)
+        content[f"{here}sample"] = kept(sample_BD)
     if state.learner.encodes_by_flow:
-        columns = observe_flows(state.learner, splits.test.images(slice(0, FLOWS), state.device))
+        columns = observe_flows(state.learner, splits.test.batch(slice(0, FLOWS), state.device))
         content |= {f"{here}flow/{name}": column for name, column in columns.items()}
-    kept = kept_points({int(key.partition("/")[0]) for key in content if "/" in key}, len(splits.train))
-    content = {key: value for key, value in content.items() if "/" not in key or int(key.partition("/")[0]) in kept}
+    stay = kept_points({int(key.partition("/")[0]) for key in content if "/" in key}, len(splits.train))
+    content = {key: value for key, value in content.items() if "/" not in key or int(key.partition("/")[0]) in stay}
     beside = path.with_name(f".{path.name}")
     try:
         with beside.open("wb") as file:
@@ -108,16 +116,16 @@ def _nearest(points: list[int], wanted: float) -> int:
     return min(points, key=lambda point: abs(math.log(point / wanted)))
 
 
-def observe_flows(learner: Learner, target_BD: Tensor) -> Arrays:
+def observe_flows(learner: Learner, target: Observed) -> Arrays:
     """Follow the flows of a few images; one row for every accepted point of each, the start included, or for some.
 
-    Columns: `image`, `nfe` (decoder evaluations and pullbacks so far), `time`, `loss` (nats per pixel), `distance`
+    Columns: `image`, `nfe` (decoder evaluations and pullbacks so far), `time`, `loss` (nats per value), `distance`
     to the latent that the solver gives back.
     """
     trial = learner.trial
-    objective = learner.objective(target_BD)
-    start_BL = learner.start(target_BD)
-    every_B = torch.arange(len(target_BD))
+    objective = learner.objective(target)
+    start_BL = learner.start(target)
+    every_B = torch.arange(len(target))
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = [
         (every_B, torch.ones(len(every_B)), torch.zeros(len(every_B)), start_BL.cpu())
     ]
@@ -129,7 +137,7 @@ def observe_flows(learner: Learner, target_BD: Tensor) -> Arrays:
 
     end_BL = trial.solver.solve(trial.flow, objective, start_BL, observe).latent_BL.cpu()
     image, nfe, time, latent_ML = (torch.cat([entry[place] for entry in seen]) for place in range(4))
-    loss = _losses(learner, latent_ML, target_BD, image)
+    loss = _losses(learner, latent_ML, target, image)
     distance = (latent_ML - end_BL[image]).norm(dim=1)
     # A rejected candidate leaves a sample where it was.
     order = np.lexsort((nfe.numpy(), image.numpy()))
@@ -143,13 +151,14 @@ def observe_flows(learner: Learner, target_BD: Tensor) -> Arrays:
 
 
 @torch.no_grad()
-def _losses(learner: Learner, latent_ML: Tensor, target_BD: Tensor, image_M: Tensor) -> Tensor:
+def _losses(learner: Learner, latent_ML: Tensor, target: Observed, image_M: Tensor) -> Tensor:
     """ℓ of latents, each of one of the images; (M,), on the CPU."""
     losses = []
     for start in range(0, len(latent_ML), ENCODE_BATCH):
         some = slice(start, start + ENCODE_BATCH)
-        output_KD = learner.decoder(latent_ML[some].to(target_BD.device))
-        losses.append(learner.loss(output_KD, target_BD[image_M[some].to(target_BD.device)]).cpu())
+        device = target.value_BD.device
+        output_KD = learner.decoder(latent_ML[some].to(device))
+        losses.append(learner.loss(output_KD, target[image_M[some].to(device)]).cpu())
     return torch.cat(losses)
 
 
@@ -157,10 +166,6 @@ def _spread(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Some of many observations, evenly spread over the logarithm of their number, both ends among them."""
     places = np.unique(np.geomspace(1, len(index), OBSERVATIONS).round().astype(int)) - 1
     return index[places]
-
-
-def _as_bytes(images_BD: Tensor, shape: ImageShape) -> np.ndarray[Any, Any]:
-    return shape.to_pictures((images_BD * 255).round().to(torch.uint8).cpu().numpy())
 
 
 def _read(path: Path) -> Arrays:

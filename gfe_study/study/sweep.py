@@ -162,7 +162,7 @@ def _open_store(
     except InputError:
         tracker.close_study(FAILED, {}, [])
         raise
-    recorder = Recorder(plan, tracker, shared, images.entropy_floor, observer.problem)
+    recorder = Recorder(plan, tracker, shared, images.floor, observer.problem)
     level = {names.LEVELLED: hashlib.sha256(declared.encode()).hexdigest()}
     if recorder.flush():
         tracker.tag_study(level)

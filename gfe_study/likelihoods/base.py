@@ -1,0 +1,182 @@
+"""The likelihood contract: per-sample distances ℓ(y, x) between observations y and the decoder's output x.
+
+Every loss returns one number per sample, shape (B,), in nats per observed value:
+ℓ(y, x) = Σ_j w_j ℓ_j(y_j, x_j) / Σ_j w_j. Reductions over the batch belong to callers: the training loss of a batch is
+the sum, which sets the scale of the learning rate; a reported loss is the mean.
+
+Shapes: B batch, D values of a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gfe_study.config import Section
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+
+LOG_2PI = math.log(2 * math.pi)
+PER_STEP = 10.0
+"""A learned scale is exp(10 ρ) of a weight ρ, so that an optimiser whose steps have the length of the learning rate
+moves it in hundreds of updates, not in thousands."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A batch of samples, as a decoder is to reproduce them, and which of their values are known.
+
+    Attributes:
+        value_BD: scaled values, finite; what stands in place of a missing one has no influence.
+        known_BD: which values are observed; None if all are.
+        sigma_BD: standard deviation of each value's error, scaled; None if the data has none.
+        memo: numbers per sample, shape (B,), that a likelihood computes once.
+    """
+
+    value_BD: Tensor
+    known_BD: Tensor | None = None
+    sigma_BD: Tensor | None = None
+    memo: dict[str, Tensor] = field(default_factory=dict)
+    weight_BD: Tensor | None = field(init=False, default=None)
+    """w_j / Σ w_j; None where each is 1/D. All zero in a sample of which nothing is observed."""
+    share_B: Tensor | None = field(init=False, default=None)
+    """Σ w_j / D, the share of the values that is observed; None where all are."""
+
+    def __post_init__(self) -> None:
+        if self.known_BD is not None:
+            weight_BD = self.known_BD.to(self.value_BD.dtype)
+            count_B = weight_BD.sum(-1)
+            object.__setattr__(self, "value_BD", self.value_BD.masked_fill(~self.known_BD, 0.0))
+            object.__setattr__(self, "weight_BD", weight_BD / count_B.clamp(min=1.0)[:, None])
+            object.__setattr__(self, "share_B", count_B / weight_BD.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.value_BD)
+
+    def __getitem__(self, rows: Tensor | slice) -> Observed:
+        """Some samples of the batch."""
+        parts = (self.known_BD, self.sigma_BD)
+        known, sigma = (part if part is None else part[rows] for part in parts)
+        return Observed(self.value_BD[rows], known, sigma, {name: part[rows] for name, part in self.memo.items()})
+
+    @property
+    def count_B(self) -> Tensor | int:
+        """Observed values of each sample; a single number where all are."""
+        size = self.value_BD.shape[1]
+        return size if self.share_B is None else (self.share_B * size).clamp(min=1.0)
+
+    def double(self) -> Observed:
+        """The batch in float64."""
+        sigma_BD = None if self.sigma_BD is None else self.sigma_BD.double()
+        return replace(self, value_BD=self.value_BD.double(), sigma_BD=sigma_BD, memo={})
+
+    def as_input(self, *, mask: bool) -> Tensor:
+        """What an encoder reads, shape (B, D): missing values are 0; (B, 2D) with `mask`, 1 where observed."""
+        if not mask:
+            return self.value_BD
+        known_BD = torch.ones_like(self.value_BD) if self.known_BD is None else self.known_BD.to(self.value_BD.dtype)
+        return torch.cat([self.value_BD, known_BD], 1)
+
+    def weighed(self, loss_B: Tensor) -> Tensor:
+        """Losses per observed value, each times the share that is observed: the likelihood of what was observed."""
+        return loss_B if self.share_B is None else loss_B * self.share_B
+
+
+class Loss(nn.Module, ABC):
+    """ℓ(y, x) of a likelihood, x the decoder's output. Its weights, if any, are trained beside the decoder's."""
+
+    @abstractmethod
+    def values(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """ℓ_j of each value, nats, shape (B, D); without what depends on the target alone, see `constant`."""
+
+    @abstractmethod
+    def slope(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """∂ℓ_j/∂x_j, shape (B, D), a new tensor."""
+
+    @abstractmethod
+    def bend(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """What solvers take for ∂²ℓ_j/∂x_j², shape (B, D), a new tensor: not negative."""
+
+    def second(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """∂²ℓ_j/∂x_j² itself, shape (B, D), a new tensor; of any sign."""
+        return self.bend(output_BD, target)
+
+    @abstractmethod
+    def mean(self, output_BD: Tensor) -> Tensor:
+        """E[y | x], shape (B, D): what is shown as the reconstruction."""
+
+    @abstractmethod
+    def mean_slope(self, output_BD: Tensor) -> Tensor:
+        """∂E[y_j | x_j]/∂x_j, shape (B, D)."""
+
+    @abstractmethod
+    def sample(self, output_BD: Tensor, generator: torch.Generator, target: Observed | None = None) -> Tensor:
+        """A draw of y given x, shape (B, D); `target` gives the errors of values where the data has them."""
+
+    def constant(self, target: Observed) -> Tensor | None:
+        """The part of each value's ℓ_j that depends on the target alone, shape (B, D); None if there is none."""
+        return None
+
+    def forward(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """ℓ of each sample, nats per observed value, shape (B,)."""
+        loss_B = self._mean(self.values(self._shown(output_BD, target), target), target)
+        constant_B = target.memo.get("constant")
+        if constant_B is None and (constant_BD := self.constant(target)) is not None:
+            constant_B = target.memo["constant"] = self._mean(constant_BD, target)
+        return loss_B if constant_B is None else loss_B + constant_B
+
+    def gradient(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """∂ℓ/∂x of each sample, shape (B, D)."""
+        return self._weigh(self.slope(self._shown(output_BD, target), target), target)
+
+    def curvature(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """The diagonal of ∂²ℓ/∂x² that solvers use, shape (B, D): not negative. Values add up: it is diagonal."""
+        return self._weigh(self.bend(self._shown(output_BD, target), target), target)
+
+    def hessian(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """The diagonal of ∂²ℓ/∂x² itself, shape (B, D)."""
+        return self._weigh(self.second(self._shown(output_BD, target), target), target)
+
+    @staticmethod
+    def _shown(output_BD: Tensor, target: Observed) -> Tensor:
+        # An output that overflows where nothing is observed would make NaN of its weight 0.
+        return output_BD if target.known_BD is None else output_BD.masked_fill(~target.known_BD, 0.0)
+
+    @staticmethod
+    def _mean(value_BD: Tensor, target: Observed) -> Tensor:
+        return value_BD.mean(-1) if target.weight_BD is None else (value_BD * target.weight_BD).sum(-1)
+
+    @staticmethod
+    def _weigh(value_BD: Tensor, target: Observed) -> Tensor:
+        if target.weight_BD is None:
+            return value_BD.div_(value_BD.shape[-1])
+        return value_BD.mul_(target.weight_BD)
+
+
+class Likelihood(Section, ABC):
+    """Settings of a likelihood. In a configuration, `likelihood: gaussian` is short for `{name: gaussian}`."""
+
+    name: str
+    domain: ClassVar[str]
+    """The values that it is made for, in words."""
+
+    @abstractmethod
+    def loss(self) -> Loss:
+        """ℓ, with fresh weights if it has any."""
+
+    @abstractmethod
+    def accepts(self, target: Observed) -> bool:
+        """Whether all observed values lie in the domain."""
+
+    def floor(self, target: Observed) -> Tensor | None:
+        """The lowest ℓ that any decoder can reach, per sample, shape (B,); None if there is no such bound."""
+        return None
+
+    def check_trial(self, trial: Trial) -> None:
+        """Raise `ValueError` if this likelihood cannot serve the trial's other choices."""

@@ -1,0 +1,57 @@
+"""Values between 0 and 1: grey levels, shares, probabilities.
+
+Shapes: B batch, D values of a sample.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gfe_study.likelihoods.base import Likelihood, Loss, Observed
+
+
+class BernoulliLoss(Loss):
+    """Binary cross-entropy of logits x: max(x, 0) − xy + log(1 + e^{−|x|}), finite at any x."""
+
+    def values(self, output_BD: Tensor, target: Observed) -> Tensor:
+        return F.binary_cross_entropy_with_logits(output_BD, target.value_BD, reduction="none")
+
+    def slope(self, output_BD: Tensor, target: Observed) -> Tensor:
+        return output_BD.sigmoid().sub_(target.value_BD)
+
+    def bend(self, output_BD: Tensor, target: Observed) -> Tensor:
+        return self.mean_slope(output_BD)
+
+    def mean(self, output_BD: Tensor) -> Tensor:
+        return output_BD.sigmoid()
+
+    def mean_slope(self, output_BD: Tensor) -> Tensor:
+        mean_BD = output_BD.sigmoid()
+        return mean_BD * (1 - mean_BD)
+
+    def sample(self, output_BD: Tensor, generator: torch.Generator, target: Observed | None = None) -> Tensor:
+        return torch.bernoulli(self.mean(output_BD), generator=generator)
+
+
+class Bernoulli(Likelihood):
+    """Binary cross-entropy with logits: the number in the tables of arXiv:2412.00864."""
+
+    name: Literal["bernoulli"] = "bernoulli"
+    domain = "values from 0 to 1"
+
+    def loss(self) -> BernoulliLoss:
+        return BernoulliLoss()
+
+    def accepts(self, target: Observed) -> bool:
+        return bool(((target.value_BD >= 0) & (target.value_BD <= 1)).all())
+
+    def floor(self, target: Observed) -> Tensor:
+        """Mean binary entropy of the values; 0.0581 on MNIST's test images."""
+        exact = target.double()
+        y_BD = exact.value_BD
+        entropy_BD = -(torch.xlogy(y_BD, y_BD) + torch.xlogy(1 - y_BD, 1 - y_BD))
+        return BernoulliLoss._mean(entropy_BD, exact)

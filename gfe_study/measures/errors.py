@@ -1,0 +1,60 @@
+"""How far reconstructions are from the samples, in the data's own units.
+
+Shapes: N samples, B of them, D values of a sample, L latent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gfe_study import names
+from gfe_study.data.base import Split
+
+if TYPE_CHECKING:
+    from gfe_study.methods.base import Learner
+
+BATCH = 500
+
+
+def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float]:
+    """Errors of the reconstructions of the first N samples, over all observed values.
+
+    - `rmse` and `mae`: root mean square and mean absolute error, in the data's units.
+    - `r2`: 1 − Σ(y − x)²/Σ(y − ȳ)², ȳ the mean of each value over these samples: the share of the variance about a
+      constant prediction that is explained.
+    - `relative_l2`: ‖y − x‖/‖y‖, mean over the samples that are not 0 throughout.
+
+    Args:
+        latent_NL: latents of the first N samples of the split, on the learner's device.
+
+    Returns one that cannot be had, such as `r2` of equal samples, as NaN.
+    """
+    scale = split.scale
+    square = absolute = values = relative = samples = torch.zeros((), dtype=torch.float64)
+    sum_D = square_D = known_D = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(latent_NL), BATCH):
+        latent_BL = latent_NL[start : start + BATCH]
+        target = split.batch(slice(start, start + len(latent_BL)), latent_BL.device)
+        known_BD = torch.ones_like(target.value_BD, dtype=torch.bool) if target.known_BD is None else target.known_BD
+        # The scale's shift cancels in differences, which stay exact where it is large beside them.
+        error_BD = scale.stretch(learner.decode(latent_BL) - target.value_BD).double().masked_fill(~known_BD, 0.0).cpu()
+        value_BD = scale.stretch(target.value_BD).double().masked_fill(~known_BD, 0.0).cpu()
+        stored_BD = scale.undo(target.value_BD).masked_fill(~known_BD, 0.0).cpu()
+        known_BD = known_BD.cpu()
+        square, absolute = square + error_BD.square().sum(), absolute + error_BD.abs().sum()
+        values = values + known_BD.sum()
+        norm_B = stored_BD.norm(dim=1)
+        relative = relative + (error_BD.norm(dim=1) / norm_B).masked_fill(norm_B == 0, 0.0).sum()
+        samples = samples + (norm_B > 0).sum()
+        sum_D, square_D = sum_D + value_BD.sum(0), square_D + value_BD.square().sum(0)
+        known_D = known_D + known_BD.sum(0)
+    total = (square_D - sum_D.square() / known_D.clamp(min=1)).sum()
+    return {
+        names.RMSE: float((square / values).sqrt()),
+        names.MAE: float(absolute / values),
+        names.R2: float(1 - square / total) if total > 0 else float("nan"),
+        names.RELATIVE_L2: float(relative / samples),
+    }
