@@ -131,6 +131,7 @@ def train(
             metrics = _last_point(progress)
         else:
             if progress.images_seen == following or progress.over:
+                _settle(progress)
                 metrics = _evaluate_all(progress, splits)
         if metrics is not None:
             progress.points.append(metrics)
@@ -172,6 +173,12 @@ def train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, An
     progress.images_seen += len(index)
     progress.images_used += len(index) * updates
     progress.optimiser_steps += updates
+
+
+def _settle(progress: TrainingState) -> None:
+    started = time.perf_counter()
+    progress.learner.settle()
+    progress.train_seconds += time.perf_counter() - started
 
 
 class Evaluated(NamedTuple):

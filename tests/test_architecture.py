@@ -13,7 +13,7 @@ PACKAGE = "gfe_study"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 LAYERS = [
-    {"config", "names"},
+    {"config", "names", "pictures"},
     {"likelihoods"},
     {"data", "optim"},
     {"models"},

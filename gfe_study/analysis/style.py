@@ -11,13 +11,17 @@ from typing import Any, Literal
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from gfe_study import names
 from gfe_study.analysis.tidy import PARAMS
+from gfe_study.pictures import is_image, is_line, plane, value_range
 
 COLUMN, PAGE = 3.4, 6.9
 """Width of a column, and of a page of two, inches."""
@@ -222,6 +226,29 @@ def plain_log(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def draw_picture(axes: Axes, picture: np.ndarray, span: tuple[float, float]) -> None:
+    """An image, or values of a plane in colours over a span, blank where they are missing."""
+    look = {"cmap": "gray_r", "vmin": 0, "vmax": 255} if is_image(picture) else {"vmin": span[0], "vmax": span[1]}
+    axes.imshow(picture, interpolation="nearest", **look)
+
+
+def draw_samples(grid: np.ndarray, rows: list[np.ndarray]) -> None:
+    """Samples of snapshots, a row of axes each: images, fields in the colours of one bar, or vectors as lines."""
+    span = value_range([samples for samples in rows if not is_image(samples)])
+    for line, samples in zip(grid, rows, strict=True):
+        for axes, sample in zip(line, samples, strict=True):
+            if is_line(samples):
+                axes.plot(sample.T, linewidth=0.6)
+                axes.set_ylim(*span)
+            else:
+                draw_picture(axes, sample if is_image(samples) else plane(sample), span)
+                axes.spines[:].set_visible(False)
+            axes.set_xticks([])
+            axes.set_yticks([])
+    if not any(is_image(samples) or is_line(samples) for samples in rows):
+        grid[0][0].figure.colorbar(ScalarMappable(Normalize(*span)), ax=list(grid.ravel()), shrink=0.6)
 
 
 def save(fig: Figure, path: Path) -> list[Path]:

@@ -24,6 +24,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "gen": "gfe_study.methods.gen:GEN",
         "gfe": "gfe_study.methods.gfe:GFE",
         "gfe_gen": "gfe_study.methods.gfe_gen:GFEGEN",
+        "pca": "gfe_study.methods.pca:PCA",
         "vae": "gfe_study.methods.vae:VAE",
     },
     "flow": {
@@ -218,7 +219,7 @@ class Trial(Section):
     start: SerializeAsAny[Annotated[Any, _chosen("start")]]
     model: SerializeAsAny[Annotated[Any, _chosen("model")]]
     data: SerializeAsAny[Annotated[Any, _chosen("data")]]
-    likelihood: SerializeAsAny[Annotated[Any, _chosen("likelihood")]]
+    likelihood: SerializeAsAny[Annotated[Any, _chosen("likelihood")]] = Field("bernoulli", validate_default=True)
     """What an observation is, and how far it is from a reconstruction."""
     optim: SerializeAsAny[Annotated[Any, _chosen("optim")]]
     target: SerializeAsAny[Annotated[Any, _chosen("target")]] | None = None
@@ -257,17 +258,18 @@ class Trial(Section):
         preset = named_presets[-1] if named_presets else cls.model_fields["preset"].default
         if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"{where}: preset: given {preset!r}; {suggestion(str(preset), list(PRESETS))}")
-        defaults = {"preset": preset, "data": {"name": "digits"}, "likelihood": {"name": "bernoulli"}}
-        return merge(defaults, PRESETS[preset], *layers)
+        return merge({"preset": preset, "data": {"name": "digits"}}, PRESETS[preset], *layers)
 
     @classmethod
     def over(cls, base: Mapping[str, Any], *layers: Mapping[str, Any], where: str = "configuration") -> Self:
         """Lay nested mappings, none of which names a preset, over a `base`; see `build`."""
         resolved = merge(base, *layers)
-        chosen = [found for section in CHOICES if (found := _named_class(section, resolved.get(section)))]
-        implied = merge(*(unflatten(each.implies) for each in chosen if each.implies))
+        for _ in range(2):  # what is implied may imply something in turn
+            chosen = [found for section in CHOICES if (found := _named_class(section, resolved.get(section)))]
+            implied = merge(*(unflatten(each.implies) for each in chosen if each.implies))
+            resolved = _under(implied, resolved)
         with explained(where):
-            return cls.model_validate(_under(implied, resolved))
+            return cls.model_validate(resolved)
 
     def with_seed(self, seed: int, where: str = "configuration") -> Self:
         """Return this configuration with another seed. Raises `InputError` for a seed that is out of range."""

@@ -73,7 +73,7 @@ class Learner(ABC):
         self.shape = shape = self.seen_as(shape)
         self.loss: Loss = trial.likelihood.loss().to(device)
         with seeded(trial.seed, "decoder"):
-            self.decoder: Decoder = trial.model.decoder(shape).to(device)
+            self.decoder = self.build_decoder(shape).to(device)
         self.networks = nn.ModuleDict({"decoder": self.decoder, "likelihood": self.loss})
         self.networks.update(self.build_networks(shape, device))
         with seeded(trial.seed, "encoder"):
@@ -85,6 +85,11 @@ class Learner(ABC):
     def seen_as(self, shape: Shape) -> Shape:
         """The shape as the method's networks are to see it."""
         return shape
+
+    def build_decoder(self, shape: Shape) -> Decoder:
+        """The decoder, with weights drawn from torch's global generator."""
+        decoder: Decoder = self.trial.model.decoder(shape)
+        return decoder
 
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         """Networks that are trained beside the decoder, by name."""
@@ -107,6 +112,9 @@ class Learner(ABC):
         assert self.trial.target is not None
         target: Target = self.trial.target
         return target
+
+    def settle(self) -> None:  # noqa: B027
+        """Do what is left to be done before an evaluation. Counts as training."""
 
     @abstractmethod
     def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:

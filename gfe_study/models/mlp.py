@@ -32,19 +32,20 @@ class MLPDecoder(Decoder):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
 
-    def _linears(self) -> list[nn.Linear]:
+    def linears(self) -> list[nn.Linear]:
+        """The layers, from the latent outwards."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, latent_KL: Tensor) -> Tensor:
         hidden_KH = latent_KL
-        *inner, last = self._linears()
+        *inner, last = self.linears()
         for layer in inner:
             hidden_KH = F.elu(layer(hidden_KH))
         logits_KD: Tensor = last(hidden_KH)
         return logits_KD
 
     def frozen(self) -> FrozenMLP:
-        return FrozenMLP([(layer.weight.detach(), layer.bias.detach()) for layer in self._linears()])
+        return FrozenMLP([(layer.weight.detach(), layer.bias.detach()) for layer in self.linears()])
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
         return self.frozen().linearize(latent_KL)
@@ -55,7 +56,7 @@ class MLPDecoder(Decoder):
     def latent_gradient(
         self, loss: Loss, latent_KL: Tensor, target: Observed, into: list[Tensor] | None = None
     ) -> Tensor:
-        weights: list[Tensor] = [part for layer in self._linears() for part in (layer.weight, layer.bias)]
+        weights: list[Tensor] = [part for layer in self.linears() for part in (layer.weight, layer.bias)]
         if into is not None:
             weights = [weight.detach() for weight in weights]
         grad_KL: Tensor = _LatentGradient.apply(loss, into, target, latent_KL, *loss.parameters(), *weights)

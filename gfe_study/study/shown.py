@@ -14,12 +14,11 @@ from torch import Tensor
 
 from gfe_study.data.base import Scale, Shape
 from gfe_study.likelihoods.base import Observed
+from gfe_study.pictures import is_image, plane, value_range
 
 Array = np.ndarray[Any, Any]
 
 TILE_PIXELS = 56
-STRIP = 4
-"""How many times as wide as high a vector is drawn."""
 COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """From the lowest to the highest value: five of matplotlib's viridis."""
 MISSING = 128
@@ -43,29 +42,17 @@ def shown(samples: Tensor | Observed, shape: Shape, scale: Scale) -> Array:
     return stored_ND.float().cpu().numpy().reshape(-1, *shape.dims)
 
 
-def flat_picture(values: Array) -> Array:
-    """One shown sample that is no image, (channels, *sides), as a plane: channels side by side, a volume's middle."""
-    if values.ndim == 2:  # a vector or a signal, as a strip
-        return np.repeat(values, max(1, values.shape[1] // (STRIP * len(values))), axis=0)
-    if values.ndim == 4:
-        values = values[:, values.shape[1] // 2]
-    return np.concatenate(list(values), axis=1)
-
-
 def grid(rows: list[Array]) -> Image.Image:
     """Shown samples in rows, enlarged, on a grey ground. Values are coloured from the lowest to the highest of all.
 
     What `torchvision.utils.make_grid` would draw, whose import takes longer than a short trial.
     """
-    if rows[0].dtype == np.uint8:
-        tiles = [[np.broadcast_to(each[..., None], (*each.shape, 3)) if each.ndim == 2 else each for each in row]
-                 for row in rows]  # fmt: skip
+    if is_image(rows[0]):
+        grey = rows[0].ndim == 3
+        tiles = [list(np.repeat(row[..., None], 3, axis=-1) if grey else row) for row in rows]
     else:
-        finite = [row[np.isfinite(row)] for row in rows]
-        known = np.concatenate(finite) if any(map(len, finite)) else np.zeros(1)
-        tiles = [
-            [_coloured(flat_picture(each), float(known.min()), float(known.max())) for each in row] for row in rows
-        ]
+        low, high = value_range(rows)
+        tiles = [[_coloured(plane(each), low, high) for each in row] for row in rows]
     height, width = tiles[0][0].shape[:2]
     scale = max(1, TILE_PIXELS // height)
     down, across = scale * height + scale, scale * width + scale
@@ -78,9 +65,9 @@ def grid(rows: list[Array]) -> Image.Image:
     return Image.fromarray(canvas)
 
 
-def _coloured(plane: Array, low: float, high: float) -> Array:
-    share = np.nan_to_num((plane - low) / max(high - low, np.finfo(float).tiny))
+def _coloured(values: Array, low: float, high: float) -> Array:
+    share = np.nan_to_num((values - low) / max(high - low, np.finfo(float).tiny))
     stops = np.linspace(0, 1, len(COLOURS))
     channels = [np.interp(share, stops, [colour[i] for colour in COLOURS]) for i in range(3)]
     coloured = np.stack(channels, -1).round()
-    return np.where(np.isfinite(plane)[..., None], coloured, MISSING).astype(np.uint8)
+    return np.where(np.isfinite(values)[..., None], coloured, MISSING).astype(np.uint8)

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
 from gfe_study.analysis.exhibits.snapshots import Snapshots, all_snapshots
-from gfe_study.analysis.style import PAGE, clipped, drawing, figure
+from gfe_study.analysis.style import PAGE, clipped, draw_picture, drawing, figure
+from gfe_study.pictures import is_image, plane, value_range
 
 MOST_ARMS = 6
 """That are drawn."""
@@ -72,13 +73,16 @@ def _chosen(evidence: Evidence, shown: list[Snapshots]) -> str:
 
 def _tiled(pictures: np.ndarray, columns: int) -> np.ndarray:
     """Pictures side by side in rows of `columns`, white between and after them."""
+    if not is_image(pictures):
+        pictures = np.stack([plane(each) for each in pictures])
     rows = -(-len(pictures) // columns)
     height, width = pictures.shape[1:3]
     in_colour = pictures.ndim == 4
     sheet = np.full(
         (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, *pictures.shape[3:]),
-        255 if in_colour else 0,  # grey pictures are drawn with black for 255
-        np.uint8,
+        # Grey pictures are drawn with black for 255; of values, what is missing is blank.
+        255 if in_colour else 0 if is_image(pictures) else np.nan,
+        pictures.dtype,
     )
     for place, picture in enumerate(pictures):
         row, column = divmod(place, columns)
@@ -91,6 +95,7 @@ def _drawn(shown: list[Snapshots], panels: list[np.ndarray]) -> Figure:
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width = PAGE / COLUMNS
+    span = value_range([panel for panel in panels if not is_image(panel)])
     height = width * max(panel.shape[0] / panel.shape[1] for panel in panels) + 0.45
     with drawing():
         fig = figure(max(columns * width, PAGE / 2), rows * height)
@@ -98,6 +103,6 @@ def _drawn(shown: list[Snapshots], panels: list[np.ndarray]) -> Figure:
         for axes in grid:
             axes.set_axis_off()
         for axes, each, panel in zip(grid, shown, panels, strict=False):
-            axes.imshow(panel, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+            draw_picture(axes, panel, span)
             axes.set_title(f"{clipped(each.arm)}\nafter {each.points[-1]:,} images seen".strip())
     return fig

@@ -16,8 +16,9 @@ from gfe_study.analysis.embedding import NEIGHBOURS, embed_all, label_accuracy, 
 from gfe_study.analysis.evidence import Arrays, Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
 from gfe_study.analysis.stats import mean_interval
-from gfe_study.analysis.style import PAGE, PALETTE, clipped, drawing, figure
+from gfe_study.analysis.style import PAGE, PALETTE, clipped, draw_samples, drawing, figure
 from gfe_study.analysis.tidy import RUN_ID
+from gfe_study.pictures import is_image
 
 MOST_ARMS = 4
 """Arms that are drawn; the tables have them all."""
@@ -140,27 +141,24 @@ def _reconstructions(shown: list[Snapshots], told: str) -> Iterator[Exhibit]:
     for before, each in itertools.pairwise([None, *shown]):
         assert each is not None
         if before is None or before.dataset != each.dataset:
-            rows.append((f"test images{f' of {each.dataset}' if several else ''}", each.arrays["target"]))
+            rows.append((f"test samples{f' of {each.dataset}' if several else ''}", each.arrays["target"]))
         rows += [
             (f"{clipped(each.arm)}\n{_moment(point)}".strip(), each.of(point, "reconstruction"))
             for point in _ends(each)
         ]
-    count = min(MOST_PICTURES, *(len(pictures) for _, pictures in rows))
+    count = min(MOST_PICTURES, *(len(samples) for _, samples in rows))
+    kind = "images" if all(is_image(samples) for _, samples in rows) else "samples"
     with drawing():
         fig = figure(PAGE, 0.52 * len(rows))
         grid = fig.subplots(len(rows), count, squeeze=False)
-        for (text, pictures), line in zip(rows, grid, strict=True):
-            for axes, picture in zip(line, pictures[:count], strict=True):
-                axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
-                axes.set_xticks([])
-                axes.set_yticks([])
-                axes.spines[:].set_visible(False)
+        draw_samples(grid, [samples[:count] for _, samples in rows])
+        for (text, _), line in zip(rows, grid, strict=True):
             line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
     datasets = " and ".join(dict.fromkeys(each.dataset for each in shown))
     yield Exhibit(
         "reconstructions",
-        "Test images and their reconstructions",
-        f"The first {count} test images of {datasets}, and what decoders of {_seeds(shown)} make of them "
+        f"Test {kind} and their reconstructions",
+        f"The first {count} test {kind} of {datasets}, and what decoders of {_seeds(shown)} make of them "
         f"early and at the end of training. As in Figure 5 of the paper, which shows 1 % of the training set and "
         f"all of it.{told}",
         fig,
@@ -173,6 +171,7 @@ def _ends(each: Snapshots) -> list[int]:
 
 
 def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots], told: str) -> Iterator[Exhibit]:
+    known, shown = ([each for each in some if "label" in each.arrays] for some in (known, shown))
     measured = pd.DataFrame(
         [
             {
@@ -186,7 +185,7 @@ def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots],
             for point in _ends(each)
         ]
     ).dropna()
-    if not len(measured):
+    if not len(measured) or not shown:
         return
     fig, embedded = _maps(shown)
     rows = []

@@ -1,0 +1,165 @@
+"""Principal component analysis: the linear decoder in closed form, a baseline beside the trained ones.
+
+Shapes: N training samples seen, B batch, L latent, D values of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gfe_study.data.base import Split
+from gfe_study.likelihoods.base import PER_STEP, Observed
+from gfe_study.methods.base import Encoding, Learner, Method
+from gfe_study.models.mlp import MLPDecoder
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+    from gfe_study.data.base import Shape
+
+ROUNDS = 200
+"""Of expectation maximisation, at most."""
+SETTLED = 1e-6
+"""Relative change of the noise at which it ends."""
+
+
+class PCALearner(Learner):
+    """D(z) = Wz + μ, W the principal axes of the training samples seen so far, in the scale of probabilistic PCA.
+
+    Latents are the exact minimiser of what solvers minimise: least squares over a sample's observed values, the
+    projection onto the axes where all are observed, or with `prior_precision` the posterior mean. W and μ are found
+    anew before each evaluation, of every sample once, however often it was seen.
+    """
+
+    decoder: MLPDecoder
+    train: Split
+    seen_N: Tensor
+
+    def build_decoder(self, shape: Shape) -> MLPDecoder:
+        return MLPDecoder([self.trial.model.latent_dim, shape.size])
+
+    def see(self, train: Split) -> None:
+        self.train, self.seen_N = train, torch.zeros(len(train), dtype=torch.bool)
+        self.fitted = False
+
+    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
+        self.seen_N[index_B.cpu()] = True
+        if not self.fitted:
+            self.settle()
+        return self.encode(target)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        (linear,) = self.decoder.linears()
+        target = self.train.batch(self.seen_N.numpy().nonzero()[0], linear.weight.device)
+        latent_dim = self.trial.model.latent_dim
+        if target.known_BD is None:
+            axes_DL, mean_D, noise = principal_axes(target.value_BD.double(), latent_dim)
+        else:
+            axes_DL, mean_D, noise = axes_with_gaps(target.value_BD.double(), target.known_BD, latent_dim)
+        linear.weight.copy_(axes_DL)
+        linear.bias.copy_(mean_D)
+        for rho in self.loss.parameters():
+            rho.copy_(noise.clamp(min=1e-12).log() / (2 * PER_STEP))
+        self.fitted = True
+
+    @torch.no_grad()
+    def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
+        (linear,) = self.decoder.linears()
+        weight_DL, value_BD = linear.weight.double(), target.value_BD.double() - linear.bias.double()
+        curved_BD = self.loss.curvature(target.value_BD, target).double() * torch.as_tensor(target.count_B)[..., None]
+        matrix_BLL = torch.einsum("bd,dl,dm->blm", curved_BD, weight_DL, weight_DL)
+        if self.trial.prior_precision is not None:
+            matrix_BLL = matrix_BLL + self.trial.prior_precision * torch.eye(weight_DL.shape[1]).to(matrix_BLL)
+        right_BL = (curved_BD * value_BD) @ weight_DL
+        latent_BL = (torch.linalg.pinv(matrix_BLL, hermitian=True) @ right_BL[..., None])[..., 0]
+        latent_BL = latent_BL.to(target.value_BD.dtype)
+        once_B = torch.ones(len(target), device=latent_BL.device)
+        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), once_B, torch.zeros_like(once_B))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seen": self.seen_N}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.seen_N, self.fitted = state["seen"].cpu(), True
+
+
+def principal_axes(value_ND: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The maximum of probabilistic PCA's likelihood (Tipping & Bishop 1999), of complete samples.
+
+    Returns W (D, L), the eigenvectors of the covariance times √(λ − σ²), zero beyond the rank; the mean (D,); and σ²,
+    the mean of the other eigenvalues.
+    """
+    size = value_ND.shape[1]
+    mean_D = value_ND.mean(0)
+    _, singular, axes_KD = torch.linalg.svd(value_ND - mean_D, full_matrices=False)
+    variance_K = singular.square() / len(value_ND)
+    kept = min(count, len(variance_K))
+    noise = variance_K[kept:].sum() / (size - kept) if size > kept else variance_K.new_zeros(())
+    weight_DL = value_ND.new_zeros(size, count)
+    weight_DL[:, :kept] = axes_KD[:kept].t() * (variance_K[:kept] - noise).clamp(min=0).sqrt()
+    return weight_DL, mean_D, noise
+
+
+def axes_with_gaps(value_ND: Tensor, known_ND: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of samples with missing values, by expectation maximisation.
+
+    Per sample, over its observed values: M = WᵀW + σ²I, ⟨z⟩ = M⁻¹Wᵀ(y − μ), ⟨zzᵀ⟩ = σ²M⁻¹ + ⟨z⟩⟨z⟩ᵀ. Per value, W and μ
+    solve one linear system over the samples that observe it. A value that no sample observes keeps the mean 0.
+    """
+    number, size = value_ND.shape
+    seen_ND = known_ND.to(value_ND)
+    value_ND = value_ND * seen_ND
+    filled_mean_D = value_ND.sum(0) / seen_ND.sum(0).clamp(min=1)
+    weight_DL, _, noise = principal_axes(torch.where(known_ND, value_ND, filled_mean_D), count)
+    both_DH = torch.cat([weight_DL, filled_mean_D[:, None]], 1)
+    noise = noise.clamp(min=1e-6)
+    total = seen_ND.sum()
+    identity_LL = torch.eye(count).to(value_ND)
+    for _ in range(ROUNDS):
+        weight_DL, mean_D = both_DH[:, :-1], both_DH[:, -1]
+        outer_DM = (weight_DL[:, :, None] * weight_DL[:, None, :]).flatten(1)
+        matrix_NLL = (seen_ND @ outer_DM).view(number, count, count) + noise * identity_LL
+        inverse_NLL = torch.linalg.inv(matrix_NLL)
+        latent_NL = (inverse_NLL @ (((value_ND - mean_D) * seen_ND) @ weight_DL)[..., None])[..., 0]
+        # With 1 beside z, so that the mean is solved for together with the axes.
+        one_NH = torch.cat([latent_NL, latent_NL.new_ones(number, 1)], 1)
+        moment_NHH = one_NH[:, :, None] * one_NH[:, None, :]
+        moment_NHH[:, :count, :count] += noise * inverse_NLL
+        system_DHH = (seen_ND.t() @ moment_NHH.flatten(1)).view(size, count + 1, count + 1)
+        # What no sample, or fewer than the unknowns, observe is held by a little ridge.
+        system_DHH = system_DHH + 1e-9 * torch.eye(count + 1).to(value_ND)
+        both_DH = torch.linalg.solve(system_DHH, value_ND.t() @ one_NH)
+        fit_ND = one_NH @ both_DH.t()
+        spread = torch.einsum("nd,dl,nlm,dm->", seen_ND, both_DH[:, :-1], noise * inverse_NLL, both_DH[:, :-1])
+        old, noise = noise, ((((value_ND - fit_ND) * seen_ND).square().sum() + spread) / total).clamp(min=1e-9)
+        if bool((noise - old).abs() < SETTLED * old):
+            break
+    return both_DH[:, :-1], both_DH[:, -1], noise
+
+
+class PCA(Method):
+    """Principal component analysis, with as many components as `model.latent_dim`; of data with missing values,
+    probabilistic PCA by expectation maximisation. The rest of `model`, `optim`, `solver` and `start` plays no part."""
+
+    name: Literal["pca"] = "pca"
+    learner = PCALearner
+    implies: ClassVar[Mapping[str, Any]] = {"likelihood.name": "gaussian"}
+
+    def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
+        if trial.likelihood.name != "gaussian" or trial.likelihood.sigma == "data":
+            given = trial.likelihood.name
+            raise ValueError(
+                f"likelihood.name: given {given!r} with method=pca, which is least squares with errors of one size; "
+                "allowed: gaussian, with likelihood.sigma a number or learned"
+            )
+        for section, only in (("gradient", "approx"), ("start", "zero")):
+            if (name := getattr(trial, section).name) != only:
+                raise ValueError(
+                    f"{section}.name: given {name!r} with method=pca, which is solved in closed form; allowed: {only}"
+                )

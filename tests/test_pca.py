@@ -1,0 +1,144 @@
+"""PCA as a method, against scikit-learn and numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA as SklearnPCA
+
+from gfe_study import names
+from gfe_study.config import InputError, Trial
+from gfe_study.data.base import Split, Splits
+from gfe_study.likelihoods.base import Observed
+from gfe_study.methods.pca import axes_with_gaps, principal_axes
+from gfe_study.training import train
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "method": "pca",
+    "model": {"latent_dim": 5},
+    "data": {"scale": "none"},
+    "budget": {"images": 400},
+    "eval": {"schedule": [100], "val_images": 50, "test_images": 50},
+}
+
+
+def factors(number: int, size: int, count: int, noise: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    latent, axes = (torch.randn(*shape, dtype=torch.float64, generator=generator)
+                    for shape in ((number, count), (count, size)))  # fmt: skip
+    return latent @ axes + 3 + noise * torch.randn(number, size, dtype=torch.float64, generator=generator)
+
+
+def test_axes_and_noise_are_sklearns() -> None:
+    value = factors(60, 9, 3, 0.3)
+    weight, mean, noise = principal_axes(value, 3)
+    theirs = SklearnPCA(3).fit(value.numpy())
+    unbiased = 59 / 60  # scikit-learn divides by n − 1
+    np.testing.assert_allclose(mean, theirs.mean_)
+    assert float(noise) == pytest.approx(theirs.noise_variance_ * unbiased)
+    covariance = (weight @ weight.t() + noise * torch.eye(9)).numpy()
+    np.testing.assert_allclose(covariance, theirs.get_covariance() * unbiased, atol=1e-10)
+
+
+def test_fewer_samples_than_components_leave_components_zero() -> None:
+    weight, mean, noise = principal_axes(factors(3, 9, 3, 0.3), 5)
+    assert torch.equal(weight[:, 3:], torch.zeros(9, 2).double())
+    assert bool(weight.isfinite().all())
+    assert bool(mean.isfinite().all())
+    assert float(noise) >= 0
+
+
+def test_expectation_maximisation_on_complete_samples_ends_at_the_closed_form() -> None:
+    value = factors(80, 7, 2, 0.5)
+    weight, mean, noise = principal_axes(value, 2)
+    found, centre, spread = axes_with_gaps(value, torch.ones(80, 7, dtype=torch.bool), 2)
+    np.testing.assert_allclose(centre, mean, atol=1e-6)
+    assert float(spread) == pytest.approx(float(noise), rel=1e-3)
+    np.testing.assert_allclose(found @ found.t(), weight @ weight.t(), atol=2e-2)
+
+
+def test_gaps_are_filled_from_the_axes_and_their_content_plays_no_part() -> None:
+    value = factors(300, 12, 2, 0.05)
+    known = torch.rand(300, 12, generator=torch.Generator().manual_seed(1)) < 0.7
+    weight, mean, noise = axes_with_gaps(value, known, 2)
+    other = axes_with_gaps(value.masked_fill(~known, 1e9), known, 2)
+    for one, two in zip((weight, mean, noise), other, strict=True):
+        assert torch.equal(one, two)
+    assert float(noise) == pytest.approx(0.05**2, rel=0.1)
+    wanted = torch.linalg.svd(principal_axes(value, 2)[0], full_matrices=False)[0]
+    found = torch.linalg.svd(weight, full_matrices=False)[0]
+    assert float(torch.linalg.svdvals(wanted.t() @ found).min()) > 0.999
+
+
+def last(trial: Trial, splits: Splits, **more: Any) -> tuple[dict[str, float], Any]:
+    *_, end = (step for step in train(trial, splits, **more) if step.metrics is not None)
+    return end.metrics, end.state
+
+
+def test_a_trial_of_it_is_sklearns_projection_of_the_samples_seen(digits: Splits) -> None:
+    trial = Trial.build(SMALL)
+    splits = trial.data.load()
+    metrics, state = last(trial, splits)
+    seen = splits.train.values_ND[state.learner.seen_N.numpy()].astype(float)
+    assert len(seen) == 400
+    theirs = SklearnPCA(5).fit(seen)
+    test = splits.test.values_ND[:50].astype(float)
+    back = theirs.inverse_transform(theirs.transform(test))
+    assert metrics["test_rmse"] == pytest.approx(np.sqrt(np.square(back - test).mean()), rel=1e-5)
+    assert metrics["test_mae"] == pytest.approx(np.abs(back - test).mean(), rel=1e-4)
+    total = np.square(test - test.mean(0)).sum()
+    assert metrics["test_r2"] == pytest.approx(1 - np.square(back - test).sum() / total, rel=1e-5)
+    relative = np.linalg.norm(back - test, axis=1) / np.linalg.norm(test, axis=1)
+    assert metrics["test_relative_l2"] == pytest.approx(relative.mean(), rel=1e-5)
+    assert metrics[names.TRAIN_SECONDS] > 0
+
+
+def test_an_interrupted_trial_of_it_ends_where_another_does() -> None:
+    trial = Trial.build(SMALL)
+    splits = trial.data.load()
+    whole, _ = last(trial, splits)
+    steps = train(trial, splits)
+    halfway = next(step.state.state_dict() for step in steps if step.images_seen >= 200)
+    resumed, _ = last(trial, splits, state=halfway)
+    for name in ("test_rmse", names.VAL_LOSS):
+        assert resumed[name] == whole[name]
+
+
+def test_latents_of_samples_with_gaps_are_least_squares_over_what_is_observed() -> None:
+    trial = Trial.build(SMALL)
+    learner = trial.method.create(trial, trial.data.load().shape, CPU)
+    learner.see(Split(factors(50, 64, 4, 0.1).float().numpy()))
+    value = factors(6, 64, 4, 0.1, seed=3).float()
+    learner.update(Observed(value), torch.arange(6), 1)
+    known = torch.rand(6, 64, generator=torch.Generator().manual_seed(0)) < 0.5
+    latent = learner.encode(Observed(value, known)).latent_BL
+    (linear,) = learner.decoder.layers
+    for row in range(6):
+        seen = known[row]
+        expected = np.linalg.lstsq(
+            linear.weight.detach().numpy()[seen], (value[row] - linear.bias.detach()).numpy()[seen], rcond=None
+        )[0]
+        np.testing.assert_allclose(latent[row], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"likelihood": "bernoulli"}, "likelihood.name: given 'bernoulli' with method=pca"),
+        ({"likelihood": {"name": "gaussian", "sigma": "data"}}, "likelihood.name: given 'gaussian' with method=pca"),
+        ({"start": "mean"}, "start.name: given 'mean' with method=pca"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        Trial.build(SMALL, changes)
+
+
+def test_it_implies_squared_errors_of_standardised_values() -> None:
+    trial = Trial.build({"method": "pca"})
+    assert trial.likelihood.name == "gaussian"
+    assert trial.data.scale == "standard"
