@@ -35,6 +35,9 @@ class Section(BaseModel):
     outlast_name: ClassVar[frozenset[str]] = frozenset()
     """Settings that mean the same under every name and are kept when a later layer renames the section."""
 
+    immaterial: ClassVar[frozenset[str]] = frozenset()
+    """Settings that fingerprints leave out: they change no number, or the hash of the data covers them."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, values: Any) -> Any:

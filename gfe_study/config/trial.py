@@ -60,6 +60,8 @@ CHOICES: dict[str, dict[str, str]] = {
         "seg_mnist": "gfe_study.data.mnist:SegMNIST",
         "svhn": "gfe_study.data.svhn:SVHN",
         "celeba": "gfe_study.data.celeba:CelebA",
+        "idx": "gfe_study.data.idx:IDX",
+        "arrays": "gfe_study.data.arrays:Arrays",
     },
     "likelihood": {
         "bernoulli": "gfe_study.likelihoods.bernoulli:Bernoulli",
@@ -294,6 +296,10 @@ class Trial(Section):
         # A preset is only where values came from: the same values reached by another way are the same trial.
         # A setting that is not given is left out, so that settings to come do not make old trials other ones.
         identity = {key: value for key, value in self.dump().items() if key != "preset"}
+        for section in CHOICES.keys() & identity.keys():
+            immaterial = getattr(getattr(self, section), "immaterial", ())
+            if immaterial:
+                identity[section] = {key: value for key, value in identity[section].items() if key not in immaterial}
         given = {key: value for key, value in flatten(identity).items() if value is not None}
         # Older than likelihoods: what there was before them is not said.
         return {key: value for key, value in given.items() if (key, value) != ("likelihood.name", "bernoulli")}

@@ -132,8 +132,7 @@ class Scale:
 
     def spread(self, sigma_ND: Tensor) -> Tensor:
         """Standard deviations of stored values to those of scaled ones, float32."""
-        sigma_ND = sigma_ND.to(torch.float32)
-        return sigma_ND / self._like(self.factor, sigma_ND)
+        return (sigma_ND / self._like(self.factor, sigma_ND)).to(torch.float32)
 
     def undo(self, scaled_ND: Tensor) -> Tensor:
         """Scaled values to stored ones, float64."""
@@ -241,12 +240,18 @@ def _tensor(array: Array, device: torch.device | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint train, validation and test splits of a dataset."""
+    """Disjoint train, validation and test splits of a dataset.
+
+    Attributes:
+        shape: of every sample.
+        format: what the stored numbers mean, where the dataset's name does not say it; part of the fingerprint.
+    """
 
     train: Split
     val: Split
     test: Split
     shape: Shape
+    format: str = ""
 
     @property
     def parts(self) -> dict[str, Split]:
@@ -255,7 +260,8 @@ class Splits:
     @cached_property
     def sha256(self) -> str:
         """Fingerprint of all three splits."""
-        return hashlib.sha256(b"".join(split.digest() for split in self.parts.values())).hexdigest()
+        content = b"".join(split.digest() for split in self.parts.values())
+        return hashlib.sha256(content + self.format.encode()).hexdigest()
 
     def floor(self, likelihood: Likelihood, count: int) -> float | None:
         """The lowest mean loss of the first `count` test samples, or of all, that any decoder can reach; None: none."""
@@ -264,10 +270,15 @@ class Splits:
         return float(torch.cat(known).mean()) if known else None
 
 
+def seeded(purpose: str) -> np.random.Generator:
+    """The generator of a split, seeded by `SPLIT_SEED` and its purpose."""
+    words = np.frombuffer(hashlib.sha256(f"{SPLIT_SEED}/{purpose}".encode()).digest(), dtype=np.uint32)
+    return np.random.default_rng(words)
+
+
 def hold_out(split: Split, count: int, purpose: str) -> tuple[Split, Split]:
     """Two disjoint parts of a split, the second of `count` samples, drawn by `SPLIT_SEED` and `purpose`."""
-    words = np.frombuffer(hashlib.sha256(f"{SPLIT_SEED}/{purpose}".encode()).digest(), dtype=np.uint32)
-    order = np.random.default_rng(words).permutation(len(split))
+    order = seeded(purpose).permutation(len(split))
     return split.take(order[: len(split) - count]), split.take(order[len(split) - count :])
 
 

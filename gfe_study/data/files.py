@@ -1,10 +1,11 @@
-"""Datasets read from files: looked for under `GFE_DATA_DIR`, then `./data`, then downloaded into `./data`."""
+"""Datasets read from files: looked for under `GFE_DATA_DIR`, then `./data`; some are downloaded into `./data`."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,7 +47,7 @@ class FileDataset(Dataset):
                 if self._home_in(into) is None:  # nobody fetched them while this waited
                     self.fetch(into)
         except Exception as error:  # torchvision raises whatever its mirrors made of it
-            raise DataError(f"{missing}; download failed ({_reason(error)}); {remedy}") from error
+            raise DataError(f"{missing}; download failed ({reason(error)}); {remedy}") from error
         return self._read_from(self._home_in(into) or into / self.homes[0])
 
     def sources(self, folders: list[Path]) -> list[Path]:
@@ -68,12 +69,46 @@ class FileDataset(Dataset):
             raise
         except Exception as error:  # the libraries that read files say it in many ways
             raise DataError(
-                f"data.name: {self.name}: {home} is damaged ({_reason(error)}); remove it to have it downloaded anew"
+                f"data.name: {self.name}: {home} is damaged ({reason(error)}); remove it to have it downloaded anew"
             ) from error
         return splits
 
 
-def _reason(error: Exception) -> str:
+class OwnFiles(Dataset):
+    """A dataset of the user's own files."""
+
+    immaterial = frozenset({"path"})
+
+    path: str
+    """A file or a folder: absolute, or below the working directory, `GFE_DATA_DIR` or `./data`."""
+
+    def places(self, folders: list[Path]) -> list[Path]:
+        """Where the files may be, first to last."""
+        given = Path(self.path).expanduser()
+        return list(dict.fromkeys(folder / given for folder in (Path.cwd(), *folders)))
+
+    def missing(self, folders: list[Path], wanted: str) -> DataError:
+        """The error of files that are in none of the places."""
+        looked = ", ".join(map(str, self.places(folders)))
+        return DataError(
+            f"data.path: given {self.path!r}; looked in {looked}; allowed: {wanted}, "
+            f"absolute or below a folder that {DATA_DIR_VARIABLE} names"
+        )
+
+
+@contextlib.contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn what libraries raise over a file into a `DataError` that begins with `where`."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # the libraries that read files say it in many ways
+        raise DataError(f"{where}: cannot be read ({reason(error)}); allowed: a file that is whole") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error of a library says, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

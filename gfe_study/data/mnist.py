@@ -1,4 +1,4 @@
-"""MNIST, FashionMNIST and SegMNIST, read by torchvision."""
+"""MNIST, FashionMNIST and SegMNIST, downloaded by torchvision."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from gfe_study.data.base import DataError, Scale, Split, Splits, hold_out, image_shape
+from gfe_study.data.base import DataError, Split, Splits, hold_out, image_shape
 from gfe_study.data.files import FileDataset
+from gfe_study.data.idx import MIN_IMAGES, read_images, validation_size
 
 if TYPE_CHECKING:
     import torchvision
 
 
 HEIGHT, WIDTH = 28, 28
-FEWEST_IMAGES = 6
-"""With fewer training images, none is left for validation."""
 
 
 class MNIST(FileDataset):
@@ -28,21 +27,21 @@ class MNIST(FileDataset):
     homes = ("MNIST/raw",)
     files = tuple(f"{part}-{content}-ubyte" for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1"))
     torchvision_name: ClassVar[str] = "MNIST"
-    train_labels: ClassVar[tuple[int, ...]] = tuple(range(10))
-    test_labels: ClassVar[tuple[int, ...]] = tuple(range(10))
+    train_labels: ClassVar[tuple[int, ...] | None] = None
+    """Those that are trained and validated on; None: all."""
+    test_labels: ClassVar[tuple[int, ...] | None] = None
 
     def fetch(self, folder: Path) -> None:
         self._dataset_class()(str(folder), download=True)
 
     def read_files(self, home: Path) -> Splits:
         train, test = (self._read_split(home, train=part) for part in (True, False))
-        if min(len(train), len(test)) < FEWEST_IMAGES:
+        if min(len(train), len(test)) < MIN_IMAGES:
             raise DataError(
                 f"data.name: {self.name}: {home}: given {len(train)} training and {len(test)} test images; "
-                f"allowed: at least {FEWEST_IMAGES} of each"
+                f"allowed: at least {MIN_IMAGES} of each"
             )
-        # A sixth of a small excerpt; MNIST's usual 5,000 of the full training set.
-        train, val = hold_out(train, min(5000, len(train) // 6), f"{self.name}/val")
+        train, val = hold_out(train, validation_size(len(train)), f"{self.name}/val")
         return Splits(train, val, test, image_shape(HEIGHT, WIDTH))
 
     @classmethod
@@ -53,18 +52,15 @@ class MNIST(FileDataset):
         return found
 
     def _read_split(self, home: Path, *, train: bool) -> Split:
-        raw = self._dataset_class()(str(home.parents[1]), train=train)
-        labels = raw.targets.numpy().astype(np.int64)
-        if len(raw.data) != len(labels):
-            raise ValueError(f"{len(raw.data)} images, {len(labels)} labels")
-        if tuple(raw.data.shape[1:]) != (HEIGHT, WIDTH):
-            given = " × ".join(map(str, raw.data.shape[1:]))
+        images, labels = self.files[:2] if train else self.files[2:]
+        split, size = read_images(home / images, home / labels)
+        if size != (HEIGHT, WIDTH):
+            given = " × ".join(map(str, size))
             raise DataError(
                 f"data.name: {self.name}: {home}: given images of {given} pixels; allowed: {HEIGHT} × {WIDTH}"
             )
-        pixels = raw.data.numpy().reshape(len(labels), -1)
-        kept = np.isin(labels, self.train_labels if train else self.test_labels)
-        return Split(pixels[kept], labels[kept], scale=Scale.of_levels(255))
+        kept = self.train_labels if train else self.test_labels
+        return split if kept is None else split.take(np.isin(split.labels_N, kept))
 
 
 class FashionMNIST(MNIST):
