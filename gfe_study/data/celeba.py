@@ -66,11 +66,12 @@ class CelebA(FileDataset):
         listed = listed.sort_values(kind="stable")  # every part becomes a slice, which is not copied
         pixels_ND = _decoded(home, [str(file) for file in listed.index], self.size)
         labels_N = (attributes.loc[listed.index, self.attribute].to_numpy() > 0).astype(np.int64)
-        splits = {}
-        for part, number in PARTS.items():
+        splits = []
+        for number in PARTS.values():
             begin, end = np.searchsorted(listed.to_numpy(), [number, number + 1])
-            splits[part] = Split(pixels_ND[begin:end], labels_N[begin:end], scale=Scale.of_levels(255))
-        return Splits(**splits, shape=image_shape(self.size, self.size, 3))
+            splits.append(Split(pixels_ND[begin:end], labels_N[begin:end], scale=Scale.of_levels(255)))
+        train, val, test = splits
+        return Splits(train, val, test, image_shape(self.size, self.size, 3))
 
 
 def _read_list(path: Path, header: Literal["infer"] | None, first: int) -> pd.DataFrame:

@@ -96,15 +96,28 @@ class OwnFiles(Dataset):
         )
 
 
+class Unsuitable(Exception):
+    """A file cannot be used. The message says what is given and what is allowed, but not where."""
+
+
 @contextlib.contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turn what libraries raise over a file into a `DataError` that begins with `where`."""
+def blamed_on(where: str) -> Iterator[None]:
+    """Turn `Unsuitable` into a `DataError` that begins with `where`."""
     try:
         yield
-    except (DataError, MemoryError):
+    except Unsuitable as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Turn what libraries raise over a file into `Unsuitable`."""
+    try:
+        yield
+    except (Unsuitable, MemoryError):
         raise
     except Exception as error:  # the libraries that read files say it in many ways
-        raise DataError(f"{where}: cannot be read ({reason(error)}); allowed: a file that is whole") from error
+        raise Unsuitable(f"cannot be read ({reason(error)}); allowed: a file that is whole") from error
 
 
 def reason(error: Exception) -> str:

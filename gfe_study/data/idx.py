@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gfe_study.data.base import DataError, Scale, Split, Splits, hold_out, image_shape
-from gfe_study.data.files import OwnFiles, reading
+from gfe_study.data.files import OwnFiles, blamed_on, reading
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 """The third byte of a file, and what the file holds."""
@@ -58,7 +58,9 @@ class IDX(OwnFiles):
     def _read(self, place: Path, files: dict[str, Path]) -> Splits:
         test = files.get("t10k", files.get("test"))
         if "train" not in files or test is None:
-            raise DataError(f"data.path: {place}: given {', '.join(files)} images alone; allowed: train and t10k or test")
+            raise DataError(
+                f"data.path: {place}: given {', '.join(files)} images alone; allowed: train and t10k or test"
+            )
         (train, train_size), (test_split, test_size) = (_read_pair(file) for file in (files["train"], test))
         if train_size != test_size:
             given, allowed = (" × ".join(map(str, size)) for size in (test_size, train_size))
@@ -86,7 +88,9 @@ def read_images(images: Path, labels: Path | None) -> tuple[Split, tuple[int, in
     if labels is not None:
         found = read_idx(labels)
         if found.ndim not in (1, 2) or found.dtype.kind == "f" or 0 in found.shape:
-            raise ValueError(f"{labels.name} holds {found.dtype} of shape {found.shape}, where (N,) integers are labels")
+            raise ValueError(
+                f"{labels.name} holds {found.dtype} of shape {found.shape}, where (N,) integers are labels"
+            )
         # QMNIST has more about every image; its first column are the labels.
         labels_N = found.reshape(len(found), -1)[:, 0].astype(np.int64)
         if len(labels_N) != count:
@@ -134,5 +138,5 @@ def _labels_of(images: Path) -> Path | None:
 
 
 def _read_pair(images: Path) -> tuple[Split, tuple[int, int]]:
-    with reading(f"data.path: {images}"):
+    with blamed_on(f"data.path: {images}"), reading():
         return read_images(images, _labels_of(images))

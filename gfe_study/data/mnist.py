@@ -60,7 +60,9 @@ class MNIST(FileDataset):
                 f"data.name: {self.name}: {home}: given images of {given} pixels; allowed: {HEIGHT} × {WIDTH}"
             )
         kept = self.train_labels if train else self.test_labels
-        return split if kept is None else split.take(np.isin(split.labels_N, kept))
+        if kept is None or split.labels_N is None:
+            return split
+        return split.take(np.isin(split.labels_N, kept))
 
 
 class FashionMNIST(MNIST):
