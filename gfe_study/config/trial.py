@@ -363,10 +363,19 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             old, new = merged.get(key), named(key, value)
             if isinstance(old, Mapping) and isinstance(new, Mapping):
                 renamed = "name" in new and new["name"] != old.get("name")
-                merged[key] = {**(_outlasting(key, old, new) if renamed else old), **new}
+                merged[key] = _joined(_outlasting(key, old, new) if renamed else old, new)
             else:
                 merged[key] = dict(new) if isinstance(new, Mapping) else new
     return merged
+
+
+def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A section and what a later layer says of it; settings of settings, like `data.split.by`, are joined alike."""
+    joined = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(joined.get(key), Mapping)
+        joined[key] = _joined(joined[key], value) if both else value
+    return joined
 
 
 def _outlasting(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

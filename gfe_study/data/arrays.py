@@ -28,6 +28,7 @@ from gfe_study.data.stored import (
     kept_sigma,
     known_values,
     loaded,
+    rows_of,
     sample_shape,
 )
 
@@ -110,7 +111,7 @@ class Arrays(OwnFiles):
             names = self._names(contents)
             parts = {part: self._part(contents, part, name) for part, name in names.items()}
             _check_alike(parts)
-            return self._splits(contents, parts, self.channels or ("last" if isinstance(contents, Pictures) else None))
+            return self._splits(contents, parts)
 
     def sources(self, folders: list[Path]) -> list[Path]:
         places = self.places(folders)
@@ -125,19 +126,7 @@ class Arrays(OwnFiles):
         for kind, given in (("labels", self.labels), ("groups", self.groups)):
             if given is not None and given not in table:
                 raise DataError(f"data.{kind}: given {given!r}; {suggestion(given, list(table))}")
-        columns = [name for name in table if name not in beside] if self.columns is None else self.columns
-        if not columns:
-            raise Unsuitable("given no column of values; allowed: at least one")
-        for name in columns:
-            if name not in table:
-                raise DataError(f"data.columns: given {name!r}; {suggestion(name, list(table))}")
-            if table[name].dtype.kind not in "biuf":
-                raise Unsuitable(
-                    f"column {name!r}: given {_text(table[name])}; allowed: numbers, or data.columns without it"
-                )
-            if not len(table[name]):
-                raise Unsuitable("given no row; allowed: at least one")
-        return {**beside, ROWS: np.column_stack([kept(table[name], f"column {name!r}") for name in columns])}
+        return {**beside, ROWS: rows_of(table, self.columns, beside)}
 
     def _names(self, contents: Contents) -> dict[str, str]:
         """The names of the arrays of samples by split; of an array that is to be split under ``""``."""
@@ -191,8 +180,11 @@ class Arrays(OwnFiles):
             None if labels is None else kept_labels(labels, len(values)),
         )
 
-    def _splits(self, contents: Contents, parts: Mapping[str, Part], channels: Channels | None) -> Splits:
+    def _splits(self, contents: Contents, parts: Mapping[str, Part]) -> Splits:
         first = next(iter(parts.values()))
+        channels = self.channels
+        if channels is None and isinstance(contents, Pictures):
+            channels = "last" if first.values.ndim == 4 else "none"
         shape = sample_shape(first.values.shape[1:], channels)
         levels = IMAGE_LEVELS.get(first.dtype) if len(shape.sides) == 2 else None
         scale = Scale() if levels is None else Scale.of_levels(levels)
@@ -334,10 +326,3 @@ def _coded(labels: Mapping[str, Array | None]) -> dict[str, Array | None]:
         raise Unsuitable("labels: given text and numbers; allowed: one of them")
     classes = np.unique(np.concatenate(text))
     return {name: None if each is None else np.searchsorted(classes, each) for name, each in labels.items()}
-
-
-def _text(column: Array) -> str:
-    if column.dtype.kind not in "OU":
-        return str(column.dtype)
-    example = next((value for value in column if isinstance(value, str)), None)
-    return f"{type(column[0]).__name__}" if example is None else f"text like {str(example)[:20]!r}"

@@ -70,6 +70,7 @@ def library(name: str) -> Any:
 
 
 def _npy(path: Path) -> Contents:
+    _check_magic(path, np.lib.format.MAGIC_PREFIX)
     try:
         return {path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))}
     except ValueError:  # an array without values cannot be mapped into memory
@@ -77,10 +78,16 @@ def _npy(path: Path) -> Contents:
 
 
 def _npz(path: Path) -> Contents:
+    _check_magic(path, b"PK")
     found: Contents = np.load(path, allow_pickle=False)
-    if not isinstance(found, np.lib.npyio.NpzFile):
-        raise ValueError("it is not an archive")
     return found
+
+
+def _check_magic(path: Path, magic: bytes) -> None:
+    # NumPy would take another file for a pickle, and advise to load it.
+    with path.open("rb") as file:
+        if file.read(len(magic)) != magic:
+            raise ValueError(f"it is no {path.suffix} file")
 
 
 def _hdf5(path: Path) -> Contents:
@@ -100,14 +107,8 @@ def _zarr(path: Path) -> Contents:
     store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
     opened = zarr.open(store, mode="r")
     if isinstance(opened, zarr.Array):
-        members = {path.name.split(".")[0]: opened}
-    else:
-        members = {name: item for name, item in opened.members(max_depth=None) if isinstance(item, zarr.Array)}
-    for name, item in members.items():
-        stored = {key: value for key, value in item.metadata.to_dict().items() if key != "attributes"}
-        if "pickle" in str(stored):
-            raise ValueError(f"{name} is pickled")
-    return members
+        return {path.name.split(".")[0]: opened}
+    return {name: item for name, item in opened.members(max_depth=None) if isinstance(item, zarr.Array)}
 
 
 class _Variable:
@@ -144,9 +145,9 @@ def _text_table(path: Path, separator: str) -> Contents:
         names = next(rows, [])
         for row in rows:  # pandas takes a row that is too short for one whose last values are missing
             if row and len(row) != len(names):
-                raise ValueError(f"line {rows.line_num} has {len(row)} fields, where line 1 has {len(names)}")
+                raise Unsuitable(f"line {rows.line_num}: given {len(row)} fields; allowed: {len(names)}, as in line 1")
     if len(set(names)) < len(names):
-        raise ValueError("two columns have one name")
+        raise Unsuitable("given two columns of one name; allowed: a name for each")
     table = pd.read_csv(
         path,
         sep=separator,
@@ -216,7 +217,9 @@ class _PictureFiles:
             with Image.open(file) as picture:
                 mode = PICTURE_MODES.get(picture.mode)
                 if mode is None:
-                    raise ValueError(f"it is of mode {picture.mode}, where {', '.join(PICTURE_MODES)} are read")
+                    raise Unsuitable(
+                        f"{file.name}: given a picture of mode {picture.mode}; allowed: {', '.join(PICTURE_MODES)}"
+                    )
                 return np.asarray(picture if mode == picture.mode else picture.convert(mode))
         except (OSError, ValueError, SyntaxError) as error:  # which Pillow raises of a damaged image
             raise ValueError(f"{file.name}: {error}") from error
@@ -224,7 +227,8 @@ class _PictureFiles:
 
 def _described(picture: Array) -> str:
     height, width, *channels = picture.shape
-    return f"{height} × {width} pixels of {(channels or [1])[0]} channels, {picture.dtype}"
+    count = channels[0] if channels else 1
+    return f"{height} × {width} pixels of {count} channel{'s' * (count > 1)}, {picture.dtype}"
 
 
 def _folder(path: Path) -> Contents:
@@ -255,11 +259,11 @@ def _pictures(path: Path) -> Pictures:
     }
     if here and classes:
         raise Unsuitable(
-            f"{path.name}: holds images beside folders of images ({', '.join(classes)}); allowed: one of them"
+            f"{path.name}/ holds images beside folders of images ({', '.join(classes)}); allowed: one of them"
         )
     if not here and not classes:
         raise Unsuitable(
-            f"{path.name}: holds no images; allowed: a folder of {', '.join(sorted(PICTURE_ENDINGS))} files, "
+            f"{path.name}/ holds no images; allowed: a folder of {', '.join(sorted(PICTURE_ENDINGS))} files, "
             "or with one folder for every class"
         )
     if here:

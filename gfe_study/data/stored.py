@@ -7,11 +7,12 @@ Shapes: N samples, (N, *file) as in files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from gfe_study.config import suggestion
 from gfe_study.data.base import AT_ONCE, Shape
 from gfe_study.data.files import Unsuitable, reading
 
@@ -129,9 +130,33 @@ def kept_labels(labels: Array, count: int) -> Array:
 def kept_groups(groups: Array, count: int) -> Array:
     """The number of every sample's group, (N,)."""
     groups = _one_each(groups, count, "groups")
-    if groups.dtype.kind not in "biufU" or (groups.dtype.kind == "f" and np.isnan(groups).any()):
-        raise Unsuitable(f"groups: given {_kind(groups)}; allowed: numbers or text, one for each sample")
+    missing = groups.dtype.kind == "f" and np.isnan(groups).any()
+    if missing or groups.dtype.kind not in "biufU":
+        raise Unsuitable(
+            f"groups: given {'NaN' if missing else _kind(groups)}; allowed: numbers or text, one for each sample"
+        )
     return np.unique(groups, return_inverse=True)[1]
+
+
+def rows_of(table: Mapping[str, Array], columns: Sequence[str] | None, without: Collection[str]) -> Array:
+    """The rows of a table as samples, (N, D).
+
+    Args:
+        table: columns by name, each (N,).
+        columns: those that make a sample; None: all.
+        without: those that do not, of all.
+    """
+    columns = [name for name in table if name not in without] if columns is None else columns
+    if not columns:
+        raise Unsuitable("given no column of values; allowed: at least one")
+    for name in columns:
+        if name not in table:
+            raise Unsuitable(f"given no column {name!r}; {suggestion(name, list(table))}")
+        if not len(table[name]):
+            raise Unsuitable("given no rows; allowed: at least one")
+        if table[name].dtype.kind not in "biuf":
+            raise Unsuitable(f"column {name!r}: given {_cells(table[name])}; allowed: numbers, or columns without it")
+    return np.column_stack([kept(table[name], f"column {name!r}") for name in columns])
 
 
 def sample_shape(file: tuple[int, ...], channels: Channels | None) -> Shape:
@@ -161,4 +186,19 @@ def _one_each(array: Array, count: int, name: str) -> Array:
 
 
 def _kind(array: Array) -> str:
-    return "numbers that are not whole" if array.dtype.kind == "f" else f"{array.dtype}"
+    return {"f": "numbers that are not whole", "O": "objects or empty cells"}.get(array.dtype.kind, str(array.dtype))
+
+
+def _cells(column: Array) -> str:
+    """What cells hold that are not numbers."""
+    if column.dtype.kind not in "OU":
+        return str(column.dtype)
+    return f"text like {str(next((cell for cell in column if not _is_number(cell)), column[0]))[:20]!r}"
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
