@@ -9,11 +9,11 @@ import gzip
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from gfe_study.data.base import DataError, Scale, Split, Splits, hold_out, image_shape
+from gfe_study.data.base import Array, DataError, Scale, Split, Splits, hold_out, image_shape
 from gfe_study.data.files import OwnFiles, blamed_on, reading
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -21,8 +21,6 @@ TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">
 IMAGES = re.compile(r"(?P<set>.*?)(?P<part>train|t10k|test)-images[.-]idx3-ubyte(?:\.gz)?")
 MIN_IMAGES = 6
 """With fewer training images, none is left for validation."""
-
-Array = np.ndarray[Any, Any]
 
 
 class IDX(OwnFiles):

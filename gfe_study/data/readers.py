@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import csv
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gfe_study.data.base import AT_ONCE
+from gfe_study.data.base import AT_ONCE, Array
 from gfe_study.data.files import Unsuitable, reading
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = np.ndarray[Any, Any]
+
 Contents = Mapping[str, Any]
 Reader = Callable[[Path], Contents]
 
@@ -77,10 +77,32 @@ def _npy(path: Path) -> Contents:
         return {path.stem: np.load(path, allow_pickle=False)}
 
 
+class _Archive(Mapping[str, Array]):
+    """The arrays of an `.npz` file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            self._names: list[str] = list(found)
+
+    def __getitem__(self, name: str) -> Array:
+        with self._path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            array: Array = found[name]
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
 def _npz(path: Path) -> Contents:
     _check_magic(path, b"PK")
-    found: Contents = np.load(path, allow_pickle=False)
-    return found
+    return _Archive(path)
 
 
 def _check_magic(path: Path, magic: bytes) -> None:

@@ -5,16 +5,16 @@ Shapes: N samples, D values of each.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gfe_study.data.base import AT_ONCE, Shape, Split
+from gfe_study.data.base import Array, Shape, Split
 from gfe_study.data.files import Unsuitable, blamed_on, reading
-from gfe_study.data.readers import ROWS, Table, read_contents
+from gfe_study.data.readers import ROWS, Contents, Table, read_contents
 from gfe_study.data.stored import check_array, kept, kept_sigma, known_values, rows_of
 
 BESIDE = frozenset({"labels", "observed", "sigma", "groups"})
@@ -26,52 +26,54 @@ class Samples:
 
     Attributes:
         name: of their array.
+        values: (N, *file), or (N, D) with channels first; read when it is sliced.
+        observed: which values are observed, alike; None: all but NaN.
+        sigma: the values' standard errors, alike; None if unknown.
         shape: of a sample.
-        dtype: in the file.
-        flat: whether the file holds samples as (N, D), channels first, and not as the decoder's data was.
+        where: what errors begin with.
     """
 
     name: str
+    values: Any
+    observed: Any
+    sigma: Any
     shape: Shape
-    dtype: np.dtype[Any]
-    flat: bool
-    _where: str
-    _values: Any
-    _observed: Any
-    _sigma: Any
+    where: str
 
     def __len__(self) -> int:
-        return int(self._values.shape[0])
+        return int(self.values.shape[0])
 
-    def batches(self, count: int = AT_ONCE) -> Iterator[Split]:
-        """All samples as they are stored, without a scale, at most `count` at a time; others are not kept in memory.
+    @property
+    def flat(self) -> bool:
+        """Whether the file holds samples as (N, D), and not as the decoder's data was."""
+        return tuple(self.values.shape[1:]) == (self.shape.size,)
+
+    def batch(self, rows: slice) -> Split:
+        """Some samples as they are stored, without labels and scale; all that is read of the file.
 
         Raises:
-            DataError: a value is infinite, or nothing of a sample is observed, or the file is damaged.
+            DataError: an observed value is infinite, or its sigma not positive, or the file is damaged.
         """
-        for start in range(0, len(self), count):
-            with blamed_on(self._where):
-                yield self._batch(slice(start, min(start + count, len(self))))
+        first, _, _ = rows.indices(len(self))
+        with blamed_on(self.where):
+            values = kept(self._read(self.values, rows), self.name)
+            given = None if self.observed is None else self._read(self.observed, rows)
+            known = known_values(values, given, self.name, first)
+            sigma = None
+            if self.sigma is not None:
+                sigma = kept_sigma(self._read(self.sigma, rows), known, values.shape, self.name, first)
+        return Split(
+            self._flatten(values),
+            observed_ND=None if known is None else self._flatten(known),
+            sigma_ND=None if sigma is None else self._flatten(sigma),
+        )
 
-    def _batch(self, rows: slice) -> Split:
-        def some(raw: Any) -> Any:
-            with reading():
-                return None if raw is None else np.asarray(raw[rows])
+    @staticmethod
+    def _read(array: Any, rows: slice) -> Array:
+        with reading():
+            return np.asarray(array[rows])
 
-        values = kept(some(self._values), self.name)
-        known = known_values(values, some(self._observed), self.name, rows.start)
-        sigma = some(self._sigma)
-        if sigma is not None:
-            sigma = kept_sigma(sigma, known, values.shape, self.name, rows.start)
-        values_ND, known_ND, sigma_ND = (None if each is None else self._flat(each) for each in (values, known, sigma))
-        if known_ND is not None and (empty := np.flatnonzero(~known_ND.any(1))).size:
-            raise Unsuitable(
-                f"{self.name}: sample {rows.start + empty[0]} has no observed value; allowed: at least one"
-            )
-        assert values_ND is not None
-        return Split(values_ND, observed_ND=known_ND, sigma_ND=sigma_ND)
-
-    def _flat(self, values: Any) -> Any:
+    def _flatten(self, values: Array) -> Array:
         return values if self.flat else self.shape.from_file(values)
 
 
@@ -83,7 +85,7 @@ def read_samples(
     columns: Sequence[str] | None = None,
     without: Collection[str] = (),
 ) -> Samples:
-    """The samples in a file of any format that `Arrays` reads; few of them are in memory at one time.
+    """The samples in a file of any format that `Arrays` reads. Only tables and archives are in memory as a whole.
 
     Of a file with several arrays, `path` names one after a colon: `fields.npz:test`. An array `test_observed`, or else
     `observed`, tells which of its values are observed, and `test_sigma` or `sigma` their standard errors.
@@ -121,15 +123,17 @@ def read_samples(
         with reading():
             values = contents[name]
         check_array(values, name)
-        found, flat = tuple(values.shape[1:]), (shape.size,)
-        if found not in (shape.file, flat):
-            allowed = dict.fromkeys(f"(N, {', '.join(map(str, each))})" for each in (shape.file, flat))
+        shapes = shape.file, (shape.size,)
+        if tuple(values.shape[1:]) not in shapes:
+            allowed = dict.fromkeys(f"(N, {', '.join(map(str, each))})" for each in shapes)
             raise Unsuitable(f"{name}: given shape {tuple(values.shape)}; allowed: {' or '.join(allowed)}")
-        beside = []
-        for kind in ("observed", "sigma"):
-            with reading():
-                array = next((contents[each] for each in (f"{name}_{kind}", kind) if each in contents), None)
-            if array is not None and tuple(array.shape) != tuple(values.shape):
-                raise Unsuitable(f"{kind}: given shape {tuple(array.shape)}; allowed: {tuple(values.shape)}, as {name}")
-            beside.append(array)
-    return Samples(name, shape, np.dtype(values.dtype), found == flat, where, values, *beside)
+        observed, sigma = (_beside(contents, name, kind, tuple(values.shape)) for kind in ("observed", "sigma"))
+    return Samples(name, values, observed, sigma, shape, where)
+
+
+def _beside(contents: Contents, name: str, kind: str, shape: tuple[int, ...]) -> Any:
+    with reading():
+        array = next((contents[each] for each in (f"{name}_{kind}", kind) if each in contents), None)
+    if array is not None and tuple(array.shape) != shape:
+        raise Unsuitable(f"{kind}: given shape {tuple(array.shape)}; allowed: {shape}, as {name}")
+    return array

@@ -13,10 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from gfe_study.config import suggestion
-from gfe_study.data.base import AT_ONCE, Shape
+from gfe_study.data.base import AT_ONCE, Array, Shape
 from gfe_study.data.files import Unsuitable, reading
 
-Array = np.ndarray[Any, Any]
 Channels = Literal["first", "last", "none"]
 
 MAX_CHANNELS = 4
