@@ -24,7 +24,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from gfe_study.config import InputError
+from gfe_study.config import InputError, Trial
 from gfe_study.config.base import explained
 from gfe_study.config.trial import merge
 from gfe_study.data.arrays import Arrays, by_group, by_sample
@@ -500,6 +500,20 @@ def test_what_the_bytes_mean_is_in_the_fingerprint(tmp_path: Path) -> None:
             np.save(tmp_path / f"{number}.npy", array)
             shas.add(load(tmp_path / f"{number}.npy", **settings).sha256)
         assert len(shas) == 4
+
+
+def test_where_files_lie_does_not_change_a_trial() -> None:
+    """What the settings choose of a file is in the data's hash, and so are the splits."""
+
+    def fingerprint(sha256: str = "a", **settings: Any) -> str:
+        return Trial.build({"data": {"name": "arrays", "path": "a.npy", **settings}}).fingerprint(sha256)
+
+    same = fingerprint(path="/elsewhere/b.npz", array="x", labels="y", split={"by": "order"}, unit="m", channels="none")
+    assert same == fingerprint()
+    others = [fingerprint("b"), fingerprint(scale="standard"), fingerprint(train_images=3), fingerprint(held_out=1)]
+    idx = Trial.build({"data": {"name": "idx", "path": "a"}})
+    assert idx.fingerprint("a") == Trial.build({"data": {"name": "idx", "path": "b"}}).fingerprint("a")
+    assert len({fingerprint(), idx.fingerprint("a"), *others}) == 6
 
 
 # Bad files

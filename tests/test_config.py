@@ -138,7 +138,8 @@ def test_the_paper_preset_has_the_papers_constants() -> None:
 def test_presets_build_with_every_method_and_dataset(preset: str) -> None:
     for method in CHOICES["method"]:
         for data in CHOICES["data"]:
-            built = Trial.build({"preset": preset, "method": method, "data": data})
+            path = {"path": "a.npy"} if "path" in choice_class("data", data).model_fields else {}
+            built = Trial.build({"preset": preset, "method": method, "data": {"name": data, **path}})
             assert (built.preset, built.method.name, built.data.name) == (preset, method, data)
 
 

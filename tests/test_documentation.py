@@ -40,6 +40,7 @@ NOT_RUN = {
     r"GPUS=": "needs a GPU",
     r"SPACE=(table1|table2|figure3|novelty|vae)\b": "minutes even when shortened; the other spaces run the same code",
     r"bandwidth --table$": "a minute; test_bandwidth.py checks every cell",
+    r"data\.path=": "a file of the reader's own; test_arrays.py reads files of every format",
     r"encode ": "a decoder and images of the reader's own; test_cli.py encodes",
     r"correlation --table": "half an hour; the same code runs for one cell",
 }

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from gfe_study import names
 from gfe_study.advice import command
 from gfe_study.config import CHOICES, InputError, Trial
+from gfe_study.config.trial import choice_class
 from gfe_study.provenance import package_versions
 from gfe_study.study.disk import folder_bytes
 from gfe_study.study.storage import JOURNAL_FILE, Storage
@@ -34,7 +35,7 @@ def examine(storage: Storage, *, fix: bool) -> list[Finding]:
     return [
         Finding("versions", True, package_versions()),
         Finding("device", True, f"{device}; {torch.get_num_threads()} threads"),
-        *(_dataset(name) for name in CHOICES["data"]),
+        *(_dataset(name) for name in CHOICES["data"] if "path" not in choice_class("data", name).model_fields),
         *_studies(storage, fix),
         *_space(storage),
     ]
