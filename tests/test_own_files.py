@@ -63,7 +63,7 @@ def test_a_truncated_archive_is_one_line(decoder: Path) -> None:
     folder = decoder.parent
     np.savez(folder / "whole.npz", images=np.zeros((3, 64), np.float32))
     (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:-40])
-    with pytest.raises(InputError, match=r"cut\.npz: cannot be read \(not a NumPy file\)"):
+    with pytest.raises(InputError, match=r"cut\.npz: cannot be read"):
         encode_file(decoder, folder / "cut.npz", folder / "out.npz", {})
     assert not (folder / "out.npz").exists()
 

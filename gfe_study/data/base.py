@@ -153,10 +153,10 @@ class Scale:
         assert self.levels is not None
         return scaled_ND if self._plain else (self.undo(scaled_ND) / self.levels).to(scaled_ND.dtype)
 
-    def of_shade(self, shade_ND: Tensor) -> Tensor:
-        """Shades of images to scaled values, float32."""
+    def of_shades(self) -> Scale:
+        """The same for images that are stored as shades from 0 to 1."""
         assert self.levels is not None
-        return shade_ND.to(torch.float32) if self._plain else self.apply(shade_ND * self.levels)
+        return Scale(self.shift / self.levels, self.factor / self.levels, self.levels)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data and tensors."""
@@ -357,7 +357,7 @@ class Dataset(Section, ABC):
             return splits
         scale = fitted_scale(self.scale, splits)
         train, val, test = (replace(split, scale=scale) for split in splits.parts.values())
-        return Splits(train, val, test, splits.shape)
+        return replace(splits, train=train, val=val, test=test)
 
     def _without(self, splits: Splits, label: int) -> Splits:
         parts = [(part, part.labels_N) for part in (splits.train, splits.val) if part.labels_N is not None]

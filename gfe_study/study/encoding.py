@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gfe_study.config import InputError
-from gfe_study.data.base import Array, Scale, Shape
-from gfe_study.data.readers import read_samples
+from gfe_study.data.base import Array, Scale
+from gfe_study.data.samples import Samples, read_samples
 from gfe_study.likelihoods.base import Likelihood, Observed
 from gfe_study.solvers.base import Result
 from gfe_study.study.artifacts import read_learner
@@ -45,7 +46,9 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
         if out.exists() and given.exists() and out.samefile(given):
             raise InputError(f"--out: given {out}, which is {option}; allowed: another file")
     learner, shape, scale = read_learner(checkpoint, changes, torch.device("cpu"))
-    samples = _Samples(images, shape, scale)
+    samples = read_samples(images, shape, "--images")
+    if scale.levels is not None and samples.values.dtype.kind == "f":
+        scale = scale.of_shades()
     likelihood = learner.trial.likelihood
     try:
         columns = _Columns(out)
@@ -56,9 +59,9 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
         losses = values = 0
         for start in range(0, len(samples), ENCODE_BATCH):
             rows = slice(start, min(start + ENCODE_BATCH, len(samples)))
-            target = samples.batch(rows)
+            target = replace(samples.batch(rows), scale=scale).batch(slice(None))
             if not likelihood.accepts(target):
-                raise InputError(f"--images {images}: {samples.range(target)}; allowed: {samples.domain(likelihood)}")
+                raise InputError(f"--images {images}: {_refusal(target, scale, likelihood)}")
             found = learner.encode(target)
             decoded_BD = learner.decode(found.latent_BL)
             empty_B = torch.zeros(len(target), dtype=torch.bool) if target.share_B is None else target.share_B == 0
@@ -67,12 +70,12 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
                 None if found.result_B is None else [Result(code).name.lower() for code in found.result_B.tolist()]
             )
             columns.add("latent", found.latent_BL.numpy())
-            columns.add("reconstruction", samples.to_file(decoded_BD))
+            columns.add("reconstruction", _stored(decoded_BD, samples, scale))
             columns.add("loss", loss_B.numpy())
             columns.add("nfe_forward", found.nfe_forward_B.numpy())
             columns.add("nfe_backward", found.nfe_backward_B.numpy())
             columns.add("stopped", np.array(results or [ENCODER] * len(target), dtype="U16"))
-            error_BD = scale.stretch(decoded_BD - target.value_BD).double() / samples.unit
+            error_BD = scale.stretch(decoded_BD - target.value_BD).double()
             if target.known_BD is not None:
                 error_BD = error_BD.masked_fill(~target.known_BD, 0.0)
             loss_sum += float(loss_B.double().nansum())
@@ -87,54 +90,18 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
     }
 
 
-class _Samples:
-    """The samples of a file, scaled as the decoder's data was.
+def _stored(scaled_BD: Tensor, samples: Samples, scale: Scale) -> Array:
+    """Scaled values in the shape and the units of the file, float32."""
+    stored_BD = scale.undo(scaled_BD).float().numpy()
+    return stored_BD if samples.flat else samples.shape.to_file(stored_BD)
 
-    Attributes:
-        unit: how many of the data's units one of the file's is: the levels of images that are stored from 0 to 1.
-    """
 
-    def __init__(self, path: Path, shape: Shape, scale: Scale) -> None:
-        self.path, self.shape, self.scale = path, shape, scale
-        self.values, self.observed = read_samples(path, shape, "--images")
-        self.flat = self.values.shape[1:] == (shape.size,)
-        whole = np.issubdtype(self.values.dtype, np.integer) or self.values.dtype == bool
-        self.unit = 1.0 if scale.levels is None or whole else float(scale.levels)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def batch(self, rows: slice) -> Observed:
-        """Some samples, scaled; NaN is a missing value."""
-        values = np.asarray(self.values[rows])
-        stored_ND = values.reshape(len(values), -1) if self.flat else self.shape.from_file(values)
-        exact = values.dtype.itemsize > 4 or values.dtype == np.float64
-        stored_ND = np.ascontiguousarray(stored_ND, dtype=np.float64 if exact else np.float32)
-        read = self.scale.apply if self.unit == 1 else self.scale.of_shade
-        scaled_BD = read(torch.from_numpy(stored_ND))
-        known_BD = torch.from_numpy(np.isfinite(stored_ND))
-        if self.observed is not None:
-            observed = np.asarray(self.observed[rows], dtype=bool)
-            known_BD &= torch.from_numpy(
-                observed.reshape(len(values), -1) if self.flat else self.shape.from_file(observed)
-            )
-        return Observed(scaled_BD) if bool(known_BD.all()) else Observed(scaled_BD, known_BD)
-
-    def range(self, target: Observed) -> str:
-        """The lowest and the highest value of some samples, in the units of the file."""
-        values_BD = self.scale.undo(target.value_BD) / self.unit
-        known = values_BD if target.known_BD is None else values_BD[target.known_BD]
-        return f"given values from {known.min():g} to {known.max():g}"
-
-    def domain(self, likelihood: Likelihood) -> str:
-        """The values that are allowed."""
-        levels = self.scale.levels
-        return likelihood.domain if levels is None else f"whole numbers up to {levels}, or floats in [0, 1]"
-
-    def to_file(self, scaled_ND: Tensor) -> Array:
-        """Scaled values in the shape and the units of the file, float32."""
-        stored_ND = (self.scale.undo(scaled_ND) / self.unit).float().numpy()
-        return stored_ND if self.flat else self.shape.to_file(stored_ND)
+def _refusal(target: Observed, scale: Scale, likelihood: Likelihood) -> str:
+    values_BD = scale.undo(target.value_BD)
+    known = values_BD if target.known_BD is None else values_BD[target.known_BD]
+    levels = scale.levels
+    allowed = likelihood.domain if levels is None else f"whole numbers up to {levels}, or floats in [0, 1]"
+    return f"given values from {known.min():g} to {known.max():g}; allowed: {allowed}"
 
 
 class _Columns:
