@@ -15,8 +15,8 @@ import pandas as pd
 import yaml
 
 from benchmarks.common import Bench, console
-from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.metrics import TRAIN_SECONDS
 
 TRIALS, SECONDS = 16, 5.0
 TINY_TRIALS, TINY_PART = 500, 100
@@ -69,7 +69,7 @@ def run(bench: Bench) -> None:
     console.print(f"{TRIALS} trials of {SECONDS:g} s …")
     long = sweep(trials=TRIALS, budget={"seconds": SECONDS})
     seconds, slots = long.told["seconds"], long.told["slots"]
-    own = sum(point[names.TRAIN_SECONDS] for point in long.points)
+    own = sum(point[TRAIN_SECONDS] for point in long.points)
     wall = seconds["total"] - seconds["start_up"]
     rows = [
         ("trials", TRIALS),

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.common import Bench, console
-from gfe_study import names
 from gfe_study.config import Trial
+from gfe_study.metrics import IMAGES_SEEN, IMAGES_USED, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS
 from gfe_study.training import train
 
 GOAL = {"mnist": 0.0955}
@@ -27,8 +27,8 @@ def run(bench: Bench) -> None:
     quickest = AE_SECONDS
     for batch, lr in AE_GRID:
         points = curve(bench, f"ae, batch {batch}, Adam {lr:g}", autoencoder(bench, batch, lr), goal, quickest)
-        if goal is not None and points[-1][names.TEST_LOSS] <= goal:
-            quickest = min(quickest, points[-1][names.TRAIN_SECONDS])
+        if goal is not None and points[-1][TEST_LOSS] <= goal:
+            quickest = min(quickest, points[-1][TRAIN_SECONDS])
         rows += points
     rows += curve(bench, "gfe, preset best, again", gfe(bench), None)
     curves = pd.DataFrame(rows)
@@ -60,13 +60,13 @@ def curve(bench: Bench, label: str, trial: Trial, goal: float | None, most: floa
         if step.metrics is None:
             continue
         rows.append({"trial": label, **{name: step.metrics[name] for name in KEPT}})
-        if (goal is not None and step.metrics[names.TEST_LOSS] <= goal) or rows[-1][names.TRAIN_SECONDS] > most:
+        if (goal is not None and step.metrics[TEST_LOSS] <= goal) or rows[-1][TRAIN_SECONDS] > most:
             break
-    console.print(f"{label}: {rows[-1][names.TEST_LOSS]:.4f} after {rows[-1][names.TRAIN_SECONDS]:.1f} s")
+    console.print(f"{label}: {rows[-1][TEST_LOSS]:.4f} after {rows[-1][TRAIN_SECONDS]:.1f} s")
     return rows
 
 
-KEPT = (names.IMAGES_SEEN, names.IMAGES_USED, names.TEST_LOSS, names.TRAIN_SECONDS, names.NFE_FORWARD)
+KEPT = (IMAGES_SEEN, IMAGES_USED, TEST_LOSS, TRAIN_SECONDS, NFE_FORWARD)
 FORMATS = {
     "last loss": "{:.4f}",
     "images seen": "{:,.0f}",
@@ -80,7 +80,7 @@ def at_targets(curves: pd.DataFrame) -> pd.DataFrame:
     """One row a trial that was evaluated there."""
     rows = []
     for label, points in curves.groupby("trial", sort=False):
-        at = points.set_index(names.IMAGES_SEEN)[names.TEST_LOSS]
+        at = points.set_index(IMAGES_SEEN)[TEST_LOSS]
         if set(TARGETS) <= set(at.index):
             rows.append({"trial": label, **{f"{images:,}": at[images] for images in TARGETS}})
     return pd.DataFrame(rows)
@@ -90,15 +90,15 @@ def until_goal(curves: pd.DataFrame, goal: float | None) -> pd.DataFrame:
     """What each trial had spent when it reached the goal; where it did not, at its end."""
     rows = []
     for label, points in curves.groupby("trial", sort=False):
-        reached = points[points[names.TEST_LOSS] <= (goal if goal is not None else -math.inf)]
+        reached = points[points[TEST_LOSS] <= (goal if goal is not None else -math.inf)]
         point = reached.iloc[0] if len(reached) else points.iloc[-1]
         rows.append(
             {
                 "trial": label,
-                "loss": f"{point[names.TEST_LOSS]:.4f}" + ("" if len(reached) else " (not reached)"),
-                "images seen": point[names.IMAGES_SEEN],
-                "images used": point[names.IMAGES_USED],
-                "seconds": point[names.TRAIN_SECONDS],
+                "loss": f"{point[TEST_LOSS]:.4f}" + ("" if len(reached) else " (not reached)"),
+                "images seen": point[IMAGES_SEEN],
+                "images used": point[IMAGES_USED],
+                "seconds": point[TRAIN_SECONDS],
             }
         )
     return pd.DataFrame(rows)
@@ -106,17 +106,17 @@ def until_goal(curves: pd.DataFrame, goal: float | None) -> pd.DataFrame:
 
 def plot(figure: Figure, curves: pd.DataFrame, goal: float | None) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
-    quickest = curves[curves["trial"].str.startswith("ae")].groupby("trial")[names.TEST_LOSS].min().idxmin()
+    quickest = curves[curves["trial"].str.startswith("ae")].groupby("trial")[TEST_LOSS].min().idxmin()
     for label, points in curves.groupby("trial", sort=False):
         if str(label).endswith("again"):
             continue
         ours = str(label).startswith("gfe")
         colour = "#009E73" if ours else "#D55E00" if label == quickest else "#B8B8B8"
         text = str(label) if ours or label == quickest else None
-        for axes, column in ((left, names.IMAGES_SEEN), (right, names.TRAIN_SECONDS)):
+        for axes, column in ((left, IMAGES_SEEN), (right, TRAIN_SECONDS)):
             axes.plot(
                 points[column],
-                points[names.TEST_LOSS],
+                points[TEST_LOSS],
                 "-",
                 linewidth=1.6 if text else 0.8,
                 color=colour,

@@ -29,6 +29,7 @@ from gfe_study.config import (
 )
 from gfe_study.interrupts import INTERRUPTED, Interrupted
 from gfe_study.layout import say, wrapped
+from gfe_study.metrics import COUNTS
 from gfe_study.provenance import own_version
 from gfe_study.terminal import DONE, SOME_FAILED, Json, Sturdy, console, fail, output, print_json
 
@@ -354,7 +355,7 @@ def train(
 
     point, fingerprint, problems = run_single(trial, Storage(storage), cpus, report, problem)
     if json_:
-        counts = {name: int(point[name]) for name in names.COUNTS if name in point}
+        counts = {name: int(point[name]) for name in COUNTS if name in point}
         print_json({**point, **counts, names.FINGERPRINT: fingerprint})
     else:
         for name, value in point.items():

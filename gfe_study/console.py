@@ -18,6 +18,7 @@ from gfe_study.config import Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits
 from gfe_study.layout import Column, Listing, number, say, wrapped
+from gfe_study.metrics import MIXED_TEST_LOSS, TEST_LOSS, VAL_LOSS
 from gfe_study.results import front, ranked, signs, verdict
 from gfe_study.study.engine import Snapshot, describe
 from gfe_study.study.forecast import Forecast
@@ -54,7 +55,7 @@ class StudyView:
             refresh_per_second=2,
             transient=True,
         )
-        self._metric: str = names.VAL_LOSS
+        self._metric: str = VAL_LOSS
         self._printed_at = 0.0
         self._printed = (-1, -1)
 
@@ -206,7 +207,7 @@ def best_table(plan: Plan) -> Listing:
     stage = max((job.stage for job, _ in chosen), default=0)  # stages may have different budgets
     rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in chosen if job.stage == stage]
     rows = rows[:NUM_BEST_SHOWN]
-    losses = dict.fromkeys((plan.study.metric.name, names.TEST_LOSS, names.MIXED_TEST_LOSS))
+    losses = dict.fromkeys((plan.study.metric.name, TEST_LOSS, MIXED_TEST_LOSS))
     metrics = [name for name in losses if any(name in point for _, point in rows)]
     seeds = len(plan.study.seeds_of(stage)) > 1
     columns = [Column("arm", left=True), Column("#"), Column("seed")]
@@ -232,7 +233,7 @@ def best_blocks(plan: Plan) -> list[Block]:
         return []
     best = found[0]
     point = plan.journal.points[best.fingerprint][-1]
-    metrics = [plan.study.metric.name, names.TEST_LOSS]
+    metrics = [plan.study.metric.name, TEST_LOSS]
     results = ", ".join(f"{name} {_metric(name, point.get(name))}" for name in metrics)
     values = " ".join(f"{key}={number(value, 3)}" for key, value in best.params.items())
     blocks = [hanging(f"Best: {describe(best)}: {results}"), hanging(values, "  ")]

@@ -1,61 +1,9 @@
-"""Names of metrics, tags and artifacts; no other module spells them out.
-
-A loss is the cross-entropy per pixel, in nats, averaged over the test, validation or training images.
-"""
+"""Names of tags and files; no other module spells them out. Names of metrics are those of `metrics`."""
 
 from typing import Final
 
 DATA_DIR_VARIABLE: Final = "GFE_DATA_DIR"
 """Environment variable: the folder that holds datasets."""
-
-# Metrics have the same names in MLflow, Ray and `--json`. The MLflow step of every metric is `images_seen`.
-IMAGES_SEEN: Final = "images_seen"
-IMAGES_USED: Final = "images_used"
-"""Training images, counted once per weight update that used them; `images_seen` counts them once per batch."""
-UNIQUE_IMAGES: Final = "unique_images"
-"""Distinct training images seen: `images_seen` during the first epoch, the size of the training set after it."""
-TRAIN_LOSS: Final = "train_loss"
-VAL_LOSS: Final = "val_loss"
-TEST_LOSS: Final = "test_loss"
-RMSE: Final = "rmse"
-"""Root mean square error of reconstructions over all observed values, in the data's units: `val_rmse`, `test_rmse`."""
-MAE: Final = "mae"
-"""Mean absolute error, likewise."""
-R2: Final = "r2"
-"""Share of the variance about the mean of each value that reconstructions explain."""
-RELATIVE_L2: Final = "relative_l2"
-"""‖y − x‖/‖y‖, mean over samples."""
-MIXED: Final = "mixed"
-MIXED_TEST_LOSS: Final = f"{MIXED}_{TEST_LOSS}"
-NFE_FORWARD: Final = "nfe_forward"
-"""Decoder evaluations per training image, mean over all images seen so far."""
-NFE_BACKWARD: Final = "nfe_backward"
-"""Decoder pullbacks per training image, mean over all images seen so far."""
-ENCODE_NFE: Final = "encode_nfe"
-"""Decoder evaluations and pullbacks spent on encoding, per test image."""
-TRAIN_SECONDS: Final = "train_seconds"
-"""Seconds spent in training updates since the start of the trial, without evaluation."""
-ENCODE_SECONDS: Final = "encode_seconds"
-"""Seconds spent encoding and decoding the test images in this evaluation."""
-EVAL_SECONDS: Final = "eval_seconds"
-"""Seconds spent in evaluation since the start of the trial."""
-LATENT_ENTROPY: Final = "latent_entropy"
-"""Entropy of the whitened latents of the test images in nats, by a kernel density estimate."""
-NORMAL_ENTROPY: Final = "normal_entropy"
-"""The same estimate for an equal number of samples of a standard normal."""
-ENTROPY_GAP: Final = "entropy_gap"
-"""`normal_entropy` − `latent_entropy`; 0 if the latents are distributed as a standard normal."""
-RECONSTRUCTION_AUROC: Final = "reconstruction_auroc"
-"""AUROC of detecting test images of the held-out class by their reconstruction error alone."""
-NOVELTY_AUROC: Final = "novelty_auroc"
-"""AUROC of detecting test images of the held-out class by their negative log-probability."""
-FID: Final = "fid"
-"""Fréchet distance between decoded samples and test images in the features of the Inception network."""
-OPTIMISER_STEPS: Final = "optimiser_steps"
-DIVERGED: Final = "diverged"
-
-COUNTS: Final = (IMAGES_SEEN, IMAGES_USED, UNIQUE_IMAGES, OPTIMISER_STEPS, DIVERGED)
-"""Metrics with integer values."""
 
 # Tags of a trial's MLflow run.
 FINGERPRINT: Final = "fingerprint"
@@ -69,7 +17,12 @@ SPACE: Final = "space"
 SPACE_SHA256: Final = "space_sha256"
 DATASET: Final = "dataset"
 DATASET_SHA256: Final = "dataset_sha256"
+VALUE_NOUN: Final = "value_noun"
+"""What a value of the dataset is called: `pixel`, or `value` of data that are not images."""
+UNIT: Final = "unit"
+"""Unit of the dataset's values; empty if it is unknown."""
 ENTROPY_FLOOR: Final = "entropy_floor"
+"""The lowest loss that any decoder can reach on the test data; absent where the likelihood has no floor."""
 GFE_STUDY_VERSION: Final = "gfe_study_version"
 GIT_COMMIT: Final = "git_commit"
 GIT_DIRTY: Final = "git_dirty"
@@ -117,13 +70,3 @@ SNAPSHOTS: Final = "snapshots.npz"
 """Latents, reconstructions and flows of test images at several points of training."""
 KEPT_FILES: Final = (BEST_CHECKPOINT, SNAPSHOTS)
 """Files that are kept for the best trials only."""
-
-
-def classifier_distance(dataset: str, kind: str = "") -> str:
-    """Name the metric: the Fréchet distance between decoded samples and test images in a classifier's features.
-
-    Args:
-        dataset: the dataset that this project's classifier was trained on.
-        kind: images to use instead of samples: `reconstruction`, or `floor` for validation images.
-    """
-    return f"fd_{dataset}_classifier" + (f"_{kind}" if kind else "")

@@ -16,11 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.config import Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.measures.errors import errors
 from gfe_study.methods.base import Diverged, Learner, derive_seed
+from gfe_study.metrics import (
+    DIVERGED,
+    ENCODE_NFE,
+    ENCODE_SECONDS,
+    EVAL_SECONDS,
+    IMAGES_SEEN,
+    IMAGES_USED,
+    NFE_BACKWARD,
+    NFE_FORWARD,
+    OPTIMISER_STEPS,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    TRAIN_SECONDS,
+    UNIQUE_IMAGES,
+    VAL_LOSS,
+)
 
 Metrics = dict[str, float]
 
@@ -78,7 +93,7 @@ class TrainingState:
     def over(self) -> bool:
         """Whether the budget is spent or the trial has diverged."""
         budget = self.learner.trial.budget
-        diverged = bool(self.points and self.points[-1][names.DIVERGED])
+        diverged = bool(self.points and self.points[-1][DIVERGED])
         return diverged or budget.spent(self.images_seen, self.nfe_forward + self.nfe_backward, self.train_seconds)
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,24 +238,24 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
     test = evaluate(learner, splits.test, options.test_images, progress.device)
     progress.test_latent_NL = test.latent_NL
     metrics = {
-        names.IMAGES_SEEN: float(progress.images_seen),
-        names.IMAGES_USED: float(progress.images_used),
-        names.UNIQUE_IMAGES: float(min(progress.images_seen, len(splits.train))),
-        names.OPTIMISER_STEPS: float(progress.optimiser_steps),
-        names.TRAIN_LOSS: progress.loss_sum / progress.loss_count,
-        names.VAL_LOSS: val.loss,
-        names.TEST_LOSS: test.loss,
-        names.ENCODE_NFE: test.nfe,
-        names.ENCODE_SECONDS: test.seconds,
-        names.NFE_FORWARD: progress.nfe_forward / progress.images_seen,
-        names.NFE_BACKWARD: progress.nfe_backward / progress.images_seen,
-        names.TRAIN_SECONDS: progress.train_seconds,
-        names.DIVERGED: float(not math.isfinite(val.loss + test.loss)),
+        IMAGES_SEEN: float(progress.images_seen),
+        IMAGES_USED: float(progress.images_used),
+        UNIQUE_IMAGES: float(min(progress.images_seen, len(splits.train))),
+        OPTIMISER_STEPS: float(progress.optimiser_steps),
+        TRAIN_LOSS: progress.loss_sum / progress.loss_count,
+        VAL_LOSS: val.loss,
+        TEST_LOSS: test.loss,
+        ENCODE_NFE: test.nfe,
+        ENCODE_SECONDS: test.seconds,
+        NFE_FORWARD: progress.nfe_forward / progress.images_seen,
+        NFE_BACKWARD: progress.nfe_backward / progress.images_seen,
+        TRAIN_SECONDS: progress.train_seconds,
+        DIVERGED: float(not math.isfinite(val.loss + test.loss)),
     }
     if options.mixed:
         for encoding in learner.encodings:
             mixed = evaluate(learner, splits.test, options.test_images, progress.device, encoding)
-            metrics[f"{encoding}_{names.TEST_LOSS}"] = mixed.loss
+            metrics[f"{encoding}_{TEST_LOSS}"] = mixed.loss
     for part, split, found in (("val", splits.val, val), ("test", splits.test, test)):
         for name, value in errors(learner, split, found.latent_NL.to(progress.device)).items():
             metrics[f"{part}_{name}"] = value
@@ -248,7 +263,7 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
         metrics |= measure.values(learner, splits, test.latent_NL.to(progress.device))
     progress.loss_sum, progress.loss_count = 0.0, 0
     progress.eval_seconds += time.perf_counter() - started
-    metrics[names.EVAL_SECONDS] = progress.eval_seconds
+    metrics[EVAL_SECONDS] = progress.eval_seconds
     if math.isfinite(val.loss):
         progress.best_val_loss = min(progress.best_val_loss, val.loss)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -259,7 +274,7 @@ def _last_point(progress: TrainingState) -> Metrics:
     last = dict(progress.points[-1]) if progress.points else {}
     return {
         **last,
-        names.IMAGES_SEEN: float(progress.images_seen),
-        names.TRAIN_SECONDS: progress.train_seconds,
-        names.DIVERGED: 1.0,
+        IMAGES_SEEN: float(progress.images_seen),
+        TRAIN_SECONDS: progress.train_seconds,
+        DIVERGED: 1.0,
     }

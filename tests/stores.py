@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gfe_study import names
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
 from gfe_study.tracking.client import Tracker, connect
 from gfe_study.tracking.runs import RUNNING, Change
 
@@ -42,9 +43,9 @@ def opened(uri: str, study: str = STUDY, declared: str = DECLARED) -> Tracker:
 
 
 def point(images: int, loss: float = 0.5, **more: float) -> dict[str, float]:
-    costs = {names.TRAIN_SECONDS: images / 100, names.NFE_FORWARD: 12.0, names.NFE_BACKWARD: 0.0}
-    losses = {names.VAL_LOSS: loss, names.TEST_LOSS: loss + 0.01}
-    return {names.IMAGES_SEEN: float(images), **costs, **losses, names.DIVERGED: 0.0, **more}
+    costs = {TRAIN_SECONDS: images / 100, NFE_FORWARD: 12.0, NFE_BACKWARD: 0.0}
+    losses = {VAL_LOSS: loss, TEST_LOSS: loss + 0.01}
+    return {IMAGES_SEEN: float(images), **costs, **losses, DIVERGED: 0.0, **more}
 
 
 def trial(

@@ -18,6 +18,7 @@ from mlflow.entities import Run
 
 from gfe_study import names
 from gfe_study.config import space_files
+from gfe_study.metrics import VAL_LOSS
 from gfe_study.study.journal import FINISHED, Journal
 
 COMMAND = [sys.executable, "-m", "gfe_study"]
@@ -91,6 +92,6 @@ def table(folder: Path, study: str) -> dict[str, list[tuple[int, float]]]:
     """val_loss over images seen of every trial, from the store."""
     runs = children(folder, study)
     return {
-        run.data.tags[names.FINGERPRINT]: [(step, value) for step, value, _ in history(folder, run, names.VAL_LOSS)]
+        run.data.tags[names.FINGERPRINT]: [(step, value) for step, value, _ in history(folder, run, VAL_LOSS)]
         for run in runs
     }

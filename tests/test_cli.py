@@ -13,6 +13,7 @@ from stores import fresh
 
 from gfe_study import names
 from gfe_study.config import space_files
+from gfe_study.metrics import DIVERGED, ENCODE_NFE, IMAGES_SEEN, NFE_FORWARD, TEST_LOSS, TRAIN_LOSS, VAL_LOSS
 from gfe_study.study.journal import Journal
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import RUNNING, Change
@@ -222,8 +223,8 @@ def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_pat
     code, out, _ = run("train", *TINY_SETS, "--set", "seed=3", "--json")
     first = json.loads(out)
     assert code == 0
-    assert {names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS, names.NFE_FORWARD, names.ENCODE_NFE} <= set(first)
-    assert first[names.IMAGES_SEEN] == 32
+    assert {TRAIN_LOSS, VAL_LOSS, TEST_LOSS, NFE_FORWARD, ENCODE_NFE} <= set(first)
+    assert first[IMAGES_SEEN] == 32
     (config,) = tmp_path.glob(f"mlartifacts/train/*/artifacts/{names.TRIAL_FILE}")
     (decoder,) = tmp_path.glob(f"results/train/*/{names.BEST_CHECKPOINT}")  # holds its configuration too
     exact = [name for name in first if not name.endswith("seconds")]
@@ -306,5 +307,5 @@ def test_a_trial_that_diverges_says_so(run: Run) -> None:
     code, out, _ = run("train", *TINY_SETS, "--set", "optim.lr=1e30", "--json")
     point = json.loads(out)
     assert code == 1
-    assert point[names.DIVERGED] == 1
-    assert 0 < point[names.IMAGES_SEEN] <= 32
+    assert point[DIVERGED] == 1
+    assert 0 < point[IMAGES_SEEN] <= 32

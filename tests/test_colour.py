@@ -15,6 +15,7 @@ from gfe_study import names
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, InputError, Trial
 from gfe_study.data.base import Scale, Split, Splits, image_shape
+from gfe_study.metrics import DIVERGED, VAL_LOSS
 from gfe_study.study.artifacts import read_learner, write_best, write_reconstruction
 from gfe_study.study.encoding import encode_file
 from gfe_study.study.probe import PROBED_BYTES, probe_excerpt
@@ -84,8 +85,8 @@ def test_pictures_have_their_channels_last_and_grey_ones_have_none(splits: Split
 def test_every_architecture_learns_images_in_colour(splits: Splits, method: str, model: str) -> None:
     changes = {"method": method, **({"model": {"name": model}} if model != "conv" else {})}
     first, *_, last = run(splits, changes).points
-    assert last[names.VAL_LOSS] < first[names.VAL_LOSS] - 0.05
-    assert last[names.DIVERGED] == 0
+    assert last[VAL_LOSS] < first[VAL_LOSS] - 0.05
+    assert last[DIVERGED] == 0
 
 
 def test_the_best_networks_are_read_with_the_shape_of_their_images(

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfe_study import names
 from gfe_study.analysis.diagnostics import Diagnostic, diagnose, doubts
 from gfe_study.analysis.verdict import CONDITIONS, Verdict, judge
 from gfe_study.config import Range
+from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS
 
 LR = "optim.lr"
 BETA = "solver.beta"
@@ -218,8 +218,8 @@ def judged(confidence: float = 0.95, **losses: list[float | None]) -> Verdict:
             "fingerprint": f"{arm}{seed}",
             "diverged": False,
             "failed": loss is None,
-            names.TEST_LOSS: math.nan if loss is None else loss,
-            **dict.fromkeys((names.IMAGES_SEEN, names.TRAIN_SECONDS, names.NFE_FORWARD, names.NFE_BACKWARD), 1.0),
+            TEST_LOSS: math.nan if loss is None else loss,
+            **dict.fromkeys((IMAGES_SEEN, TRAIN_SECONDS, NFE_FORWARD, NFE_BACKWARD), 1.0),
             **dict.fromkeys(CONDITIONS, "same"),
         }
         for arm, own in losses.items()
@@ -227,7 +227,7 @@ def judged(confidence: float = 0.95, **losses: list[float | None]) -> Verdict:
     ]
     first, *others = losses
     references = {first: None, **dict.fromkeys(others, first)}
-    loss = names.TEST_LOSS
+    loss = TEST_LOSS
     return judge(pd.DataFrame(rows), pd.DataFrame(), references, metric=loss, select=loss, confidence=confidence)
 
 

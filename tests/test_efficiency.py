@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gfe_study import names
 from gfe_study.analysis.efficiency import DataEfficiency
 from gfe_study.analysis.stats import holm, mean_interval, paired
+from gfe_study.metrics import IMAGES_SEEN, TEST_LOSS, UNIQUE_IMAGES
 
 SIZES = (1, 2, 4, 16)  # the seeds below are named by sizes, so that one cannot be taken for the other
 SEEDS = (1, 2, 4)
@@ -20,7 +20,7 @@ SEEDS = (1, 2, 4)
 def frame(**arms: object) -> pd.DataFrame:
     """One row per arm, seed and size, from arm=[[loss at every size] of every seed]."""
     rows = [
-        {"arm": arm, "seed": seed, names.IMAGES_SEEN: size, names.TEST_LOSS: loss}
+        {"arm": arm, "seed": seed, IMAGES_SEEN: size, TEST_LOSS: loss}
         for arm, curves in arms.items()
         for seed, curve in zip(SEEDS, np.array(curves, dtype=float), strict=True)
         for size, loss in zip(SIZES, curve, strict=True)
@@ -33,7 +33,7 @@ def noisy(seed: int) -> np.ndarray:
 
 
 def curves(rows: pd.DataFrame, confidence: float = 0.95) -> DataEfficiency:
-    return DataEfficiency.from_frame(rows, names.IMAGES_SEEN, confidence=confidence)
+    return DataEfficiency.from_frame(rows, IMAGES_SEEN, confidence=confidence)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def two_arms() -> DataEfficiency:
 def test_the_points_are_means_over_seeds(two_arms: DataEfficiency) -> None:
     table = two_arms.points()
     assert list(table["arm"]) == ["gfe"] * 4 + ["ae"] * 4  # as given, not as sorted
-    assert list(table[names.IMAGES_SEEN][:4]) == list(SIZES)
+    assert list(table[IMAGES_SEEN][:4]) == list(SIZES)
     expected = mean_interval(noisy(0)[:, 2])
     row = table.iloc[2]
     assert (row["mean"], row["low"], row["high"], row["seeds"]) == pytest.approx(
@@ -81,10 +81,10 @@ def test_areas_have_intervals_and_are_compared_in_pairs(two_arms: DataEfficiency
 
 def test_areas_are_over_the_sizes_that_all_arms_have() -> None:
     rows = frame(gfe=noisy(0), ae=noisy(1))
-    short = rows[(rows["arm"] != "ae") | (rows[names.IMAGES_SEEN] > 1)]
+    short = rows[(rows["arm"] != "ae") | (rows[IMAGES_SEEN] > 1)]
     found = curves(short)
     assert list(found.areas()["from"]) == [2, 2]
-    expected = curves(rows[rows[names.IMAGES_SEEN] > 1]).areas_by_seed()
+    expected = curves(rows[rows[IMAGES_SEEN] > 1]).areas_by_seed()
     pd.testing.assert_frame_equal(found.areas_by_seed(), expected)
     assert found.areas_by_seed(["gfe"])["gfe"].equals(curves(rows).areas_by_seed()["gfe"])
 
@@ -92,11 +92,11 @@ def test_areas_are_over_the_sizes_that_all_arms_have() -> None:
 @pytest.mark.parametrize("gap", [math.nan, math.inf, None])
 def test_a_loss_that_is_not_there_is_named_and_its_seed_has_no_area(gap: float | None) -> None:
     rows = frame(gfe=noisy(0), ae=noisy(1))
-    hole = (rows["arm"] == "gfe") & (rows["seed"] == 2) & (rows[names.IMAGES_SEEN] == 4)
-    rows = rows[~hole] if gap is None else rows.assign(test_loss=rows[names.TEST_LOSS].where(~hole, gap))
+    hole = (rows["arm"] == "gfe") & (rows["seed"] == 2) & (rows[IMAGES_SEEN] == 4)
+    rows = rows[~hole] if gap is None else rows.assign(test_loss=rows[TEST_LOSS].where(~hole, gap))
     found = curves(rows)
     assert found.missing().to_numpy().tolist() == [["gfe", 2, 4]]
-    assert found.points().set_index(["arm", names.IMAGES_SEEN])["seeds"].loc[("gfe", 4)] == 2
+    assert found.points().set_index(["arm", IMAGES_SEEN])["seeds"].loc[("gfe", 4)] == 2
     assert found.areas_by_seed()["gfe"].isna().tolist() == [False, True, False]
     assert found.compare_areas("gfe", "ae").count == 2
     assert found.crossing("gfe", "ae").count == 2
@@ -115,7 +115,7 @@ def test_one_seed_has_no_interval() -> None:
 
 def test_one_size_has_no_area_and_no_crossing() -> None:
     rows = frame(gfe=noisy(0), ae=noisy(1))
-    found = curves(rows[rows[names.IMAGES_SEEN] == 4])
+    found = curves(rows[rows[IMAGES_SEEN] == 4])
     assert found.areas()["seeds"].tolist() == [0, 0]
     assert "do not share two sizes" in found.crossings()["text"].item()
     with pytest.raises(ValueError, match="no seed of both 'gfe' and 'ae' has two sizes"):
@@ -124,7 +124,7 @@ def test_one_size_has_no_area_and_no_crossing() -> None:
 
 def test_arms_without_a_common_size_or_seed_are_not_compared() -> None:
     rows = frame(gfe=noisy(0), ae=noisy(1))
-    apart = rows[(rows["arm"] == "gfe") == (rows[names.IMAGES_SEEN] < 4)]
+    apart = rows[(rows["arm"] == "gfe") == (rows[IMAGES_SEEN] < 4)]
     assert len(curves(apart).differences("gfe", "ae")) == 0
     others = curves(rows[(rows["arm"] == "gfe") == (rows["seed"] == 1)])
     assert len(others.differences("gfe", "ae")) == 0
@@ -133,7 +133,7 @@ def test_arms_without_a_common_size_or_seed_are_not_compared() -> None:
 
 def test_differences_are_paired_at_every_size(two_arms: DataEfficiency) -> None:
     table = two_arms.differences("gfe", "ae")
-    assert list(table[names.IMAGES_SEEN]) == list(SIZES)
+    assert list(table[IMAGES_SEEN]) == list(SIZES)
     for index, row in table.iterrows():
         expected = paired(noisy(0)[:, index], noisy(1)[:, index] + 0.2)
         assert (row["difference"], row["low"], row["high"], row["p_value"], row["p_permutation"]) == pytest.approx(
@@ -152,7 +152,7 @@ def test_the_crossing_of_two_arms_agrees_with_their_differences() -> None:
     assert len(crossing.at) == 1
     assert crossing.regions is not None
     for _, row in found.differences("falling", "level").iterrows():
-        inside = any(region.low <= row[names.IMAGES_SEEN] <= region.high for region in crossing.regions)
+        inside = any(region.low <= row[IMAGES_SEEN] <= region.high for region in crossing.regions)
         assert inside == (row["low"] <= 0 <= row["high"])
     swapped = found.crossing("level", "falling")
     assert (swapped.at, swapped.lower) == (pytest.approx(crossing.at), crossing.lower)
@@ -183,9 +183,9 @@ def test_what_is_no_curve_is_refused() -> None:
     with pytest.raises(ValueError, match="axis must be one of images_seen, unique_images, got 'epochs'"):
         DataEfficiency.from_frame(rows, "epochs")
     with pytest.raises(ValueError, match=r"needs the columns .*not there: \['unique_images'\]"):
-        DataEfficiency.from_frame(rows, names.UNIQUE_IMAGES)
+        DataEfficiency.from_frame(rows, UNIQUE_IMAGES)
     with pytest.raises(ValueError, match="images_seen must be positive"):
-        curves(rows.assign(images_seen=rows[names.IMAGES_SEEN] - 1))
+        curves(rows.assign(images_seen=rows[IMAGES_SEEN] - 1))
     with pytest.raises(ValueError, match="two rows of arm 'gfe', seed 1, at 2 images seen"):
         curves(pd.concat([rows, rows.iloc[1:2]]))
     with pytest.raises(ValueError, match="unknown arm 'vae'; there are gfe"):

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from gfe_study import names
 from gfe_study.config import InputError, Study
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study import trial_run
 from gfe_study.study.engine import MAX_ATTEMPTS, Engine, declare
 from gfe_study.study.events import NAMES, Again, Ended, Reached, Record, Retried, Reused, read_record
@@ -113,7 +114,7 @@ class Start:
 
 
 def point(images: int) -> dict[str, float]:
-    return {names.IMAGES_SEEN: float(images), names.VAL_LOSS: 1 / images, names.DIVERGED: 0.0}
+    return {IMAGES_SEEN: float(images), VAL_LOSS: 1 / images, DIVERGED: 0.0}
 
 
 class Backend(RuleBasedStateMachine):
@@ -281,8 +282,8 @@ class Backend(RuleBasedStateMachine):
                 case Reached():
                     assert record.fingerprint not in outcomes, "points after the end"
                     for reached in record.points:
-                        assert reached[names.IMAGES_SEEN] > points.get(record.fingerprint, 0.0)
-                        points[record.fingerprint] = reached[names.IMAGES_SEEN]
+                        assert reached[IMAGES_SEEN] > points.get(record.fingerprint, 0.0)
+                        points[record.fingerprint] = reached[IMAGES_SEEN]
                 case Again() | Reused():
                     raise AssertionError(line)
         if not self.start.engine.broken:

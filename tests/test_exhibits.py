@@ -37,6 +37,7 @@ from gfe_study.analysis.style import COLOURS, GREY, PALETTE, styles
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.config import Range, space_files
 from gfe_study.console import verdict_table as verdict_listing
+from gfe_study.metrics import IMAGES_SEEN, TRAIN_LOSS, UNIQUE_IMAGES
 from gfe_study.tracking.runs import Change
 
 
@@ -151,7 +152,7 @@ def test_curves_over_different_images_cross_where_they_do(tmp_path: Path) -> Non
     exhibit = shown(data_efficiency, evidence(tmp_path, deliveries, declared))["data_efficiency"]
     assert "ae and gfe cross at 1,000" in exhibit.caption
     assert exhibit.data is not None
-    assert set(exhibit.data[names.UNIQUE_IMAGES]) == {100, 1000, 10_000}
+    assert set(exhibit.data[UNIQUE_IMAGES]) == {100, 1000, 10_000}
 
 
 def test_a_study_with_one_seed_claims_nothing(tmp_path: Path) -> None:
@@ -469,7 +470,7 @@ def test_a_report_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
 
 
 def test_a_report_goes_without_the_losses_that_are_not_there(tmp_path: Path) -> None:
-    points = [{names.IMAGES_SEEN: 480.0, names.TRAIN_LOSS: 0.4}]
+    points = [{IMAGES_SEEN: 480.0, TRAIN_LOSS: 0.4}]
     of = evidence(tmp_path, [run("a", "gfe", "digits", 0, points, entropy_floor="")], DECLARED)
     page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
     assert "no seed finished" in page or "no trial has a result" in page

@@ -20,6 +20,18 @@ from gfe_study.analysis.report import trials_table
 from gfe_study.analysis.style import COLOURS, styles
 from gfe_study.analysis.tidy import RUN_ID, measured
 from gfe_study.config import Study, space_files
+from gfe_study.metrics import (
+    ENCODE_SECONDS,
+    ENTROPY_GAP,
+    FID,
+    LATENT_ENTROPY,
+    NORMAL_ENTROPY,
+    NOVELTY_AUROC,
+    RECONSTRUCTION_AUROC,
+    TRAIN_SECONDS,
+    VAL_LOSS,
+    classifier_distance,
+)
 from gfe_study.tracking import views
 
 COUNTS = (1000, 2000)
@@ -28,14 +40,14 @@ NORMAL = {"": 11.4, "_1000": 11.7, "_2000": 11.6}
 
 def entropies(value: float) -> dict[str, float]:
     """The metrics of latents whose entropy is `value` less than the normal's."""
-    of_latents = {names.LATENT_ENTROPY + suffix: normal - value for suffix, normal in NORMAL.items()}
-    of_normal = {names.NORMAL_ENTROPY + suffix: normal for suffix, normal in NORMAL.items()}
-    return {**of_latents, **of_normal, names.ENTROPY_GAP: value}
+    of_latents = {LATENT_ENTROPY + suffix: normal - value for suffix, normal in NORMAL.items()}
+    of_normal = {NORMAL_ENTROPY + suffix: normal for suffix, normal in NORMAL.items()}
+    return {**of_latents, **of_normal, ENTROPY_GAP: value}
 
 
 def table_2(folder: Path, dataset: str = "mnist", latent_dim: int = 8, **params: Any) -> Evidence:
-    distance = names.classifier_distance(dataset)
-    floor = names.classifier_distance(dataset, "floor")
+    distance = classifier_distance(dataset)
+    floor = classifier_distance(dataset, "floor")
     deliveries = [
         run(
             arm,
@@ -115,7 +127,7 @@ def test_entropy_over_images_has_the_normal_as_a_line(of: Evidence) -> None:
 
 
 def test_few_test_images_give_the_entropy_of_all(tmp_path: Path) -> None:
-    all_of_them = {names.LATENT_ENTROPY: 9.0, names.NORMAL_ENTROPY: 9.5, names.ENTROPY_GAP: 0.5}
+    all_of_them = {LATENT_ENTROPY: 9.0, NORMAL_ENTROPY: 9.5, ENTROPY_GAP: 0.5}
     of = evidence(tmp_path, [run("a", "gen", "digits", seed, [point(480, **all_of_them)]) for seed in range(2)])
     table = shown(entropy, of)["entropy"].table
     assert table is not None
@@ -170,11 +182,11 @@ def test_the_views_in_mlflow_show_the_entropy(of: Evidence) -> None:
     assert "`entropy_gap` is what latents lack of the normal's entropy, in nats" in told
     for _, state in views.views(study).values():
         sections = {chart["metricKey"]: chart["metricSectionId"] for chart in state["compareRunCharts"]}
-        assert "nats per pixel" not in sections[names.ENTROPY_GAP]
-        assert f"metrics.`{names.ENTROPY_GAP}`" in state["selectedColumns"]
+        assert "nats per pixel" not in sections[ENTROPY_GAP]
+        assert f"metrics.`{ENTROPY_GAP}`" in state["selectedColumns"]
     front = Study.build({**FRONT}, "front.yaml")
     for _, state in views.views(front).values():
-        assert f"metrics.`{names.ENTROPY_GAP}`" in state["selectedColumns"]
+        assert f"metrics.`{ENTROPY_GAP}`" in state["selectedColumns"]
 
 
 FRONT: dict[str, Any] = {
@@ -212,8 +224,8 @@ def test_the_front_is_of_loss_and_entropy_where_the_search_was_for_these(tmp_pat
     assert "Not shown: 1 whose latents have collapsed" in exhibit.caption
     assert "econds" not in exhibit.caption
     assert exhibit.table is not None
-    assert exhibit.table[[names.VAL_LOSS, names.ENTROPY_GAP]].to_numpy().tolist() == [[0.3, 0.1], [0.2, 1.0]]
-    assert not {names.TRAIN_SECONDS, names.ENCODE_SECONDS} & {*exhibit.table}
+    assert exhibit.table[[VAL_LOSS, ENTROPY_GAP]].to_numpy().tolist() == [[0.3, 0.1], [0.2, 1.0]]
+    assert not {TRAIN_SECONDS, ENCODE_SECONDS} & {*exhibit.table}
     figure = exhibit.figure
     assert figure is not None
     assert figure.axes[0].get_xlabel() == "entropy gap to the normal (nats)"
@@ -235,8 +247,8 @@ def held_out(folder: Path, areas: dict[tuple[str, int], tuple[float, float]]) ->
             "digits",
             seed,
             [
-                point(480, **{names.NOVELTY_AUROC: 0.5, names.RECONSTRUCTION_AUROC: 0.5}),
-                point(960, **{names.NOVELTY_AUROC: novel + seed / 100, names.RECONSTRUCTION_AUROC: error + seed / 100}),
+                point(480, **{NOVELTY_AUROC: 0.5, RECONSTRUCTION_AUROC: 0.5}),
+                point(960, **{NOVELTY_AUROC: novel + seed / 100, RECONSTRUCTION_AUROC: error + seed / 100}),
             ],
             params={"data.held_out": digit},
         )
@@ -278,11 +290,11 @@ def test_a_study_without_measures_has_none_of_their_exhibits_or_columns(tmp_path
 
 
 def test_measures_are_told_from_other_metrics_and_stand_in_the_table_of_trials(of: Evidence) -> None:
-    own = measured([names.VAL_LOSS, "fd_digits_classifier_floor", names.FID, "latent_entropy_50", names.LATENT_ENTROPY])
-    assert own == [names.LATENT_ENTROPY, "latent_entropy_50", "fd_digits_classifier_floor", names.FID]
+    own = measured([VAL_LOSS, "fd_digits_classifier_floor", FID, "latent_entropy_50", LATENT_ENTROPY])
+    assert own == [LATENT_ENTROPY, "latent_entropy_50", "fd_digits_classifier_floor", FID]
     table = trials_table(of)
-    assert {names.LATENT_ENTROPY, names.ENTROPY_GAP, "fd_mnist_classifier"} <= {*table}
-    assert not {"fd_mnist_classifier_floor", names.NORMAL_ENTROPY} & {*table}
+    assert {LATENT_ENTROPY, ENTROPY_GAP, "fd_mnist_classifier"} <= {*table}
+    assert not {"fd_mnist_classifier_floor", NORMAL_ENTROPY} & {*table}
     assert of.chosen_ends.groupby(RUN_ID).size().eq(1).all()
 
 

@@ -12,12 +12,12 @@ import torch
 from problems import Problem, image_problem
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.config import CHOICES, Trial
 from gfe_study.config.trial import choice_class
 from gfe_study.data.base import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
+from gfe_study.metrics import VAL_LOSS
 from gfe_study.solvers.base import Solution, Solver
 from gfe_study.solvers.fields import GradientFlow
 from gfe_study.training import train
@@ -88,5 +88,5 @@ def test_training_gives_the_same_on_both_to_the_precision_of_float32(method: str
     for device in ("cpu", "cuda"):
         *_, last = train(trial, digits, device=device)
         assert last.metrics is not None
-        losses.append(last.metrics[names.VAL_LOSS])
+        losses.append(last.metrics[VAL_LOSS])
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)

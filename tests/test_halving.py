@@ -5,21 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfe_study import names
 from gfe_study.config.options import Asha
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.halving import Halving
 
 
 def halving(budget: int = 5000, mode: str = "min") -> Halving:
-    return Halving(Asha(grace_images=480, reduction=3), names.VAL_LOSS, mode, budget)
+    return Halving(Asha(grace_images=480, reduction=3), VAL_LOSS, mode, budget)
 
 
 def points(*values: float) -> list[dict[str, float]]:
     images = (480, 1440, 4320)
-    return [
-        {names.IMAGES_SEEN: at, names.VAL_LOSS: value, names.DIVERGED: 0.0}
-        for at, value in zip(images, values, strict=False)
-    ]
+    return [{IMAGES_SEEN: at, VAL_LOSS: value, DIVERGED: 0.0} for at, value in zip(images, values, strict=False)]
 
 
 def test_rungs_lie_below_the_budget() -> None:
@@ -63,7 +60,7 @@ def test_a_trial_that_comes_back_after_a_kill_counts_once() -> None:
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=40, unique=True), st.integers(2, 5))
 def test_whoever_is_best_so_far_is_never_stopped(values: list[float], reduction: int) -> None:
-    rule = Halving(Asha(grace_images=480, reduction=reduction), names.VAL_LOSS, "min", 5000)
+    rule = Halving(Asha(grace_images=480, reduction=reduction), VAL_LOSS, "min", 5000)
     for number, value in enumerate(values):
         stopped = rule.stops(str(number), points(value)) is not None
         better = sum(other < value for other in values[:number])

@@ -16,6 +16,7 @@ from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.load import Store
 from gfe_study.config import InputError, Study
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
 from gfe_study.results import summary, verdict
 from gfe_study.study import sweep as sweeping
 from gfe_study.study.forecast import forecast
@@ -44,9 +45,9 @@ def trials(loss: Callable[[TrialRun], float] = lambda run: 0.5, **last: float) -
     """Trials that all end, with a loss of their own."""
 
     def points(run: TrialRun) -> tuple[list[dict[str, float]], str | None]:
-        costs = {names.TRAIN_SECONDS: 1.0, names.NFE_FORWARD: 4.0, names.NFE_BACKWARD: 0.0, names.DIVERGED: 0.0}
+        costs = {TRAIN_SECONDS: 1.0, NFE_FORWARD: 4.0, NFE_BACKWARD: 0.0, DIVERGED: 0.0}
         value = loss(run) + 1e-3 * run.job.seed
-        found = {names.IMAGES_SEEN: 64.0, **costs, names.VAL_LOSS: value, names.TEST_LOSS: value, **last}
+        found = {IMAGES_SEEN: 64.0, **costs, VAL_LOSS: value, TEST_LOSS: value, **last}
         return [found], None
 
     return points
@@ -91,7 +92,7 @@ def test_trials_run_again_after_a_kill(folder: Path, monkeypatch: pytest.MonkeyP
     outcome = sweep(TWO_ARMS, folder)
     check(outcome)
     assert outcome.plan.best() is not None
-    losses = sorted(Store().frames("edited")[0][names.VAL_LOSS])
+    losses = sorted(Store().frames("edited")[0][VAL_LOSS])
     assert losses == pytest.approx([0.1, 0.1, 0.101, 0.101, 0.102, 0.102])
 
 
@@ -107,7 +108,7 @@ def test_an_edit_does_not_disarm_no_reuse(folder: Path, monkeypatch: pytest.Monk
     sweep(edited, folder)
     monkeypatch.setattr(test_one_route, "made_up", trials(lambda run: 0.1))
     check(again(edited, folder))
-    losses = sorted(Store().frames("edited")[0][names.VAL_LOSS])
+    losses = sorted(Store().frames("edited")[0][VAL_LOSS])
     assert losses == pytest.approx([0.1, 0.1, 0.101, 0.101, 0.102, 0.102])
 
 
@@ -168,7 +169,7 @@ def test_nothing_finished_names_no_best(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_diverged_trials_are_no_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_one_route, "made_up", trials(**{names.DIVERGED: 1.0}))
+    monkeypatch.setattr(test_one_route, "made_up", trials(**{DIVERGED: 1.0}))
     outcome = sweep(TWO_ARMS, folder)
     check(outcome)
     assert outcome.plan.best() is None

@@ -13,6 +13,7 @@ from gfe_study import names
 from gfe_study.analysis.irregular import Irregularity, ended, irregularities, usable
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.verdict import judge
+from gfe_study.metrics import DIVERGED, TEST_LOSS, VAL_LOSS
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import Change
 
@@ -46,7 +47,7 @@ def by_hand(tracker: Tracker, trial: Change, values: list[tuple[int, float]], st
     tags = {**trial.initial_tags, names.FINGERPRINT: trial.fingerprint, names.ROLE: names.ROLE_TRIAL}
     run = tracker.client.create_run(tracker.experiment_id, run_name=trial.name, tags=tags)
     for step, value in values:
-        tracker.client.log_metric(run.info.run_id, names.VAL_LOSS, value, step=step)
+        tracker.client.log_metric(run.info.run_id, VAL_LOSS, value, step=step)
     tracker.client.set_terminated(run.info.run_id, status)
     return str(run.info.run_id)
 
@@ -80,7 +81,7 @@ def test_no_runs_have_none(uri: str) -> None:
         (0, None, {}, ["is still running: it is left out."]),
         (0, "SCHEDULED", {}, ["has not begun: it is left out."]),
         (0, "FINISHED", {}, ["holds no metric."]),
-        (2, "FINISHED", {names.DIVERGED: "true"}, ["diverged after 960 images seen."]),
+        (2, "FINISHED", {DIVERGED: "true"}, ["diverged after 960 images seen."]),
     ],
 )
 def test_how_a_run_ended_is_said(
@@ -96,7 +97,7 @@ def test_how_a_run_ended_is_said(
 def test_a_metric_that_is_not_finite_is_said_from_where_on(uri: str) -> None:
     tracker = opened(uri)
     run_id = by_hand(tracker, trial("f1", []), [(480, 0.5), (960, math.nan), (1440, math.nan)], "FINISHED")
-    tracker.client.log_metric(run_id, names.TEST_LOSS, math.inf, step=1440)
+    tracker.client.log_metric(run_id, TEST_LOSS, math.inf, step=1440)
     said = "at {} of 3 points, from {} images seen on."
     assert found(uri) == [
         ("not finite", "run of f1", f"run of f1 has test_loss infinite {said.format(1, '1,440')}"),
@@ -109,7 +110,7 @@ def test_points_logged_again_and_too_late_are_said(uri: str) -> None:
     run_id = by_hand(tracker, trial("f1", []), [(480, 0.5)], "FINISHED")
     now = 4_000_000_000_000
     for later, step in enumerate((1440, 960, 1440)):
-        tracker.client.log_metric(run_id, names.VAL_LOSS, 0.25, timestamp=now + later, step=step)
+        tracker.client.log_metric(run_id, VAL_LOSS, 0.25, timestamp=now + later, step=step)
     assert [(kind, text) for kind, _, text in found(uri)] == [
         (
             "repeated",
@@ -129,7 +130,7 @@ def test_a_stranger_is_named_and_left_out(uri: str) -> None:
     tracker.write([trial("f1", [point(480)])])
     for tags in ({}, {names.FINGERPRINT: "f2", names.SEED: "0"}, {names.FINGERPRINT: "f3", names.GROUP: "g"}):
         run = tracker.client.create_run(tracker.experiment_id, run_name="odd", tags=tags)
-        tracker.client.log_metric(run.info.run_id, names.VAL_LOSS, 0.1, step=480)
+        tracker.client.log_metric(run.info.run_id, VAL_LOSS, 0.1, step=480)
         tracker.client.set_terminated(run.info.run_id)
     assert [text for _, _, text in found(uri)] == [
         "odd is no trial of this study, having no fingerprint and no seed: it is left out.",
@@ -198,7 +199,7 @@ def test_a_verdict_comes_from_a_store_with_everything_in_it(uri: str) -> None:
     assert sorted(kinds) == ["diverged", "duplicate", "failed", "foreign", "running", "running"]
     trials, points = ended(runs, curves)
     assert (len(trials), str(trials["number"].dtype), str(trials["seed"].dtype)) == (12, "int64", "int64")
-    verdict = judge(trials, points, {"a": None, "b": "a"}, metric=names.TEST_LOSS, select=names.VAL_LOSS)
+    verdict = judge(trials, points, {"a": None, "b": "a"}, metric=TEST_LOSS, select=VAL_LOSS)
     reference, other = verdict.rows
     assert (reference.seeds, other.seeds, reference.lost, other.lost) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], 1, 1)
     assert other.paired is not None

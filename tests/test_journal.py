@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.journal import FINISHED, FORMAT, JOURNAL_FILE, Configuration, Journal, Outcome
 from gfe_study.study.storage import Mirror
 
 
 def point(images: float) -> dict[str, float]:
-    return {names.IMAGES_SEEN: images, names.VAL_LOSS: 1 / images, names.DIVERGED: 0.0}
+    return {IMAGES_SEEN: images, VAL_LOSS: 1 / images, DIVERGED: 0.0}
 
 
 def filled(folder: Path) -> None:
@@ -30,7 +30,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert journal.study is not None
     assert journal.study["options"] == {"storage": "results"}
     assert journal.membership == [Configuration(0, "", 0, {"optim.lr": 1e-3}, [0], ["aa"])]
-    assert [p[names.IMAGES_SEEN] for p in journal.points["aa"]] == [480, 960]
+    assert [p[IMAGES_SEEN] for p in journal.points["aa"]] == [480, 960]
     assert journal.outcomes["aa"].state == FINISHED
 
 
@@ -39,7 +39,7 @@ def test_points_already_recorded_are_not_recorded_again(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         assert journal.record_points("aa", [point(480), point(960), point(1920)]) == [point(1920)]
         assert journal.record_points("aa", [point(480)]) == []
-    assert [p[names.IMAGES_SEEN] for p in Journal.read(tmp_path).points["aa"]] == [480, 960, 1920]
+    assert [p[IMAGES_SEEN] for p in Journal.read(tmp_path).points["aa"]] == [480, 960, 1920]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])

@@ -17,6 +17,7 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.judgement import in_order, signs_of, verdict_of
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.config import InputError, Study
+from gfe_study.metrics import TEST_LOSS
 
 ARMS: dict[str, Any] = {"question": "Which?", "scientific": {"arms": {"a": {}, "b": {"method": "ae"}}}}
 SEEDS = Study.build({**ARMS, "seeds": 5}, "my.yaml")
@@ -64,7 +65,7 @@ RISING, BOWL = [0.1 + 0.02 * n for n in range(8)], [0.1 + 0.02 * abs(n - 4) for 
 @pytest.mark.parametrize("again", [0, 7])
 def test_a_seed_that_counts_twice_is_refused(again: int) -> None:
     rows = five_seeds()
-    twin = {**rows[again], names.FINGERPRINT: "twin", names.TEST_LOSS: 0.001}
+    twin = {**rows[again], names.FINGERPRINT: "twin", TEST_LOSS: 0.001}
     trials = pd.DataFrame([*rows, twin])
     said = (
         f"trials: stage 0, arm {twin['arm']!r}, number 0, seed {twin['seed']}: "

@@ -18,6 +18,7 @@ from gfe_study import names
 from gfe_study.analysis.irregular import ended
 from gfe_study.analysis.load import Store
 from gfe_study.config import InputError, Study
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, TEST_LOSS, VAL_LOSS
 from gfe_study.study.engine import declare
 from gfe_study.study.frames import curves_frame, trials_frame
 from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
@@ -33,7 +34,7 @@ def uri(tmp_path: Path) -> str:
 
 
 def test_a_trial_is_a_row_with_all_that_was_logged(uri: str) -> None:
-    ending = {names.DIVERGED: "false", names.STOPPED_EARLY: "among the worst"}
+    ending = {DIVERGED: "false", names.STOPPED_EARLY: "among the worst"}
     tags = {names.ARM: "b", names.STAGE: "1", names.NUMBER: "7", names.SEED: "3", names.DEVICE: "H100"}
     params = {"optim.lr": 1e-3, "solver.name": "amd"}
     points = [point(480, 0.5), point(960, 0.25)]
@@ -59,7 +60,7 @@ def test_every_column_has_its_type_with_and_without_runs(uri: str) -> None:
     one, a_point, _ = store.frames(STUDY)
     assert (len(none), len(no_points), len(one), len(a_point)) == (0, 0, 1, 1)
     assert none.dtypes.to_dict() == one.dtypes.to_dict()
-    assert no_points.dtypes.to_dict() == a_point.drop(columns=names.DIVERGED).dtypes.to_dict()
+    assert no_points.dtypes.to_dict() == a_point.drop(columns=DIVERGED).dtypes.to_dict()
     types = {"run_id": "str", "stage": "int64", "number": "Int64", "seed": "Int64", "arm": "str", "diverged": "bool"}
     types |= {"failed": "bool", "val_loss": "float64", "entropy_floor": "float64", "start_time": "datetime64[ms, UTC]"}
     assert {name: str(one[name].dtype) for name in types} == types
@@ -136,18 +137,18 @@ def test_metrics_are_the_last_finite_ones_and_curves_keep_what_is_not(uri: str) 
     (run_id,) = Store(uri).frames(STUDY)[0]["run_id"]
     log = tracker.client.log_metric
     for step, value in ((960, 0.25), (1440, math.nan), (1920, math.inf)):
-        log(run_id, names.VAL_LOSS, value, step=step)
-    log(run_id, names.TEST_LOSS, 0.75, step=960)
-    log(run_id, names.DIVERGED, 1.0, step=1920)
+        log(run_id, VAL_LOSS, value, step=step)
+    log(run_id, TEST_LOSS, 0.75, step=960)
+    log(run_id, DIVERGED, 1.0, step=1920)
     (row,) = Store(uri).frames(STUDY)[0].to_dict("records")
     assert (row["val_loss"], row["test_loss"], row["diverged"]) == (0.25, 0.75, True)
-    curve = Store(uri).frames(STUDY)[1].set_index(names.IMAGES_SEEN)
+    curve = Store(uri).frames(STUDY)[1].set_index(IMAGES_SEEN)
     assert list(curve.index) == [480, 960, 1440, 1920]
     assert curve["val_loss"].to_dict() == pytest.approx(
         {480: 0.5, 960: 0.25, 1440: math.nan, 1920: math.inf}, nan_ok=True
     )
     assert list(curve["not_finite"]) == ["", "", "val_loss", "val_loss"]
-    assert list(curve[names.DIVERGED].fillna(-1)) == [0.0, -1.0, -1.0, 1.0]
+    assert list(curve[DIVERGED].fillna(-1)) == [0.0, -1.0, -1.0, 1.0]
 
 
 def test_of_a_metric_logged_again_the_last_counts_and_it_is_said(uri: str) -> None:
@@ -156,9 +157,9 @@ def test_of_a_metric_logged_again_the_last_counts_and_it_is_said(uri: str) -> No
     (run_id,) = Store(uri).frames(STUDY)[0].query("fingerprint == 'f1'")["run_id"]
     now = int(time.time() * 1000) + 1000
     for step, value, later in ((1440, 0.3, 0), (960, 0.4, 1), (480, 0.6, 2), (960, 0.45, 3)):
-        tracker.client.log_metric(run_id, names.VAL_LOSS, value, timestamp=now + later, step=step)
+        tracker.client.log_metric(run_id, VAL_LOSS, value, timestamp=now + later, step=step)
     curves = Store(uri).frames(STUDY)[1]
-    curve = curves[curves["run_id"] == run_id].set_index(names.IMAGES_SEEN)
+    curve = curves[curves["run_id"] == run_id].set_index(IMAGES_SEEN)
     assert curve["val_loss"].to_dict() == {480: 0.6, 960: 0.45, 1440: 0.3}
     assert curve["repeated"].to_dict() == {480: True, 960: True, 1440: False}
     assert curve["late"].to_dict() == {480: False, 960: True, 1440: False}
@@ -194,11 +195,11 @@ def test_frames_of_the_store_are_those_of_the_journal(uri: str, tmp_path: Path) 
     keys += [names.DEVICE, names.THREADS, names.SIDE_BY_SIDE]
     ordered = [frame.sort_values("fingerprint", ignore_index=True) for frame in (trials, wanted)]
     assert ordered[0][keys].to_dict("records") == ordered[1][keys].to_dict("records")
-    metrics = [name for name in point(1) if name != names.DIVERGED]
+    metrics = [name for name in point(1) if name != DIVERGED]
     over = ordered[1][~ordered[1]["failed"]].index
     assert_frame_equal(ordered[0].loc[over, metrics], ordered[1].loc[over, metrics])
-    by = ["fingerprint", names.IMAGES_SEEN]
-    left, right = (frame.sort_values(by, ignore_index=True)[[*by, names.VAL_LOSS]] for frame in (curves, points))
+    by = ["fingerprint", IMAGES_SEEN]
+    left, right = (frame.sort_values(by, ignore_index=True)[[*by, VAL_LOSS]] for frame in (curves, points))
     assert_frame_equal(left, right, check_dtype=False)
 
 

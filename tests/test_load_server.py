@@ -20,6 +20,7 @@ from stores import STUDY, fresh, opened, point, server, trial
 from gfe_study import names
 from gfe_study.analysis import load
 from gfe_study.analysis.load import Store
+from gfe_study.metrics import VAL_LOSS
 from gfe_study.tracking.uri import TrackingError
 
 
@@ -75,7 +76,7 @@ def test_a_study_read_through_a_server_is_the_one_in_its_database(
     client = tracker.client
     stranger = client.create_run(tracker.experiment_id)
     for step, value in ((1, 0.5), (2, math.nan), (1, 0.25), (3, -math.inf)):
-        client.log_metric(stranger.info.run_id, names.VAL_LOSS, value, step=step)
+        client.log_metric(stranger.info.run_id, VAL_LOSS, value, step=step)
     small = opened(uri, "small")
     small.write([trial(f"{i}", [point(480 * k, 1 / k) for k in range(1, 4)]) for i in range(3)])
     direct = Store(uri)

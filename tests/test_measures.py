@@ -16,7 +16,6 @@ from problems import image_problem, smooth_problem
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from gfe_study import names
 from gfe_study.cache import CACHE_DIR_VARIABLE
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits, image_shape
@@ -28,6 +27,7 @@ from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.fid import inception, inception_features
 from gfe_study.measures.novelty import LatentDensity, decoded_with_volume, log_probability, noise_variance
 from gfe_study.measures.samples import sampled_images
+from gfe_study.metrics import FID, NOVELTY_AUROC, RECONSTRUCTION_AUROC, VAL_LOSS, classifier_distance
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.training import train
 
@@ -159,7 +159,7 @@ def test_samples_are_the_same_whatever_their_number(digits: Splits) -> None:
 
 def test_frechet_is_of_samples_reconstructions_and_real_images(cached: Path, digits: Splits) -> None:
     whole = {"data": {"held_out": None}, "eval": {"measures": ["frechet"]}}
-    name = names.classifier_distance("digits")
+    name = classifier_distance("digits")
     assert name == "fd_digits_classifier"
     metrics = last_point(digits, whole)
     assert 0 < metrics[f"{name}_floor"] < min(metrics[f"{name}_reconstruction"], metrics[name])
@@ -252,9 +252,9 @@ def test_novelty_tells_the_class_that_was_held_out(without_threes: Splits, metho
         flow if method == "gfe" else {},
         {"eval": {"measures": [{"name": "novelty", "train_images": 300}]}},
     )
-    assert 0 < metrics[names.RECONSTRUCTION_AUROC] < 1
-    assert 0 < metrics[names.NOVELTY_AUROC] < 1
-    assert metrics[names.NOVELTY_AUROC] != metrics[names.RECONSTRUCTION_AUROC]
+    assert 0 < metrics[RECONSTRUCTION_AUROC] < 1
+    assert 0 < metrics[NOVELTY_AUROC] < 1
+    assert metrics[NOVELTY_AUROC] != metrics[RECONSTRUCTION_AUROC]
 
 
 def test_novelty_of_latents_without_a_density_is_left_out(without_threes: Splits) -> None:
@@ -266,7 +266,7 @@ def test_novelty_of_latents_without_a_density_is_left_out(without_threes: Splits
     (measure,) = trial.eval.measures or ()
     image_ND = without_threes.test.batch(slice(200))
     found = measure.values(learner, without_threes, learner.encode(image_ND).latent_BL)
-    assert set(found) == {names.RECONSTRUCTION_AUROC}
+    assert set(found) == {RECONSTRUCTION_AUROC}
     few = image_ND[slice(0, 1)]
     assert measure.values(learner, without_threes, learner.encode(few).latent_BL) == {}
 
@@ -279,7 +279,7 @@ def test_novelty_without_a_class_that_is_held_out_is_refused() -> None:
 def test_measures_change_no_trial(cached: Path, without_threes: Splits) -> None:
     measured = last_point(without_threes, {"eval": {"schedule": [300], "measures": ["entropy", "frechet", "novelty"]}})
     plain = last_point(without_threes, {"eval": {"schedule": [300]}})
-    assert measured[names.VAL_LOSS] == plain[names.VAL_LOSS]
+    assert measured[VAL_LOSS] == plain[VAL_LOSS]
     assert set(plain) < set(measured)
 
 
@@ -332,5 +332,5 @@ def test_fid_is_the_distance_in_the_networks_features(fid_of: Any, digits: Split
         colour = (image_ND * 255).round().to(torch.uint8).view(-1, 1, 8, 8).repeat(1, 3, 1, 1)
         features.append(network(colour)[0])
     torch.testing.assert_close(inception_features(inception(str(file), CPU), samples, digits.shape), features[1])
-    assert found == {names.FID: pytest.approx(frechet_distance(*features), rel=1e-4)}
-    assert found[names.FID] > 0
+    assert found == {FID: pytest.approx(frechet_distance(*features), rel=1e-4)}
+    assert found[FID] > 0

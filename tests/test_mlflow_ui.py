@@ -25,6 +25,7 @@ from sweeps import environment, gfe_study
 
 from gfe_study import names
 from gfe_study.config import Study, Trial, space_files
+from gfe_study.metrics import ENCODE_NFE, IMAGES_SEEN, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
 from gfe_study.study.plan import Job
 from gfe_study.study.recorder import run_name
 from gfe_study.tracking import views
@@ -37,12 +38,12 @@ SECONDS_LIMIT = 90.0
 OWN_ERRORS = ("Failed to load resource: the server responded with a status of 404", "null ResizeObserver loop")
 """Of MLflow's pages anywhere: they ask a server without logins who is logged in, and lay out charts in two rounds."""
 METRICS = (
-    names.TEST_LOSS,
-    names.VAL_LOSS,
-    names.IMAGES_SEEN,
-    names.NFE_FORWARD,
-    names.ENCODE_NFE,
-    names.TRAIN_SECONDS,
+    TEST_LOSS,
+    VAL_LOSS,
+    IMAGES_SEEN,
+    NFE_FORWARD,
+    ENCODE_NFE,
+    TRAIN_SECONDS,
 )
 TWO_ARMS: dict[str, Any] = {
     "question": "Does a decoder without an encoder beat an autoencoder after as few images?",

@@ -26,6 +26,7 @@ from gfe_study.analysis.exhibits.verdict import verdict_table
 from gfe_study.analysis.load import Store
 from gfe_study.config import InputError, Study
 from gfe_study.data.base import Splits
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
 from gfe_study.results import signs, summary, verdict
 from gfe_study.study.engine import Engine, Observer
 from gfe_study.study.options import Options
@@ -65,10 +66,10 @@ def made_up(run: TrialRun) -> tuple[list[dict[str, float]], str | None]:
     diverges, points = luck.random() < 0.06, []
     for images in (32, 64):
         loss = 0.5 + 0.1 * luck.random() + run.job.trial.optim.lr / images
-        costs = {names.TRAIN_SECONDS: images * luck.random(), names.NFE_FORWARD: 4.0, names.NFE_BACKWARD: 0.0}
-        losses = {names.VAL_LOSS: loss, names.TEST_LOSS: loss + 0.01 * luck.random()}
+        costs = {TRAIN_SECONDS: images * luck.random(), NFE_FORWARD: 4.0, NFE_BACKWARD: 0.0}
+        losses = {VAL_LOSS: loss, TEST_LOSS: loss + 0.01 * luck.random()}
         losses = {} if diverges and images == 64 else losses
-        points.append({names.IMAGES_SEEN: float(images), **costs, **losses, names.DIVERGED: float(not losses)})
+        points.append({IMAGES_SEEN: float(images), **costs, **losses, DIVERGED: float(not losses)})
     return points, None
 
 

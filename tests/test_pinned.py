@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gfe_study import names
 from gfe_study.config import CHOICES, Trial
+from gfe_study.metrics import VAL_LOSS
 from gfe_study.training import train
 
 SMALL: dict[str, Any] = {
@@ -38,7 +38,7 @@ def losses(changes: dict[str, Any]) -> tuple[float, ...]:
     trial = Trial.build(SMALL, changes)
     torch.set_num_threads(1)
     points = [metrics for _, metrics, _ in train(trial, trial.data.load(), None, "cpu") if metrics is not None]
-    return tuple(point[names.VAL_LOSS] for point in points)
+    return tuple(point[VAL_LOSS] for point in points)
 
 
 def test_every_method_is_pinned() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gfe_study import names
 from gfe_study.config import Study, find_space
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Configuration, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.searcher import Suggester, add_certain
@@ -29,7 +29,7 @@ def ask(journal: Journal, job: Job) -> None:
 
 def finish(journal: Journal, job: Job, value: float, *, diverged: bool = False, **more: float) -> None:
     ask(journal, job)
-    last = {names.IMAGES_SEEN: 256.0, names.VAL_LOSS: value, names.DIVERGED: float(diverged), **more}
+    last = {IMAGES_SEEN: 256.0, VAL_LOSS: value, DIVERGED: float(diverged), **more}
     journal.record_points(job.fingerprint, [last])
     journal.record_outcome(job.fingerprint, Outcome(FINISHED))
 
@@ -113,7 +113,7 @@ def test_unfinished_trials_come_first(tmp_path: Path) -> None:
             assert params is not None
             (job,) = plan.add(number, params)
             ask(journal, job)
-        journal.record_points(job.fingerprint, [{names.IMAGES_SEEN: 32.0}])
+        journal.record_points(job.fingerprint, [{IMAGES_SEEN: 32.0}])
         assert [job.number for job in Plan.make(smoke(), SHA, journal).missing()] == [2, 0, 1]
 
 

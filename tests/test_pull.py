@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.density.bandwidth import BandwidthError, optimal_bandwidth
 from gfe_study.methods.base import Learner
 from gfe_study.methods.pull import OWN_SHARE, Pull, Puller, places
+from gfe_study.metrics import ENTROPY_GAP, TEST_LOSS
 from gfe_study.targets.mixture_of_gaussians import MixtureOfGaussians
 from gfe_study.targets.standard_normal import StandardNormal
 from gfe_study.training import train
@@ -265,9 +265,9 @@ def test_an_encoder_learns_to_fill_the_normal(
         images_BD = digits.test.batch(slice(0, 300))
         size, free = (float(who.encode(images_BD).latent_BL.square().mean()) for who in (learner, unpulled))
     assert 0.3 < size < 2 < free
-    assert metrics[names.TEST_LOSS] < 1.25 * plain[names.TEST_LOSS]
+    assert metrics[TEST_LOSS] < 1.25 * plain[TEST_LOSS]
     if method == "gen":
-        assert metrics[names.ENTROPY_GAP] < plain[names.ENTROPY_GAP]
+        assert metrics[ENTROPY_GAP] < plain[ENTROPY_GAP]
 
 
 def test_latents_found_by_flow_are_pulled_to_the_normal(digits: Splits) -> None:
@@ -277,7 +277,7 @@ def test_latents_found_by_flow_are_pulled_to_the_normal(digits: Splits) -> None:
     for method in ("gfe", "gfe_gen"):
         metrics, learner = trained(Trial.build(SMALL, flow, few, {"method": method}), digits)
         latent_BL = learner.encode(digits.test.batch(slice(0, 60))).latent_BL
-        found[method] = metrics[names.TEST_LOSS], float(latent_BL.std(0).mean())
+        found[method] = metrics[TEST_LOSS], float(latent_BL.std(0).mean())
     assert found["gfe"][1] > 3
     assert 0.5 < found["gfe_gen"][1] < 1.5
     assert found["gfe_gen"][0] < 1.2 * found["gfe"][0]

@@ -8,6 +8,7 @@ from stores import free_port, fresh, server
 
 from gfe_study import names
 from gfe_study.config import Study, find_space
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.recorder import Recorder
@@ -15,7 +16,7 @@ from gfe_study.tracking.client import Tracker
 
 
 def point(images: int) -> dict[str, float]:
-    return {names.IMAGES_SEEN: float(images), names.VAL_LOSS: 1 / images, names.DIVERGED: 0.0}
+    return {IMAGES_SEEN: float(images), VAL_LOSS: 1 / images, DIVERGED: 0.0}
 
 
 def planned(journal: Journal) -> tuple[Plan, Job]:
@@ -36,7 +37,7 @@ def stored(uri: str, tracker: Tracker, role: str = names.ROLE_TRIAL) -> dict[str
     return {
         run.data.tags[names.FINGERPRINT]: (
             run.info.status,
-            [entry.step for entry in client.get_metric_history(run.info.run_id, names.VAL_LOSS)],
+            [entry.step for entry in client.get_metric_history(run.info.run_id, VAL_LOSS)],
         )
         for run in runs
     }

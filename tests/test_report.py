@@ -31,6 +31,7 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.report import PAGE_FILE, write_report
 from gfe_study.config import InputError
+from gfe_study.metrics import IMAGES_SEEN, MIXED_TEST_LOSS, TEST_LOSS, VAL_LOSS
 
 pytestmark = pytest.mark.timeout(600)  # whichever test comes first waits for the study
 
@@ -145,7 +146,7 @@ def test_table_1_is_the_mean_of_the_runs(folder: Path) -> None:
     table = pd.read_csv(folder / "results" / STUDY / "report" / "table_1.csv")
     assert list(table["column"]) == ["AE", "GFE", "mixed"]
     assert table["paper"].isna().all()  # of MNIST, which this is not
-    for column, arm, metric in (("AE", "ae", names.TEST_LOSS), ("mixed", "ae", names.MIXED_TEST_LOSS)):
+    for column, arm, metric in (("AE", "ae", TEST_LOSS), ("mixed", "ae", MIXED_TEST_LOSS)):
         runs = [run for run in children(folder, STUDY) if run.data.tags[names.ARM] == arm]
         second = [run for run in runs if run.data.tags[names.STAGE] == "1"]
         values = [value for run in second for step, value, _ in history(folder, run, metric) if step == 480]
@@ -201,10 +202,10 @@ def test_what_is_wrong_with_runs_is_named_and_the_rest_reported(copied: tuple[Pa
     nan = made("odd run", "FINISHED", fingerprint="3" * 16, number="9")
     now = int(time.time() * 1000)
     for step, value in ((120, 0.5), (480, math.nan)):
-        client.log_metric(nan, names.VAL_LOSS, value, timestamp=now, step=step)
-        client.log_metric(nan, names.IMAGES_SEEN, step, timestamp=now, step=step)
+        client.log_metric(nan, VAL_LOSS, value, timestamp=now, step=step)
+        client.log_metric(nan, IMAGES_SEEN, step, timestamp=now, step=step)
     twin = made("twin run", "FINISHED")
-    client.log_metric(twin, names.VAL_LOSS, 0.0001, timestamp=now, step=120)
+    client.log_metric(twin, VAL_LOSS, 0.0001, timestamp=now, step=120)
     stranger = client.create_run(experiment.experiment_id, tags={"mlflow.runName": "stranger"})
     client.set_terminated(stranger.info.run_id, "FINISHED")
 

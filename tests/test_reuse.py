@@ -9,6 +9,7 @@ import pytest
 
 from gfe_study import names
 from gfe_study.config import Study
+from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TRAIN_SECONDS, VAL_LOSS
 from gfe_study.study.engine import _spent_share
 from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.options import Options
@@ -28,7 +29,7 @@ def job_with(budget: dict[str, Any], folder: Path) -> tuple[Job, Journal]:
 
 def elsewhere(folder: Path, job: Job, outcome: Outcome) -> None:
     with Journal.open(folder / "other") as journal:
-        journal.record_points(job.fingerprint, [{names.IMAGES_SEEN: 64.0, names.VAL_LOSS: 0.5}])
+        journal.record_points(job.fingerprint, [{IMAGES_SEEN: 64.0, VAL_LOSS: 0.5}])
         journal.record_outcome(job.fingerprint, outcome)
 
 
@@ -88,5 +89,5 @@ def test_a_cluster_is_no_known_machine() -> None:
 )
 def test_the_nearest_limit_tells_the_progress(budget: dict[str, Any], share: float, tmp_path: Path) -> None:
     job, _ = job_with(budget, tmp_path)
-    point = {names.IMAGES_SEEN: 20.0, names.TRAIN_SECONDS: 2.0, names.NFE_FORWARD: 4.0, names.NFE_BACKWARD: 2.0}
+    point = {IMAGES_SEEN: 20.0, TRAIN_SECONDS: 2.0, NFE_FORWARD: 4.0, NFE_BACKWARD: 2.0}
     assert _spent_share(job.trial.budget, point) == pytest.approx(share)

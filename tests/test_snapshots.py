@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gfe_study import names
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
+from gfe_study.metrics import TEST_LOSS
 from gfe_study.study.snapshots import (
     FLOWS,
     INTERPOLATIONS,
@@ -61,7 +62,7 @@ def test_snapshots_hold_what_the_decoder_makes_of_the_test_images(splits: Splits
         target_ND = splits.test.batch(slice(0, 40))
         with torch.no_grad():
             loss_N = state.learner.loss(state.learner.decoder(latent_NL), target_ND)
-        assert float(loss_N.double().mean()) == pytest.approx(state.points[-1][names.TEST_LOSS], rel=1e-5)
+        assert float(loss_N.double().mean()) == pytest.approx(state.points[-1][TEST_LOSS], rel=1e-5)
         shown_BD = state.learner.decode(latent_NL[:PICTURES]) * 255
         pictures = found["96/reconstruction"]
         assert pictures.shape == (PICTURES, 8, 8)

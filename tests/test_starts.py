@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, Trial
 from gfe_study.config.trial import choice_class
@@ -19,6 +18,7 @@ from gfe_study.data.base import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
 from gfe_study.methods.base import Learner
+from gfe_study.metrics import MIXED, TEST_LOSS, TRAIN_LOSS
 from gfe_study.training import train
 
 METHODS_AND_STARTS = [
@@ -114,7 +114,7 @@ def test_an_autoencoders_own_encoder_starts_its_mixed_encoding(digits: Splits) -
     before = [weight.clone() for weight in ae.start.encoder.parameters()]
     ae.update(images, index, 1)
     assert any(not torch.equal(a, b) for a, b in zip(before, ae.start.encoder.parameters(), strict=True))
-    mixed, plain = ae.encode(images, names.MIXED), ae.encode(images)
+    mixed, plain = ae.encode(images, MIXED), ae.encode(images)
     assert (mixed.loss_B <= plain.loss_B + 1e-6).all()
     assert (mixed.loss_B < plain.loss_B - 1e-3).any()
 
@@ -144,7 +144,7 @@ def test_a_start_survives_an_interruption(start: str, method: str, digits: Split
     assert all(torch.equal(ended[name], resumed[name]) for name in ended)
     assert whole[-1].metrics is not None
     assert rest[-1].metrics is not None
-    assert whole[-1].metrics[names.TEST_LOSS] == rest[-1].metrics[names.TEST_LOSS]
+    assert whole[-1].metrics[TEST_LOSS] == rest[-1].metrics[TEST_LOSS]
 
 
 def test_a_better_start_gives_a_better_encoding(digits: Splits) -> None:
@@ -162,4 +162,4 @@ def test_a_better_start_gives_a_better_encoding(digits: Splits) -> None:
         ends[start] = list(train(trial, digits))[-1].metrics
     assert ends["zero"] is not None
     assert ends["previous"] is not None
-    assert ends["previous"][names.TRAIN_LOSS] < 0.98 * ends["zero"][names.TRAIN_LOSS]
+    assert ends["previous"][TRAIN_LOSS] < 0.98 * ends["zero"][TRAIN_LOSS]

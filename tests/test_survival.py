@@ -29,6 +29,7 @@ from sweeps import (
 
 from gfe_study import names
 from gfe_study.config import space_files
+from gfe_study.metrics import DIVERGED, TEST_LOSS, VAL_LOSS
 from gfe_study.study.journal import Journal
 
 KILLS = 10
@@ -77,7 +78,7 @@ def test_ten_kills_of_the_driver_leave_the_numbers_of_an_undisturbed_study(tmp_p
     assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == TRIALS
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
-        steps = [step for step, _, _ in history(wild, run, names.VAL_LOSS)]
+        steps = [step for step, _, _ in history(wild, run, VAL_LOSS)]
         assert steps == [64, 128, 256, 512, 1024, 1536]
     assert table(wild, "longer") == table(calm, "longer"), waits
 
@@ -105,7 +106,7 @@ def test_trials_that_hang_run_out_of_memory_or_diverge_are_named_and_the_study_g
     assert states == {"ok": "FINISHED", "slow": "FAILED", "large": "FAILED", "diverges": "FINISHED"}
     assert runs["slow"].data.tags[names.FAILURE].startswith("hung: no report for 8 s")
     assert "memory" in runs["large"].data.tags[names.FAILURE]
-    assert runs["diverges"].data.tags[names.DIVERGED] == "true"
+    assert runs["diverges"].data.tags[DIVERGED] == "true"
     told = (tmp_path / "output.log").read_text()
     assert "trial 0 seed 0 of arm 'large'" in told
     failures = json.loads(told.splitlines()[-1])["failures"]
@@ -145,7 +146,7 @@ def test_finished_trials_are_taken_over_by_other_studies_and_can_be_run_again(tm
     assert len(runs) == 3
     assert not any(names.REUSED_FROM in run.data.tags for run in runs)
     fresh = {
-        run.data.tags[names.FINGERPRINT]: [(step, value) for step, value, _ in history(tmp_path, run, names.VAL_LOSS)]
+        run.data.tags[names.FINGERPRINT]: [(step, value) for step, value, _ in history(tmp_path, run, VAL_LOSS)]
         for run in runs
     }
     assert fresh == before
@@ -188,7 +189,7 @@ def test_a_study_on_a_url_goes_on_from_another_machine(tmp_path: Path) -> None:
     assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == 6
     for run in runs:
         assert run.info.status == "FINISHED"
-        assert [step for step, _, _ in history(tmp_path, run, names.VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
+        assert [step for step, _, _ in history(tmp_path, run, VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
     files = {path.name for path in (shared / "longer" / "trials").glob("*/*")}
     assert names.BEST_CHECKPOINT in files
     assert names.CHECKPOINT not in files
@@ -231,7 +232,7 @@ def test_arms_are_judged_and_a_second_stage_replicates(tmp_path: Path) -> None:
     values: dict[str, dict[str, float]] = {"slow": {}, "quick": {}}
     for run in children(tmp_path, "arms"):
         if run.data.tags[names.STAGE] == "1":
-            values[run.data.tags[names.ARM]][run.data.tags[names.SEED]] = run.data.metrics[names.TEST_LOSS]
+            values[run.data.tags[names.ARM]][run.data.tags[names.SEED]] = run.data.metrics[TEST_LOSS]
     groups = {(run.data.tags[names.ARM], run.data.tags[names.GROUP]) for run in children(tmp_path, "arms")}
     assert len(groups) == 2 * 2 + 2  # the winners of the second stage have another budget
     differences = [values["quick"][seed] - values["slow"][seed] for seed in "123"]

@@ -22,6 +22,7 @@ from sweeps import (
 )
 
 from gfe_study import names
+from gfe_study.metrics import VAL_LOSS
 from gfe_study.study.journal import Journal
 
 
@@ -42,7 +43,7 @@ def test_smoke_sweep_and_extension(tmp_path: Path) -> None:
     assert len(runs) == 4
     for run in runs:
         assert run.info.status == "FINISHED"
-        assert [step for step, _, _ in history(tmp_path, run, names.VAL_LOSS)] == [32, 64, 128, 256]
+        assert [step for step, _, _ in history(tmp_path, run, VAL_LOSS)] == [32, 64, 128, 256]
         wanted = {names.FINGERPRINT, names.GROUP, names.SEED, names.METHOD, names.DATASET, names.DATASET_SHA256}
         wanted |= {names.SPACE, names.SPACE_SHA256, names.DEVICE, names.HOST, names.PRESET}
         assert wanted <= set(run.data.tags)
@@ -84,7 +85,7 @@ def test_a_damaged_checkpoint_is_named_and_the_trial_goes_on_from_the_one_before
     runs = children(tmp_path, "longer")
     assert [run.info.status for run in runs] == ["FINISHED"] * 2
     for run in runs:
-        assert [step for step, _, _ in history(tmp_path, run, names.VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
+        assert [step for step, _, _ in history(tmp_path, run, VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
 
 
 @pytest.mark.slow

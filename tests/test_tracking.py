@@ -17,6 +17,7 @@ from stores import fresh
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.interrupts import Interrupted
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.tracking import client as client_module
 from gfe_study.tracking.client import ClientWriter, Tracker, connect
 from gfe_study.tracking.database import DatabaseWriter
@@ -43,7 +44,7 @@ OPENING = Change(
 
 
 def point(images: int) -> dict[str, float]:
-    return {names.IMAGES_SEEN: float(images), names.VAL_LOSS: 1 / images, names.DIVERGED: 0.0}
+    return {IMAGES_SEEN: float(images), VAL_LOSS: 1 / images, DIVERGED: 0.0}
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def start(uri: str) -> Tracker:
     return tracker
 
 
-def steps(uri: str, run_id: str, metric: str = names.VAL_LOSS) -> list[int]:
+def steps(uri: str, run_id: str, metric: str = VAL_LOSS) -> list[int]:
     return [entry.step for entry in MlflowClient(tracking_uri=uri).get_metric_history(run_id, metric)]
 
 
@@ -66,7 +67,7 @@ def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
         tracker = start(uri)
         points = [point(480 * k) for k in range(1, reached + 1)]
         tracker.write([replace(OPENING, points=points)])
-    tracker.write([replace(OPENING, status=FINISHED, points=points, tags={names.DIVERGED: "false"})])
+    tracker.write([replace(OPENING, status=FINISHED, points=points, tags={DIVERGED: "false"})])
     client = MlflowClient(tracking_uri=uri)
     runs = client.search_runs([tracker.experiment_id])
     assert sorted(run.data.tags[names.ROLE] for run in runs) == [names.ROLE_STUDY, names.ROLE_TRIAL]
@@ -75,7 +76,7 @@ def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
     assert child.data.tags["mlflow.parentRunId"] == tracker.parent_id
     assert child.data.params == {"solver.beta": "0.75"}
     assert steps(uri, child.info.run_id) == [480, 960, 1440]
-    assert steps(uri, child.info.run_id, names.IMAGES_SEEN) == [480, 960, 1440]
+    assert steps(uri, child.info.run_id, IMAGES_SEEN) == [480, 960, 1440]
     assert [file.path for file in client.list_artifacts(child.info.run_id)] == [names.TRIAL_FILE]
 
 
@@ -215,7 +216,7 @@ def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
         for name in ("aa", "bb", "cc")
     )
     two = [point(32), point(64)]
-    ended = {names.DIVERGED: "false", names.FAILURE: ""}
+    ended = {DIVERGED: "false", names.FAILURE: ""}
     picture = [folder / names.RECONSTRUCTION]
     for start in range(2):
         tracker = Tracker("both", uri)
@@ -264,7 +265,7 @@ def test_many_runs_at_once_leave_what_mlflows_own_client_would(tmp_path: Path) -
     assert (bulk["aa"][0][0], bulk["aa"][1][names.ARM]) == ("another name", "b")
     assert (bulk["cc"][0][0], bulk["cc"][1][names.SHARED_BY]) == ("run of cc", "")
     assert names.SHARED_BY not in bulk["aa"][1]
-    assert bulk["bb"][4][names.VAL_LOSS] == [(32, 1 / 32), (64, 1 / 64)]
+    assert bulk["bb"][4][VAL_LOSS] == [(32, 1 / 32), (64, 1 / 64)]
 
 
 def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monk
                 tracker.write([replace(OPENING, points=points)])
     runs = tracker.client.search_runs([tracker.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
     assert len(lost) == len(runs) == 1
-    history = tracker.client.get_metric_history(runs[0].info.run_id, names.VAL_LOSS)
+    history = tracker.client.get_metric_history(runs[0].info.run_id, VAL_LOSS)
     assert [entry.step for entry in history] == [32, 64]
 
 

@@ -17,18 +17,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gfe_study import names, training
+from gfe_study import training
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import CHOICES, Trial
 from gfe_study.data.base import Split, Splits, image_shape
 from gfe_study.gradients.approx import Approximate
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Diverged, Learner
+from gfe_study.metrics import (
+    DIVERGED,
+    ENCODE_NFE,
+    ENCODE_SECONDS,
+    EVAL_SECONDS,
+    IMAGES_SEEN,
+    IMAGES_USED,
+    MAE,
+    MIXED_TEST_LOSS,
+    NFE_BACKWARD,
+    NFE_FORWARD,
+    OPTIMISER_STEPS,
+    R2,
+    RELATIVE_L2,
+    RMSE,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    TRAIN_SECONDS,
+    UNIQUE_IMAGES,
+    VAL_LOSS,
+    is_known,
+)
 from gfe_study.training import Metrics, Progress, evaluate, train, training_order
 
 SHAPE = image_shape(8, 8, 1)
-METRICS = {value for name, value in vars(names).items() if name.isupper()}
-SECONDS = {names.TRAIN_SECONDS, names.ENCODE_SECONDS, names.EVAL_SECONDS}
+SECONDS = {TRAIN_SECONDS, ENCODE_SECONDS, EVAL_SECONDS}
 
 TINY: dict[str, Any] = {
     "preset": "paper",
@@ -110,20 +131,20 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_every_method_learns_and_reports(method: str, digits: Splits) -> None:
     trial = tiny({"method": method, "optim": {"lr": 3e-3}, "budget": {"images": 640}, "eval": {"schedule": [16, 300]}})
     points, learner = run(train(trial, digits))
-    assert [point[names.IMAGES_SEEN] for point in points] == [16, 300, 640]
-    for loss in (names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS):
+    assert [point[IMAGES_SEEN] for point in points] == [16, 300, 640]
+    for loss in (TRAIN_LOSS, VAL_LOSS, TEST_LOSS):
         assert points[0][loss] > 1.1 * points[-1][loss]
-    expected = {*SECONDS, names.IMAGES_SEEN, names.IMAGES_USED, names.UNIQUE_IMAGES, names.OPTIMISER_STEPS}
-    expected |= {names.TRAIN_LOSS, names.VAL_LOSS, names.TEST_LOSS}
-    expected |= {names.ENCODE_NFE, names.NFE_FORWARD, names.NFE_BACKWARD, names.DIVERGED}
-    kinds = (names.RMSE, names.MAE, names.R2, names.RELATIVE_L2)
+    expected = {*SECONDS, IMAGES_SEEN, IMAGES_USED, UNIQUE_IMAGES, OPTIMISER_STEPS}
+    expected |= {TRAIN_LOSS, VAL_LOSS, TEST_LOSS}
+    expected |= {ENCODE_NFE, NFE_FORWARD, NFE_BACKWARD, DIVERGED}
+    kinds = (RMSE, MAE, R2, RELATIVE_L2)
     expected |= {f"{part}_{kind}" for part in ("val", "test") for kind in kinds}
-    expected |= {f"{encoding}_{names.TEST_LOSS}" for encoding in learner.encodings}
+    expected |= {f"{encoding}_{TEST_LOSS}" for encoding in learner.encodings}
     for point in points:
         assert set(point) == expected
-        assert set(point) <= METRICS
+        assert all(map(is_known, point))
         assert all(math.isfinite(value) for value in point.values())
-        assert point[names.DIVERGED] == 0
+        assert point[DIVERGED] == 0
     images = digits.test.batch(slice(0, 5))
     assert learner.encode(images).latent_BL.shape == (5, 4)
     decoded = learner.decode(learner.encode(images).latent_BL)
@@ -141,8 +162,8 @@ def test_the_same_seed_gives_the_same_numbers(variant: Trial, digits: Splits, un
     other, _ = run(itertools.islice(train(Trial.build(variant.dump(), {"seed": 1}), digits), 2))
     assert timeless(again) == timeless(points)
     assert same(weights(learner_again), ended)
-    assert other[-1][names.IMAGES_SEEN] == points[0][names.IMAGES_SEEN]
-    assert other[-1][names.VAL_LOSS] != points[0][names.VAL_LOSS]
+    assert other[-1][IMAGES_SEEN] == points[0][IMAGES_SEEN]
+    assert other[-1][VAL_LOSS] != points[0][VAL_LOSS]
 
 
 @pytest.mark.parametrize("batches", [1, 4])
@@ -218,18 +239,18 @@ def test_points_are_hit_exactly_by_batches_that_do_not_divide_them(digits: Split
     trial = tiny({"optim": {"batch_size": 16}, "eval": {"schedule": [20, 50, 200]}})
     steps = list(train(trial, digits))
     assert [step.images_seen for step in steps] == [16, 20, 36, 50, 66, 82, 90]
-    reached = [step.metrics[names.IMAGES_SEEN] for step in steps if step.metrics is not None]
+    reached = [step.metrics[IMAGES_SEEN] for step in steps if step.metrics is not None]
     assert reached == [20, 50, 90]
     assert [step.images_seen for step in steps if step.metrics is not None] == reached
-    assert [point[names.OPTIMISER_STEPS] for point in steps[-1].state.points] == [2, 4, 7]
+    assert [point[OPTIMISER_STEPS] for point in steps[-1].state.points] == [2, 4, 7]
 
 
 def test_evaluation_does_not_change_training(variant: Trial, digits: Splits, uninterrupted: Any) -> None:
     points, ended = uninterrupted
     more = Trial.build(variant.dump(), {"eval": {"val_images": 60, "test_images": 40, "mixed": False}})
     points_of_more, learner_of_more = run(train(more, digits))
-    assert [p[names.TRAIN_LOSS] for p in points] == [p[names.TRAIN_LOSS] for p in points_of_more]
-    assert points[-1][names.VAL_LOSS] != points_of_more[-1][names.VAL_LOSS]
+    assert [p[TRAIN_LOSS] for p in points] == [p[TRAIN_LOSS] for p in points_of_more]
+    assert points[-1][VAL_LOSS] != points_of_more[-1][VAL_LOSS]
     assert same(weights(learner_of_more), ended)
 
 
@@ -242,7 +263,7 @@ def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits)
         index = training_order(0, len(digits.train), start, 16)
         encoding = learner.update(digits.train.batch(index), torch.from_numpy(index), 1)
         losses.append(encoding.loss_B.mean().item())
-    reported = [point[names.TRAIN_LOSS] for point in points]
+    reported = [point[TRAIN_LOSS] for point in points]
     assert reported == pytest.approx([(losses[0] + losses[1]) / 2, losses[2]], rel=1e-6)
 
 
@@ -271,21 +292,21 @@ def test_evaluation_takes_all_images_where_there_are_fewer(digits: Splits) -> No
 def test_evaluations_of_the_decoder_are_counted_per_image(updates: int, digits: Splits) -> None:
     (*_, point), _ = run(train(tiny({"solver": RK4, "optim": {"updates_per_batch": updates}}), digits))
     # Three steps of four gradients and the loss at the end; one pass and one pullback for the weights.
-    assert point[names.NFE_FORWARD] == updates * (3 * 4 + 1 + 1)
-    assert point[names.NFE_BACKWARD] == updates * (3 * 4 + 1)
-    assert point[names.OPTIMISER_STEPS] == updates * 7
-    assert point[names.ENCODE_NFE] == 3 * 4 + 1 + 3 * 4
+    assert point[NFE_FORWARD] == updates * (3 * 4 + 1 + 1)
+    assert point[NFE_BACKWARD] == updates * (3 * 4 + 1)
+    assert point[OPTIMISER_STEPS] == updates * 7
+    assert point[ENCODE_NFE] == 3 * 4 + 1 + 3 * 4
     (*_, point), _ = run(train(tiny({"method": "ae", "optim": {"updates_per_batch": updates}}), digits))
-    assert (point[names.NFE_FORWARD], point[names.NFE_BACKWARD], point[names.ENCODE_NFE]) == (updates, updates, 0)
+    assert (point[NFE_FORWARD], point[NFE_BACKWARD], point[ENCODE_NFE]) == (updates, updates, 0)
 
 
 def test_images_are_seen_once_and_used_once_an_update(digits: Splits) -> None:
     schedule = [[0, 4], [20, 3], [48, 1]]
     points, _ = run(train(tiny({"optim": {"updates_per_batch": schedule, "batch_size": 16}}), digits))
     # Batches of 16, 4 | 16, 14 | 16, 16, 8, cut at the points 20, 50 and 90; a batch has the updates of its start.
-    assert [point[names.IMAGES_SEEN] for point in points] == [20, 50, 90]
-    assert [point[names.OPTIMISER_STEPS] for point in points] == [8, 8 + 6, 8 + 6 + 3]
-    assert [point[names.IMAGES_USED] for point in points] == [80, 80 + 90, 80 + 90 + 40]
+    assert [point[IMAGES_SEEN] for point in points] == [20, 50, 90]
+    assert [point[OPTIMISER_STEPS] for point in points] == [8, 8 + 6, 8 + 6 + 3]
+    assert [point[IMAGES_USED] for point in points] == [80, 80 + 90, 80 + 90 + 40]
 
 
 def test_the_learning_rate_halves_at_its_images_whatever_the_budget(digits: Splits) -> None:
@@ -303,8 +324,8 @@ def test_a_batch_is_solved_on_from_where_it_was_with_its_own_cap(digits: Splits)
     solver = {"name": "lbfgs", "max_nfe": 30, "train_max_nfe": 7, "resume_max_nfe": 3, "min_slope": 0}
     (*_, point), _ = run(train(tiny({"solver": solver, "optim": {"updates_per_batch": 3}}), digits))
     # 7, then twice 3, and one pass for the weights of each of the three updates.
-    assert point[names.NFE_FORWARD] == pytest.approx(7 + 3 + 3 + 3, abs=0.05)
-    assert point[names.ENCODE_NFE] > 2 * 15
+    assert point[NFE_FORWARD] == pytest.approx(7 + 3 + 3 + 3, abs=0.05)
+    assert point[ENCODE_NFE] > 2 * 15
 
 
 def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digits: Splits) -> None:
@@ -312,7 +333,7 @@ def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digit
     gfe = tiny().method.create(tiny(), SHAPE, torch.device("cpu"))
     gfe.decoder.load_state_dict(ae.decoder.state_dict())
     by_flow = evaluate(gfe, digits.test, 15, torch.device("cpu"))
-    assert points[-1][names.MIXED_TEST_LOSS] == by_flow.loss != points[-1][names.TEST_LOSS]
+    assert points[-1][MIXED_TEST_LOSS] == by_flow.loss != points[-1][TEST_LOSS]
 
 
 @pytest.mark.parametrize("method", CHOICES["method"])
@@ -354,9 +375,9 @@ def test_a_trial_that_diverges_ends_with_a_marked_point(batches: int, variant: T
 
     (last,) = rest
     assert last.metrics is not None
-    assert last.metrics[names.DIVERGED] == 1
+    assert last.metrics[DIVERGED] == 1
     assert all(math.isfinite(value) for value in last.metrics.values())
-    images_seen = [point[names.IMAGES_SEEN] for point in last.state.points]
+    images_seen = [point[IMAGES_SEEN] for point in last.state.points]
     assert images_seen == sorted(set(images_seen))
     assert images_seen[-1] == last.images_seen > step.images_seen
     assert all(
@@ -368,13 +389,13 @@ def test_a_trial_that_diverges_ends_with_a_marked_point(batches: int, variant: T
 
 def test_a_trial_that_diverges_on_its_last_update_is_marked(digits: Splits) -> None:
     points, _ = run(train(tiny({"optim": {"lr": 1e30}}), digits))
-    assert points[-1][names.DIVERGED] == 1
+    assert points[-1][DIVERGED] == 1
     assert all(math.isfinite(value) for point in points for value in point.values())
 
 
 def test_a_start_that_is_not_finite_ends_the_trial_and_not_the_programme(digits: Splits) -> None:
     points, _ = run(train(tiny({"start": "encoder", "optim": {"lr": 1e12}}), digits))
-    assert points[-1][names.DIVERGED] == 1
+    assert points[-1][DIVERGED] == 1
 
 
 def test_weights_never_step_along_a_gradient_that_is_not_finite(
@@ -399,18 +420,18 @@ def test_weights_never_step_along_a_gradient_that_is_not_finite(
 def test_a_budget_in_evaluations_ends_with_the_batch_that_reaches_it(digits: Splits) -> None:
     trial = tiny({"budget": {"images": 10_000, "nfe": 3000}})
     points, _ = run(train(trial, digits))
-    spent = [(p[names.NFE_FORWARD] + p[names.NFE_BACKWARD]) * p[names.IMAGES_SEEN] for p in points]
+    spent = [(p[NFE_FORWARD] + p[NFE_BACKWARD]) * p[IMAGES_SEEN] for p in points]
     assert spent[-1] >= 3000
-    assert points[-1][names.IMAGES_SEEN] < 10_000
-    before = spent[-1] / points[-1][names.IMAGES_SEEN] * trial.optim.batch_size * 2
+    assert points[-1][IMAGES_SEEN] < 10_000
+    before = spent[-1] / points[-1][IMAGES_SEEN] * trial.optim.batch_size * 2
     assert spent[-1] - 3000 < before
-    assert run(train(trial, digits))[0][-1][names.VAL_LOSS] == points[-1][names.VAL_LOSS]
+    assert run(train(trial, digits))[0][-1][VAL_LOSS] == points[-1][VAL_LOSS]
 
 
 def test_a_budget_in_seconds_ends_soon_after_them(digits: Splits) -> None:
     points, _ = run(train(tiny({"budget": {"images": 10_000_000, "seconds": 0.3}}), digits))
-    assert 0.3 <= points[-1][names.TRAIN_SECONDS] < 5
-    assert points[-1][names.UNIQUE_IMAGES] == min(points[-1][names.IMAGES_SEEN], len(digits.train))
+    assert 0.3 <= points[-1][TRAIN_SECONDS] < 5
+    assert points[-1][UNIQUE_IMAGES] == min(points[-1][IMAGES_SEEN], len(digits.train))
 
 
 def test_a_trial_whose_evaluations_are_spent_has_nothing_left_to_do(digits: Splits) -> None:

@@ -15,8 +15,9 @@ from scipy import stats
 from gfe_study import names
 from gfe_study.analysis.stats import seeds_to_decide
 from gfe_study.analysis.verdict import Row, Verdict, judge
+from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
 
-METRIC = names.TEST_LOSS
+METRIC = TEST_LOSS
 CPU = {names.DEVICE: "cpu (A)", names.THREADS: "1", names.SIDE_BY_SIDE: "2"}
 
 
@@ -29,12 +30,12 @@ def row(arm: str, seed: int, loss: float, *, number: int = 0, images: float = 96
         "diverged": False,
         "failed": False,
         METRIC: loss,
-        names.VAL_LOSS: loss + 0.01,
+        VAL_LOSS: loss + 0.01,
         "value": loss + 0.01,
-        names.IMAGES_SEEN: images,
-        names.TRAIN_SECONDS: 2.0 if arm == "b" else 1.0,
-        names.NFE_FORWARD: 30.0 if arm == "b" else 10.0,
-        names.NFE_BACKWARD: 10.0,
+        IMAGES_SEEN: images,
+        TRAIN_SECONDS: 2.0 if arm == "b" else 1.0,
+        NFE_FORWARD: 30.0 if arm == "b" else 10.0,
+        NFE_BACKWARD: 10.0,
         **CPU,
         **more,
     }
@@ -45,14 +46,14 @@ def curves(rows: list[dict[str, Any]]) -> pd.DataFrame:
     found = []
     for each in rows:
         for part, factor in ((0.5, 2.0), (1.0, 1.0)):
-            spent = {name: each[name] * part for name in (names.IMAGES_SEEN, names.TRAIN_SECONDS)}
+            spent = {name: each[name] * part for name in (IMAGES_SEEN, TRAIN_SECONDS)}
             found.append({**each, **spent, METRIC: each[METRIC] * factor})
     return pd.DataFrame(found)
 
 
 def judged(rows: list[dict[str, Any]], references: dict[str, str | None] | None = None, **options: Any) -> Verdict:
     given = references or {"a": None, "b": "a"}
-    return judge(pd.DataFrame(rows), curves(rows), given, metric=METRIC, select=names.VAL_LOSS, **options)
+    return judge(pd.DataFrame(rows), curves(rows), given, metric=METRIC, select=VAL_LOSS, **options)
 
 
 def arms(**losses: list[float]) -> list[dict[str, Any]]:
@@ -141,7 +142,7 @@ def test_unequal_budgets_without_a_common_point_are_not_compared() -> None:
 
 def test_unequal_budgets_in_seconds_are_cut_by_seconds() -> None:
     rows = [row("a", s, v) for s, v in enumerate(LEFT)] + [row("b", s, v, images=1920) for s, v in enumerate(RIGHT)]
-    verdict = judged(rows, equal=names.TRAIN_SECONDS, budgets={"a": 1.0, "b": 2.0})
+    verdict = judged(rows, equal=TRAIN_SECONDS, budgets={"a": 1.0, "b": 2.0})
     assert "'b' had 2 seconds of training and 'a' 1" in verdict.warnings[0]
     assert verdict.rows[1].text == "worse than a at 960 images"
 
@@ -149,7 +150,7 @@ def test_unequal_budgets_in_seconds_are_cut_by_seconds() -> None:
 def test_a_budget_told_in_seconds_is_not_cut_by_images() -> None:
     rows = [row("a", s, v, images=900 + s) for s, v in enumerate(LEFT)]
     rows += [row("b", s, v, images=1920 + s) for s, v in enumerate(RIGHT)]
-    verdict = judged(rows, equal=names.TRAIN_SECONDS, budgets={"a": 6.0, "b": 6.0})
+    verdict = judged(rows, equal=TRAIN_SECONDS, budgets={"a": 6.0, "b": 6.0})
     assert verdict.warnings == []
     assert verdict.rows[1].text == "better than a"
 
@@ -185,7 +186,7 @@ def test_seeds_that_diverged_are_left_out_on_both_sides_and_named() -> None:
 
 def test_a_seed_that_failed_does_not_take_the_others_with_it() -> None:
     rows = two_arms()
-    rows[6] |= {"failed": True, METRIC: np.nan, names.VAL_LOSS: np.nan}
+    rows[6] |= {"failed": True, METRIC: np.nan, VAL_LOSS: np.nan}
     treated = judged(rows).rows[1]
     assert treated.paired is not None
     assert (treated.paired.count, treated.lost) == (4, 1)
@@ -525,7 +526,7 @@ def test_uncompared_trials_may_run_anywhere() -> None:
 
 
 def test_nothing_finished_is_no_traceback() -> None:
-    empty = judge(pd.DataFrame([row("c", 0, 0.1)]), pd.DataFrame(), {"a": None}, metric=METRIC, select=names.VAL_LOSS)
+    empty = judge(pd.DataFrame([row("c", 0, 0.1)]), pd.DataFrame(), {"a": None}, metric=METRIC, select=VAL_LOSS)
     assert empty.rows == []
     assert "nothing can be compared" in empty.warnings[0]
     missing = judged([row("a", 0, 0.2)])

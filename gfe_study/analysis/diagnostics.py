@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from gfe_study.analysis.stats import FEWEST_PAIRS, Mode
+from gfe_study.analysis.stats import FEWEST_PAIRS
 from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import Range
+from gfe_study.metrics import Mode
 
 Kind = Literal["boundary", "flat", "noise", "diverged", "few"]
 

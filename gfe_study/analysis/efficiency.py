@@ -17,8 +17,9 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis.crossing import Crossing, find_crossings
 from gfe_study.analysis.stats import Paired, holm, mean_interval, paired
+from gfe_study.metrics import IMAGES_SEEN, TEST_LOSS, UNIQUE_IMAGES
 
-AXES = {names.IMAGES_SEEN: "images seen", names.UNIQUE_IMAGES: "unique images"}
+AXES = {IMAGES_SEEN: "images seen", UNIQUE_IMAGES: "unique images"}
 """What a curve can run over, and how it is called."""
 
 
@@ -38,7 +39,7 @@ class DataEfficiency:
 
     @classmethod
     def from_frame(
-        cls, frame: pd.DataFrame, axis: str, metric: str = names.TEST_LOSS, confidence: float = 0.95
+        cls, frame: pd.DataFrame, axis: str, metric: str = TEST_LOSS, confidence: float = 0.95
     ) -> DataEfficiency:
         """From one row per (arm, seed, size).
 

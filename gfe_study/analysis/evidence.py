@@ -27,8 +27,18 @@ from gfe_study.analysis.load import Parent, Store
 from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
 from gfe_study.analysis.verdict import Verdict, best_configuration
 from gfe_study.config import InputError, Range, Study
+from gfe_study.metrics import (
+    DIVERGED,
+    ENCODE_SECONDS,
+    IMAGES_SEEN,
+    NFE_BACKWARD,
+    NFE_FORWARD,
+    TEST_LOSS,
+    TRAIN_SECONDS,
+    VAL_LOSS,
+)
 
-FALLBACK_METRIC = names.TEST_LOSS
+FALLBACK_METRIC = TEST_LOSS
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -95,7 +105,7 @@ class Evidence:
         trials, points = usable(*self._ended)
         about = [RUN_ID, names.ARM, names.STAGE, names.NUMBER, names.SEED, names.METHOD, names.DATASET]
         curves = points.merge(trials[[*about, names.ENTROPY_FLOOR]], on=RUN_ID)
-        spent = (curves[names.NFE_FORWARD] + curves[names.NFE_BACKWARD]) * curves[names.IMAGES_SEEN]
+        spent = (curves[NFE_FORWARD] + curves[NFE_BACKWARD]) * curves[IMAGES_SEEN]
         return curves.assign(nfe=spent)
 
     @cached_property
@@ -134,7 +144,7 @@ class Evidence:
     @property
     def chosen_by(self) -> str:
         """The metric that ranks the configurations of an arm."""
-        return self.study.metric.name if self.study is not None else names.VAL_LOSS
+        return self.study.metric.name if self.study is not None else VAL_LOSS
 
     @property
     def metric(self) -> str:
@@ -169,7 +179,7 @@ class Evidence:
     def chosen_ends(self) -> pd.DataFrame:
         """The last point of each of those trials, with the trial's parameters (`params.<dotted key>`)."""
         curves = self.chosen_curves
-        last = curves[names.IMAGES_SEEN] == curves.groupby(RUN_ID)[names.IMAGES_SEEN].transform("max")
+        last = curves[IMAGES_SEEN] == curves.groupby(RUN_ID)[IMAGES_SEEN].transform("max")
         params = [column for column in self.chosen if str(column).startswith(PARAMS)]
         places = [RUN_ID, names.ARM, names.STAGE, names.NUMBER]
         return curves[last].merge(self.chosen[[*places, *params]], on=places)
@@ -185,12 +195,12 @@ class Evidence:
         """
         seeds = len(self.study.seeds_of(0)) if self.study is not None else 1
         trials = complete(of_stage(self.trials, 0), seeds)
-        lost = trials["failed"] | trials[names.DIVERGED]
+        lost = trials["failed"] | trials[DIVERGED]
         table = trials.assign(value=trials["value"].where(~lost))
         keys = list(self.study.nuisance) if self.study is not None else []
         first = {key: (key, "first") for key in keys if key in table}
         grouped = table.groupby([names.ARM, names.NUMBER], sort=False)
-        means = grouped[["value", names.TRAIN_SECONDS, names.ENCODE_SECONDS, *more]].mean(skipna=False)
+        means = grouped[["value", TRAIN_SECONDS, ENCODE_SECONDS, *more]].mean(skipna=False)
         return (means.join(grouped.agg(**first)) if first else means).reset_index()
 
     def snapshots(self, run_id: str) -> Arrays | None:

@@ -12,9 +12,9 @@ import pandas as pd
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
 
-from gfe_study.analysis.stats import Mode
 from gfe_study.config import Range
 from gfe_study.distributions import distribution
+from gfe_study.metrics import Mode
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

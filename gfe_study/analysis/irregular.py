@@ -11,6 +11,7 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.analysis.tidy import LATE, NAME, NOT_FINITE, REPEATED, RUN_ID, START_TIME, STATE, STOPPED
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN
 
 Kind = Literal[
     "foreign", "failed", "killed", "running", "no metric", "not finite", "diverged", "duplicate", "repeated", "late"
@@ -79,14 +80,14 @@ def ended(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
     counts = ours & runs[STATE].isin(OVER) & ~runs[RUN_ID].isin(list(_duplicates(runs, curves)))
     trials = runs[counts].reset_index(drop=True).astype({names.NUMBER: "int64", names.SEED: "int64"})
     there = curves[RUN_ID].isin(trials[RUN_ID])
-    if names.DIVERGED in curves:
-        there &= curves[names.DIVERGED].fillna(0.0) == 0
+    if DIVERGED in curves:
+        there &= curves[DIVERGED].fillna(0.0) == 0
     return trials, curves[there].reset_index(drop=True)
 
 
 def usable(trials: pd.DataFrame, points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Keep the trials and points of `ended` that have a result: the trial has points, and did not fail or diverge."""
-    fine = ~trials["failed"] & ~trials[names.DIVERGED] & trials[RUN_ID].isin(points[RUN_ID])
+    fine = ~trials["failed"] & ~trials[DIVERGED] & trials[RUN_ID].isin(points[RUN_ID])
     trials = trials[fine].reset_index(drop=True)
     return trials, points[points[RUN_ID].isin(trials[RUN_ID])].reset_index(drop=True)
 
@@ -104,7 +105,7 @@ def _duplicates(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, str]:
 
 
 def _as_it_ended(run: dict[Hashable, Any], points: pd.DataFrame | None) -> Iterator[tuple[Kind, str]]:
-    reached = f"after {_images(points[names.IMAGES_SEEN].iloc[-1])}" if points is not None else "before its first point"
+    reached = f"after {_images(points[IMAGES_SEEN].iloc[-1])}" if points is not None else "before its first point"
     lacking = [key for key in (names.FINGERPRINT, names.SEED) if pd.isna(run[key]) or run[key] == ""]
     if lacking:
         yield "foreign", f"is no trial of this study, having no {' and no '.join(lacking)}: it is left out"
@@ -118,7 +119,7 @@ def _as_it_ended(run: dict[Hashable, Any], points: pd.DataFrame | None) -> Itera
         yield "running", f"{'is still running' if state == 'running' else 'has not begun'}: it is left out"
     if points is None and (state in OVER or state == KILLED):
         yield "no metric", "holds no metric"
-    if run[names.DIVERGED]:
+    if run[DIVERGED]:
         yield "diverged", f"diverged {reached}"
 
 
@@ -140,4 +141,4 @@ def _images(count: float) -> str:
 
 
 def _where(some: pd.DataFrame, points: pd.DataFrame) -> str:
-    return f"at {len(some)} of {len(points)} points, from {_images(some[names.IMAGES_SEEN].iloc[0])} on"
+    return f"at {len(some)} of {len(points)} points, from {_images(some[IMAGES_SEEN].iloc[0])} on"

@@ -18,6 +18,7 @@ from gfe_study.analysis.irregular import FINISHED
 from gfe_study.analysis.tidy import RUN_ID, STOPPED
 from gfe_study.analysis.verdict import Verdict, judge
 from gfe_study.config import InputError, Range, Study
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_FORWARD, TRAIN_SECONDS
 
 
 def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verdict | None:
@@ -38,11 +39,11 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
     given = {arm.name: study.example(arm, stage).budget for arm in study.arms}
     first = given[study.arms[0].name]
     if first.nfe is not None:
-        equal, budgets = names.NFE_FORWARD, {name: float(b.nfe or math.inf) for name, b in given.items()}
+        equal, budgets = NFE_FORWARD, {name: float(b.nfe or math.inf) for name, b in given.items()}
     elif first.seconds is not None:
-        equal, budgets = names.TRAIN_SECONDS, {name: b.seconds or math.inf for name, b in given.items()}
+        equal, budgets = TRAIN_SECONDS, {name: b.seconds or math.inf for name, b in given.items()}
     else:
-        equal, budgets = names.IMAGES_SEEN, {name: float(b.images) for name, b in given.items()}
+        equal, budgets = IMAGES_SEEN, {name: float(b.images) for name, b in given.items()}
     verdict = judge(
         judged,
         curves,
@@ -156,7 +157,7 @@ def searched_ranges(study: Study, trials: pd.DataFrame) -> Mapping[str, dict[str
     sign = 1 if study.metric.mode == "min" else -1
     found: dict[str, dict[str, Range]] = {}
     for arm in study.arms:
-        own = trials[(trials[names.ARM] == arm.name) & ~trials["failed"] & ~trials[names.DIVERGED]]
+        own = trials[(trials[names.ARM] == arm.name) & ~trials["failed"] & ~trials[DIVERGED]]
         own = own[own[study.metric.name].notna()] if study.metric.name in own else own.iloc[:0]
         if len(own):
             best = own.iloc[int((sign * own[study.metric.name]).argmin())]

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from gfe_study.analysis.stats import Mode, check_mode, check_share
+from gfe_study.analysis.stats import check_mode, check_share
+from gfe_study.metrics import Mode
 
 PERMUTATIONS = 9_999
 """Assignments of ranks that the permutation test goes through, or draws where there are more."""

@@ -24,11 +24,22 @@ from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
 from gfe_study.config import Budget, InputError, Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.layout import number
+from gfe_study.metrics import (
+    DIVERGED,
+    IMAGES_SEEN,
+    IMAGES_USED,
+    MIXED_TEST_LOSS,
+    NORMAL_ENTROPY,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    TRAIN_SECONDS,
+    VAL_LOSS,
+)
 
 PAGE_FILE = "report.html"
 TRIALS_FILE = "trials.csv"
 TABLE_FORMATS = (".csv", ".md", ".tex")
-LOSSES = (names.VAL_LOSS, names.TEST_LOSS, names.MIXED_TEST_LOSS, names.TRAIN_LOSS)
+LOSSES = (VAL_LOSS, TEST_LOSS, MIXED_TEST_LOSS, TRAIN_LOSS)
 
 STYLE = """
 :root { color-scheme: light }
@@ -112,11 +123,11 @@ def trials_table(evidence: Evidence) -> pd.DataFrame:
     runs = evidence.runs
     params = [column for column in runs if str(column).startswith(PARAMS) and runs[column].nunique(dropna=False) > 1]
     params = [column for column in params if column != f"{PARAMS}{names.SEED}"]
-    counts = [names.IMAGES_SEEN, names.IMAGES_USED, names.TRAIN_SECONDS]
+    counts = [IMAGES_SEEN, IMAGES_USED, TRAIN_SECONDS]
     about = [names.ARM, names.STAGE, names.NUMBER, names.SEED, "state"]
-    measures = [name for name in measured(runs) if not re.match(f"{names.NORMAL_ENTROPY}|.*_floor$", name)]
+    measures = [name for name in measured(runs) if not re.match(f"{NORMAL_ENTROPY}|.*_floor$", name)]
     table = runs[[*about, *LOSSES, *measures, *counts, *params, names.FINGERPRINT, names.FAILURE]]
-    table = table.sort_values(names.VAL_LOSS, kind="stable", ignore_index=True)
+    table = table.sort_values(VAL_LOSS, kind="stable", ignore_index=True)
     table = table.rename(columns=lambda name: str(name).removeprefix(PARAMS))
     empty = [column for column in table if (table[column].isna() | (table[column] == "")).all()]
     return table.drop(columns=empty)
@@ -242,11 +253,11 @@ def _verdict(evidence: Evidence) -> str:
 
 def _best(evidence: Evidence) -> list[str]:
     chosen = evidence.chosen
-    usable = chosen[~chosen["failed"] & ~chosen[names.DIVERGED]]
+    usable = chosen[~chosen["failed"] & ~chosen[DIVERGED]]
     lines = []
     for arm in evidence.arms:
         own = usable[usable[names.ARM] == arm]
-        losses = {"validation": names.VAL_LOSS, "test": names.TEST_LOSS}
+        losses = {"validation": VAL_LOSS, "test": TEST_LOSS}
         known = {what: float(own[loss].mean()) for what, loss in losses.items() if own[loss].notna().any()}
         if not known:
             continue
@@ -256,7 +267,7 @@ def _best(evidence: Evidence) -> list[str]:
         if "test" in known and not math.isnan(floor):
             line += f", {known['test'] - floor:.4f} above the entropy floor {floor:.4f}"
         line += f": trial {', '.join(own[names.FINGERPRINT])}"
-        seen, used = own[names.IMAGES_SEEN].mean(), own[names.IMAGES_USED].mean()
+        seen, used = own[IMAGES_SEEN].mean(), own[IMAGES_USED].mean()
         line += f", {seen:,.0f} training images seen" if not math.isnan(seen) else ""
         line += f" ({used:,.0f} counting every weight update)" if not math.isnan(used) else ""
         lines.append(f"{f'<b>{escape(arm)}</b>: ' if arm else ''}{escape(line)}")
@@ -266,7 +277,7 @@ def _best(evidence: Evidence) -> list[str]:
 def _best_trial(evidence: Evidence) -> str:
     """Describe the best trial of the last stage: its settings, and the commands to train it and encode with it."""
     trials = evidence.trials
-    usable = trials[~trials["failed"] & ~trials[names.DIVERGED] & trials["value"].notna()]
+    usable = trials[~trials["failed"] & ~trials[DIVERGED] & trials["value"].notna()]
     if evidence.study is None or not len(usable):
         return ""
     last = usable[usable[names.STAGE] == usable[names.STAGE].max()]

@@ -10,13 +10,13 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-Mode = Literal["min", "max"]
+from gfe_study.metrics import Mode
 
 EXACT_UP_TO = 14
 """Pairs up to which the sign-flip test goes through every assignment of signs."""

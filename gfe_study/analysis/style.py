@@ -21,6 +21,22 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from gfe_study import names
 from gfe_study.analysis.tidy import PARAMS
+from gfe_study.metrics import (
+    ENCODE_NFE,
+    ENCODE_SECONDS,
+    ENTROPY_GAP,
+    IMAGES_SEEN,
+    LATENT_ENTROPY,
+    MIXED_TEST_LOSS,
+    NFE_FORWARD,
+    NOVELTY_AUROC,
+    RECONSTRUCTION_AUROC,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    TRAIN_SECONDS,
+    UNIQUE_IMAGES,
+    VAL_LOSS,
+)
 from gfe_study.pictures import is_image, is_line, plane, value_range
 
 COLUMN, PAGE = 3.4, 6.9
@@ -74,21 +90,21 @@ RC: Any = {
 }
 
 LABELS = {
-    names.IMAGES_SEEN: "training images seen",
-    names.UNIQUE_IMAGES: "different training images",
-    names.TRAIN_SECONDS: "training time (s)",
-    names.ENCODE_SECONDS: "time to encode the test images (s)",
+    IMAGES_SEEN: "training images seen",
+    UNIQUE_IMAGES: "different training images",
+    TRAIN_SECONDS: "training time (s)",
+    ENCODE_SECONDS: "time to encode the test images (s)",
     "nfe": "decoder evaluations in training",
-    names.NFE_FORWARD: "decoder evaluations per training image, solver and update",
-    names.ENCODE_NFE: "decoder evaluations and pullbacks per encoded image",
-    names.TRAIN_LOSS: "training loss (nats per pixel)",
-    names.VAL_LOSS: "validation loss (nats per pixel)",
-    names.TEST_LOSS: "test loss (nats per pixel)",
-    names.MIXED_TEST_LOSS: "test loss, encoded by flow (nats per pixel)",
-    names.LATENT_ENTROPY: "entropy of the latents (nats)",
-    names.ENTROPY_GAP: "entropy gap to the normal (nats)",
-    names.NOVELTY_AUROC: "AUROC by log-probability",
-    names.RECONSTRUCTION_AUROC: "AUROC by reconstruction error",
+    NFE_FORWARD: "decoder evaluations per training image, solver and update",
+    ENCODE_NFE: "decoder evaluations and pullbacks per encoded image",
+    TRAIN_LOSS: "training loss (nats per pixel)",
+    VAL_LOSS: "validation loss (nats per pixel)",
+    TEST_LOSS: "test loss (nats per pixel)",
+    MIXED_TEST_LOSS: "test loss, encoded by flow (nats per pixel)",
+    LATENT_ENTROPY: "entropy of the latents (nats)",
+    ENTROPY_GAP: "entropy gap to the normal (nats)",
+    NOVELTY_AUROC: "AUROC by log-probability",
+    RECONSTRUCTION_AUROC: "AUROC by reconstruction error",
 }
 
 

@@ -15,6 +15,30 @@ import numpy as np
 import pandas as pd
 
 from gfe_study import names
+from gfe_study.metrics import (
+    DIVERGED,
+    ENCODE_NFE,
+    ENCODE_SECONDS,
+    ENTROPY_GAP,
+    EVAL_SECONDS,
+    FID,
+    IMAGES_SEEN,
+    IMAGES_USED,
+    LATENT_ENTROPY,
+    MIXED_TEST_LOSS,
+    NFE_BACKWARD,
+    NFE_FORWARD,
+    NORMAL_ENTROPY,
+    NOVELTY_AUROC,
+    OPTIMISER_STEPS,
+    RECONSTRUCTION_AUROC,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    TRAIN_SECONDS,
+    UNIQUE_IMAGES,
+    VAL_LOSS,
+    classifier_distance,
+)
 from gfe_study.tracking.runs import FAILED, FINISHED
 
 RUN_ID, NAME, STATUS, STATE = "run_id", "name", "status", "state"
@@ -54,40 +78,40 @@ TAGS = (
     names.NUMBER,
     names.SEED,
     names.ENTROPY_FLOOR,
-    names.DIVERGED,
+    DIVERGED,
     names.ROLE,
     names.SHARED_BY,
 )
 """Tags that are read."""
 METRICS = (
-    names.IMAGES_SEEN,
-    names.IMAGES_USED,
-    names.UNIQUE_IMAGES,
-    names.TRAIN_LOSS,
-    names.VAL_LOSS,
-    names.TEST_LOSS,
-    names.MIXED_TEST_LOSS,
-    names.NFE_FORWARD,
-    names.NFE_BACKWARD,
-    names.ENCODE_NFE,
-    names.TRAIN_SECONDS,
-    names.ENCODE_SECONDS,
-    names.EVAL_SECONDS,
-    names.OPTIMISER_STEPS,
+    IMAGES_SEEN,
+    IMAGES_USED,
+    UNIQUE_IMAGES,
+    TRAIN_LOSS,
+    VAL_LOSS,
+    TEST_LOSS,
+    MIXED_TEST_LOSS,
+    NFE_FORWARD,
+    NFE_BACKWARD,
+    ENCODE_NFE,
+    TRAIN_SECONDS,
+    ENCODE_SECONDS,
+    EVAL_SECONDS,
+    OPTIMISER_STEPS,
 )
 """Metrics that always have a column, even if nothing was logged."""
 MEASURES = tuple(
     map(
         re.compile,
         (
-            names.LATENT_ENTROPY,
-            names.NORMAL_ENTROPY,
-            names.ENTROPY_GAP,
-            rf"({names.LATENT_ENTROPY}|{names.NORMAL_ENTROPY})_\d+",
-            names.classifier_distance(r"\w+") + r"(_\w+)?",
-            names.FID,
-            names.NOVELTY_AUROC,
-            names.RECONSTRUCTION_AUROC,
+            LATENT_ENTROPY,
+            NORMAL_ENTROPY,
+            ENTROPY_GAP,
+            rf"({LATENT_ENTROPY}|{NORMAL_ENTROPY})_\d+",
+            classifier_distance(r"\w+") + r"(_\w+)?",
+            FID,
+            NOVELTY_AUROC,
+            RECONSTRUCTION_AUROC,
         ),
     )
 )
@@ -155,16 +179,16 @@ def runs_frame(rows: Rows, points: pd.DataFrame, *, armless: bool) -> pd.DataFra
         names.SEED: _whole(tags[names.SEED]),
         **{tag: tags[tag] for tag in TEXTS},
         names.ENTROPY_FLOOR: pd.to_numeric(tags[names.ENTROPY_FLOOR], errors="coerce").astype("float64"),
-        names.DIVERGED: tags[names.DIVERGED] == "true",
+        DIVERGED: tags[DIVERGED] == "true",
         FAILED_COLUMN: status == FAILED,
     }
     head = pd.DataFrame({name: getattr(column, "array", column) for name, column in columns.items()}, index=runs)
     trials = _numbered(_shared(head.astype({names.ARM: "str"}), list(tags[names.SHARED_BY]))).reset_index(drop=True)
-    others = [name for name in points if name in REMARKS or (name in head and name != names.DIVERGED)]
+    others = [name for name in points if name in REMARKS or (name in head and name != DIVERGED)]
     finite = points.drop(columns=others).replace([np.inf, -np.inf], np.nan)
     metrics = finite.groupby(points[RUN_ID]).last()  # of each metric, the last value that is there
-    if names.DIVERGED in metrics:
-        trials[names.DIVERGED] |= trials[RUN_ID].map(metrics.pop(names.DIVERGED)).fillna(0.0) != 0
+    if DIVERGED in metrics:
+        trials[DIVERGED] |= trials[RUN_ID].map(metrics.pop(DIVERGED)).fillna(0.0) != 0
     more = sorted(name for name in map(str, metrics) if name not in METRICS and metrics[name].notna().any())
     metrics = metrics[[*METRICS, *more]].astype("float64")
     params = _wide(rows.params, runs).astype("str").rename(columns=lambda key: f"{PARAMS}{key}")
@@ -242,13 +266,13 @@ def points_frame(rows: Rows, history: pd.DataFrame) -> pd.DataFrame:
     logged = pd.DataFrame(
         {
             RUN_ID: runs,
-            names.IMAGES_SEEN: history["step"].astype("int64"),
+            IMAGES_SEEN: history["step"].astype("int64"),
             "key": keys,
             "timestamp": history["timestamp"].astype("int64"),
             "value": stored.mask(stored >= LARGEST, np.inf).mask(stored <= -LARGEST, -np.inf),
         }
     )
-    point = [RUN_ID, names.IMAGES_SEEN]
+    point = [RUN_ID, IMAGES_SEEN]
     logged = logged.sort_values([*point, "timestamp", "value"], na_position="first", kind="stable", ignore_index=True)
     replaced = logged.duplicated([*point, "key"], keep="last")
     last = logged[~replaced]

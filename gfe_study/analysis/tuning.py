@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from gfe_study.analysis.stats import Mode, check_mode, check_share, critical_value
+from gfe_study.analysis.stats import check_mode, check_share, critical_value
+from gfe_study.metrics import Mode
 
 TRIALS, EXPECTED, STANDARD_ERROR, LOW, HIGH, SECONDS = (
     "trials",

@@ -20,6 +20,7 @@ from gfe_study.analysis.stats import (
     paired,
     seeds_to_decide,
 )
+from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TRAIN_SECONDS
 
 ARM, NUMBER, FINGERPRINT = "arm", "number", "fingerprint"
 
@@ -110,7 +111,7 @@ def judge(
     mode: Literal["min", "max"] = "min",
     margin: float | None = None,
     confidence: float = 0.95,
-    equal: str = names.IMAGES_SEEN,
+    equal: str = IMAGES_SEEN,
     budgets: Mapping[str, float] | None = None,
     as_declared: bool = False,
     alone: Mapping[str, str] | None = None,
@@ -234,9 +235,9 @@ def _limit(
 
 
 UNITS = {
-    names.IMAGES_SEEN: "images",
-    names.TRAIN_SECONDS: "seconds of training",
-    names.NFE_FORWARD: "decoder evaluations",
+    IMAGES_SEEN: "images",
+    TRAIN_SECONDS: "seconds of training",
+    NFE_FORWARD: "decoder evaluations",
 }
 OVERSHOOT = 1.05
 """A trial with a budget in seconds or evaluations stops after the batch that reaches it, so it exceeds the budget."""
@@ -262,7 +263,7 @@ def _row(
     other = chosen[reference][_usable(chosen[reference], verdict.metric)] if reference is not None else own.iloc[:0]
     if limit is not None:
         own, other = _cut(own, other, curves, equal, limit, verdict.metric)
-    images = {int(seen) for seen in own[names.IMAGES_SEEN]} if len(own) else set()
+    images = {int(seen) for seen in own[IMAGES_SEEN]} if len(own) else set()
     row = Row(
         arm,
         int(rows[NUMBER].iloc[0]),
@@ -330,14 +331,14 @@ def _cut(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the points of two arms to compare within a limit; for images, the last point that all seeds share."""
     reached = curves[curves[metric].notna()].copy()
-    spent = _nfe(reached) if equal == names.NFE_FORWARD else reached[equal]
-    within = limit if equal == names.IMAGES_SEEN else limit * OVERSHOOT
+    spent = _nfe(reached) if equal == NFE_FORWARD else reached[equal]
+    within = limit if equal == IMAGES_SEEN else limit * OVERSHOOT
     reached = reached[spent <= within]
-    if equal == names.IMAGES_SEEN:
+    if equal == IMAGES_SEEN:
         every = [set(reached[reached[FINGERPRINT] == name][equal]) for name in (*own[FINGERPRINT], *other[FINGERPRINT])]
         common = set.intersection(*every) if every else set()
         reached = reached[reached[equal] == max(common)] if common else reached.iloc[:0]
-    last = reached.sort_values(names.IMAGES_SEEN).groupby(FINGERPRINT).last()
+    last = reached.sort_values(IMAGES_SEEN).groupby(FINGERPRINT).last()
     cut = []
     for rows in (own, other):
         seeds = {str(name): seed for seed, name in rows[FINGERPRINT].items()}
@@ -347,11 +348,11 @@ def _cut(
 
 
 def _seconds(rows: pd.DataFrame) -> pd.Series[float]:
-    return rows[names.TRAIN_SECONDS]
+    return rows[TRAIN_SECONDS]
 
 
 def _nfe(rows: pd.DataFrame) -> pd.Series[float]:
-    return (rows[names.NFE_FORWARD] + rows[names.NFE_BACKWARD]) * rows[names.IMAGES_SEEN]
+    return (rows[NFE_FORWARD] + rows[NFE_BACKWARD]) * rows[IMAGES_SEEN]
 
 
 def _ratio(rows: pd.DataFrame, other: pd.DataFrame, seeds: Sequence[int], of: Any) -> float | None:

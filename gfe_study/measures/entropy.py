@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.data.base import Splits
 from gfe_study.density.entropy import latent_entropy, normal_entropy
 from gfe_study.measures.base import Measure
+from gfe_study.metrics import ENTROPY_GAP, LATENT_ENTROPY, NORMAL_ENTROPY
 
 if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
@@ -36,8 +36,8 @@ class Entropy(Measure):
             except ValueError:  # latents that have collapsed, or that are too few, have none
                 continue
             if samples in self.samples:
-                found |= {f"{names.LATENT_ENTROPY}_{samples}": entropy, f"{names.NORMAL_ENTROPY}_{samples}": normal}
+                found |= {f"{LATENT_ENTROPY}_{samples}": entropy, f"{NORMAL_ENTROPY}_{samples}": normal}
             if samples == count:
-                found |= {names.LATENT_ENTROPY: entropy, names.NORMAL_ENTROPY: normal}
-                found[names.ENTROPY_GAP] = normal - entropy
+                found |= {LATENT_ENTROPY: entropy, NORMAL_ENTROPY: normal}
+                found[ENTROPY_GAP] = normal - entropy
         return found

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.data.base import Split
+from gfe_study.metrics import MAE, R2, RELATIVE_L2, RMSE
 
 if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
@@ -53,8 +53,8 @@ def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float
         known_D = known_D + known_BD.sum(0)
     total = (square_D - sum_D.square() / known_D.clamp(min=1)).sum()
     return {
-        names.RMSE: float((square / values).sqrt()),
-        names.MAE: float(absolute / values),
-        names.R2: float(1 - square / total) if total > 0 else float("nan"),
-        names.RELATIVE_L2: float(relative / samples),
+        RMSE: float((square / values).sqrt()),
+        MAE: float(absolute / values),
+        R2: float(1 - square / total) if total > 0 else float("nan"),
+        RELATIVE_L2: float(relative / samples),
     }

@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.data.base import Shape, Splits
 from gfe_study.measures.base import Measure
@@ -21,6 +20,7 @@ from gfe_study.measures.classifier import check_images, shades
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.samples import sampled_images
 from gfe_study.methods.base import seeded
+from gfe_study.metrics import FID as DISTANCE
 
 if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
@@ -62,7 +62,7 @@ class FID(Measure):
         test = inception_features(network, shades(splits.test, slice(count)), splits.shape)
         try:
             sampled = inception_features(network, splits.test.scale.shade(samples), splits.shape)
-            return {names.FID: frechet_distance(test, sampled)}
+            return {DISTANCE: frechet_distance(test, sampled)}
         except ValueError:  # a decoder that has diverged
             return {}
 

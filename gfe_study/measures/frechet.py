@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.data.base import Splits
 from gfe_study.measures.base import Measure
 from gfe_study.measures.classifier import check_images, classifier_of, shades
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.samples import decode_all, sampled_images
+from gfe_study.metrics import classifier_distance
 
 if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
@@ -59,5 +59,5 @@ class Frechet(Measure):
                 distance = frechet_distance(test, classifier.features(images_ND))
             except ValueError:  # a decoder that has diverged
                 continue
-            found[names.classifier_distance(data.name, kind)] = distance
+            found[classifier_distance(data.name, kind)] = distance
         return found

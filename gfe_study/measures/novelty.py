@@ -15,12 +15,12 @@ from pydantic import Field
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.data.base import Split, Splits
 from gfe_study.density import kde
 from gfe_study.measures.base import Measure
 from gfe_study.measures.samples import decode_all
+from gfe_study.metrics import NOVELTY_AUROC, RECONSTRUCTION_AUROC
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -158,7 +158,7 @@ class Novelty(Measure):
         error_N = (image_ND - decode_all(learner, latent_NL)).double().square().sum(1)
         if not bool(error_N.isfinite().all()):
             return {}
-        found = {names.RECONSTRUCTION_AUROC: float(roc_auc_score(novel_N, error_N.cpu().numpy()))}
+        found = {RECONSTRUCTION_AUROC: float(roc_auc_score(novel_N, error_N.cpu().numpy()))}
         val_VL = _encoded(learner, splits.val, len(val_VD), device)
         try:
             density = LatentDensity.fit(_encoded(learner, splits.train, self.train_images, device), val_VL)
@@ -169,7 +169,7 @@ class Novelty(Measure):
             return found
         score_N = -log_probability(learner.decoder, learner.loss, density, variance, image_ND, latent_NL)
         if bool(score_N.isfinite().all()):
-            found[names.NOVELTY_AUROC] = float(roc_auc_score(novel_N, score_N.cpu().numpy()))
+            found[NOVELTY_AUROC] = float(roc_auc_score(novel_N, score_N.cpu().numpy()))
         return found
 
     def check_data(self, splits: Splits) -> None:

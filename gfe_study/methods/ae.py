@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from gfe_study import names
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Diverged, Encoding, Learner, Method, seeded
+from gfe_study.metrics import MIXED
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class AutoencoderLearner(Learner):
     """z = E(y). Its `mixed` encoding is the papers': this decoder, with latents found by gradient flow."""
 
-    encodings = (names.MIXED,)
+    encodings = (MIXED,)
 
     def seen_as(self, shape: Shape) -> Shape:
         return shape if self.trial.method.mask_channel is not False else replace(shape, mask=False)
@@ -55,7 +55,7 @@ class AutoencoderLearner(Learner):
 
     @torch.no_grad()
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
-        if encoding == names.MIXED:
+        if encoding == MIXED:
             return self.encode_by_flow(target)
         latent_BL = self.encoder(target.as_input(mask=self.shape.mask))
         none_B = torch.zeros(len(target), device=target.value_BD.device)

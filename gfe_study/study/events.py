@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from gfe_study import names
+from gfe_study.metrics import IMAGES_SEEN
 
 FORMAT = 2
 """Raised when a record changes in a way that an earlier version of this package would misread."""
@@ -236,6 +236,6 @@ def read_record(line: bytes) -> Record:
         raise ValueError(f"{field_name}: {first['msg']}") from error
     if isinstance(record, Started) and record.format > FORMAT:
         raise NewerRecord(f"format {record.format}")
-    if isinstance(record, Reached | Reused) and any(names.IMAGES_SEEN not in point for point in record.points):
-        raise ValueError(f"a point without {names.IMAGES_SEEN}")
+    if isinstance(record, Reached | Reused) and any(IMAGES_SEEN not in point for point in record.points):
+        raise ValueError(f"a point without {IMAGES_SEEN}")
     return record

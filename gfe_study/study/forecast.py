@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from gfe_study import names
 from gfe_study.config import Hole, Study, Trial
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT, Asha
 from gfe_study.data.base import Splits, data_folders
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN
 from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
 from gfe_study.study.options import Options
@@ -145,7 +145,7 @@ def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
             names_there = {name for configuration in there.values() for name in configuration.fingerprints}
             for name in names_there - over:
                 points = plan.journal.points.get(name)
-                seen = points[-1][names.IMAGES_SEEN] / plan.jobs[name].trial.budget.images if points else 0.0
+                seen = points[-1][IMAGES_SEEN] / plan.jobs[name].trial.budget.images if points else 0.0
                 left.append(((stage, arm.name), 1.0 - seen))
             unknown = plan.size(arm.name, stage) - len(there)
             left += [((stage, arm.name), 1.0)] * (max(0, unknown) * len(plan.study.seeds_of(stage)))
@@ -190,10 +190,10 @@ def _estimates(
 def _past(plan: Plan, kind: Kind) -> Estimate | None:
     stage, arm = kind
     fingerprints = [name for c in plan.configurations[stage, arm].values() for name in c.fingerprints]
-    last = [point for name in fingerprints if (point := plan.last(name)) and not point[names.DIVERGED]]
+    last = [point for name in fingerprints if (point := plan.last(name)) and not point[DIVERGED]]
     if not last:
         return None
-    images = sum(point[names.IMAGES_SEEN] for point in last) / len(last)
+    images = sum(point[IMAGES_SEEN] for point in last) / len(last)
     return Estimate(images, sum(map(spent, last)) / len(last), PROCESS_BYTES)
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.config import Study
+from gfe_study.metrics import DIVERGED
 from gfe_study.study.journal import FAILED, Journal
 from gfe_study.study.plan import Job, Plan
 
@@ -33,7 +34,7 @@ def trials_frame(study: Study, journal: Journal) -> pd.DataFrame:
                     "seed": seed,
                     "fingerprint": name,
                     "value": last.get(study.metric.name, math.nan),
-                    "diverged": bool(last.get(names.DIVERGED, 0.0)),
+                    "diverged": bool(last.get(DIVERGED, 0.0)),
                     "failed": outcome.state == FAILED,
                     "state": outcome.state,
                 }
@@ -49,7 +50,7 @@ def curves_frame(journal: Journal) -> pd.DataFrame:
             {"fingerprint": name, **point}
             for name in members
             for point in journal.points.get(name, [])
-            if not point.get(names.DIVERGED)
+            if not point.get(DIVERGED)
         ]
     )
 

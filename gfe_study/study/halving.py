@@ -7,8 +7,8 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gfe_study import names
 from gfe_study.config.options import Asha
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN
 
 
 class Halving:
@@ -38,8 +38,8 @@ class Halving:
         """Take in a trial's points, perhaps known ones; the highest rung that it has reached, if any."""
         reached = None
         for rung, values in self.rungs.items():
-            point = next((p for p in points if p[names.IMAGES_SEEN] >= rung and self._metric in p), None)
-            if point is not None and not point.get(names.DIVERGED):
+            point = next((p for p in points if p[IMAGES_SEEN] >= rung and self._metric in p), None)
+            if point is not None and not point.get(DIVERGED):
                 if fingerprint not in values:
                     values[fingerprint] = self._sign * point[self._metric]
                     insort(self._sorted[rung], values[fingerprint])

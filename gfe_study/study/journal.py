@@ -20,8 +20,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.metrics import IMAGES_SEEN
 from gfe_study.study.events import (
     FAILED,
     FINISHED,
@@ -254,8 +254,8 @@ class Journal:
     def record_points(self, fingerprint: str, points: list[dict[str, float]]) -> list[dict[str, float]]:
         """Record those of the points that are new; returns them."""
         known = self.points[fingerprint]
-        last = known[-1][names.IMAGES_SEEN] if known else -1.0
-        new = [point for point in points if point[names.IMAGES_SEEN] > last]
+        last = known[-1][IMAGES_SEEN] if known else -1.0
+        new = [point for point in points if point[IMAGES_SEEN] > last]
         if new:
             self._append(Reached(fingerprint, new))
         return new

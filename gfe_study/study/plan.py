@@ -10,6 +10,7 @@ from typing import Any
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
+from gfe_study.metrics import DIVERGED
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Configuration, Journal
 from gfe_study.study.storage import Mirror
 
@@ -284,7 +285,7 @@ class Plan:
             return None
         name = metric or self.study.metric.name
         worst = math.inf if name != self.study.metric.name or self.study.metric.mode == "min" else -math.inf
-        return worst if last.get(names.DIVERGED) else last.get(name, worst)
+        return worst if last.get(DIVERGED) else last.get(name, worst)
 
     def mean(self, configuration: Configuration, metric: str | None = None) -> float | None:
         """Return the mean of a metric over a configuration's seeds; None unless all of them are over."""

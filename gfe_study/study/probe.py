@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from gfe_study import names
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.methods.base import Diverged, derive_seed
+from gfe_study.metrics import EVAL_SECONDS, TRAIN_SECONDS
 from gfe_study.study.runner import pin_threads
 from gfe_study.training import ENCODE_BATCH, TrainingState, evaluate, train_batch, training_order
 
@@ -146,4 +146,4 @@ def _evaluation(state: TrainingState, splits: Splits) -> float:
 
 def spent(point: dict[str, float]) -> float:
     """Seconds that a trial has taken up to a point."""
-    return point[names.TRAIN_SECONDS] + point.get(names.EVAL_SECONDS, 0.0)
+    return point[TRAIN_SECONDS] + point.get(EVAL_SECONDS, 0.0)

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from gfe_study import interrupts, names
 from gfe_study.config import InputError, Trial, flatten, to_yaml
 from gfe_study.layout import number
+from gfe_study.metrics import DIVERGED
 from gfe_study.provenance import package_versions
 from gfe_study.study.journal import FAILED, FINISHED
 from gfe_study.study.plan import Job, Plan
@@ -282,9 +283,9 @@ class Recorder:
         change = replace(self._opening(job), points=list(journal.points.get(job.fingerprint, [])))
         if outcome is None:
             return change
-        diverged = bool(change.points and change.points[-1].get(names.DIVERGED))
+        diverged = bool(change.points and change.points[-1].get(DIVERGED))
         tags = {
-            names.DIVERGED: str(diverged).lower(),
+            DIVERGED: str(diverged).lower(),
             names.FAILURE: outcome.reason if outcome.state == FAILED else "",
             names.STOPPED_EARLY: outcome.reason if outcome.state not in (FAILED, FINISHED) else "",
             names.REUSED_FROM: outcome.origin,

@@ -18,6 +18,7 @@ from gfe_study import names
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
+from gfe_study.metrics import DIVERGED, VAL_LOSS
 from gfe_study.study.artifacts import write_best, write_reconstruction
 from gfe_study.study.snapshots import write_snapshot
 from gfe_study.study.storage import UPLOAD_RETRY_S, Mirror, StorageError, Uploads
@@ -91,7 +92,7 @@ def _run(trial: Trial, splits: Splits, folder: Path, device: str, uploads: Uploa
     if points or problems:
         yield Report(points, done=False, problems=problems)
     saved_at = time.monotonic()
-    best = min((point.get(names.VAL_LOSS, float("inf")) for point in points), default=float("inf"))
+    best = min((point.get(VAL_LOSS, float("inf")) for point in points), default=float("inf"))
     for _, metrics, state in progress:
         if metrics is None:
             if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
@@ -99,15 +100,15 @@ def _run(trial: Trial, splits: Splits, folder: Path, device: str, uploads: Uploa
                 saved_at = time.monotonic()
                 yield Report([], done=False)
             continue
-        if metrics.get(names.VAL_LOSS, float("inf")) < best and not metrics[names.DIVERGED]:
-            best = metrics[names.VAL_LOSS]
+        if metrics.get(VAL_LOSS, float("inf")) < best and not metrics[DIVERGED]:
+            best = metrics[VAL_LOSS]
             write_best(folder, state, splits)
             uploads.add(names.BEST_CHECKPOINT)
-        if not metrics[names.DIVERGED]:
+        if not metrics[DIVERGED]:
             write_snapshot(folder, state, splits)
             uploads.add(names.SNAPSHOTS)
         done = state.over
-        if done and not metrics[names.DIVERGED]:
+        if done and not metrics[DIVERGED]:
             write_reconstruction(folder, state.learner, splits, state.device)
             uploads.add(names.RECONSTRUCTION)
         _save(folder, state, uploads)

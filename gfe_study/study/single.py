@@ -11,6 +11,7 @@ import torch
 from gfe_study import interrupts, names
 from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import Splits, load_splits
+from gfe_study.metrics import DIVERGED
 from gfe_study.provenance import package_versions, provenance
 from gfe_study.study.recorder import artifact_files, floor_tag, trial_tags
 from gfe_study.study.runner import CONTINUATION, device_name, pin_threads, run_trial
@@ -71,7 +72,7 @@ def run_single(
                 report(point)
             points.extend(update.points)
             _write(tracker, replace(opening, points=points))
-        tags = {names.DIVERGED: str(bool(points[-1][names.DIVERGED])).lower()}
+        tags = {DIVERGED: str(bool(points[-1][DIVERGED])).lower()}
         end = replace(opening, status=FINISHED, tags=tags, points=points, files=artifact_files(folder))
         with interrupts.deferred():
             tracker.write([end])

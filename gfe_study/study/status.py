@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from gfe_study import names
+from gfe_study.metrics import DIVERGED, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Journal
 
 
@@ -15,7 +15,7 @@ def state_of(journal: Journal) -> dict[str, Any]:
 
     Only trials that belong to the study as it was last declared count; `former` is the number of those that do not.
     """
-    metric = (journal.study or {}).get("study", {}).get("metric", {"name": names.VAL_LOSS, "mode": "min"})
+    metric = (journal.study or {}).get("study", {}).get("metric", {"name": VAL_LOSS, "mode": "min"})
     stages = {name: member.stage for member in journal.membership for name in member.fingerprints}
     members = list(stages)
     outcomes = {name: journal.outcomes[name] for name in members if name in journal.outcomes}
@@ -26,7 +26,7 @@ def state_of(journal: Journal) -> dict[str, Any]:
         if outcome.state == FINISHED
         and (points := journal.points.get(name))
         and metric["name"] in points[-1]
-        and not points[-1].get(names.DIVERGED)
+        and not points[-1].get(DIVERGED)
         and math.isfinite(points[-1][metric["name"]])
     }
     last = max((stages[name] for name in values), default=0)  # the same choice as `Plan.best`

@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from gfe_study import names
+from gfe_study.metrics import IMAGES_SEEN
 from gfe_study.tracking import views
 from gfe_study.tracking.database import PLACEHOLDERS, DatabaseWriter, open_engine
 from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change, Run, Writer
@@ -278,7 +279,7 @@ class Tracker:
             return replace(change, name=name, tags=tags, run=run) if tags else None
         texts = change.texts if run.last_step is None else {}
         last = run.last_step = self._writer.last_step(run) if run.last_step is None else run.last_step
-        points = [point for point in change.points if point[names.IMAGES_SEEN] > last]
+        points = [point for point in change.points if point[IMAGES_SEEN] > last]
         params = change.params if last < 0 else {}
         return replace(change, name=name, tags=tags, points=points, params=params, texts=texts, run=run)
 
@@ -292,7 +293,7 @@ class Tracker:
             if change.status != RUNNING:
                 run.last_step = None
             elif change.points:
-                run.last_step = change.points[-1][names.IMAGES_SEEN]
+                run.last_step = change.points[-1][IMAGES_SEEN]
 
     def kill(self, fingerprint: str) -> None:
         """End a trial's run that nobody writes to; the trial may be continued later."""
@@ -331,7 +332,7 @@ class ClientWriter:
         self.batch = THREADS if is_server(uri) else 1
 
     def last_step(self, run: Run) -> float:
-        history = self._client.get_metric_history(run.run_id, names.IMAGES_SEEN)
+        history = self._client.get_metric_history(run.run_id, IMAGES_SEEN)
         return max((float(entry.step) for entry in history), default=-1.0)
 
     def write(self, changes: Sequence[Change]) -> None:
@@ -361,7 +362,7 @@ class ClientWriter:
         given = [RunTag(*tag) for tag in tags.items()]
         parts: list[list[Metric]] = [[]] if params or given else []
         for point in change.points:  # never divided: the next delivery begins after the last point that is there
-            metrics = [Metric(name, value, now, int(point[names.IMAGES_SEEN])) for name, value in point.items()]
+            metrics = [Metric(name, value, now, int(point[IMAGES_SEEN])) for name, value in point.items()]
             if not parts or len(parts[-1]) + len(metrics) > METRICS_PER_CALL:
                 parts.append([])
             parts[-1].extend(metrics)

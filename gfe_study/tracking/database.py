@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gfe_study import names
+from gfe_study.metrics import IMAGES_SEEN
 from gfe_study.tracking.runs import RUNNING, Change, Run
 from gfe_study.tracking.uri import BUSY_TIMEOUT_S, local_folder, scheme, sqlite_file
 
@@ -84,7 +84,7 @@ class DatabaseWriter:
     def last_step(self, run: Run) -> float:
         query = self._sql("SELECT MAX(step) FROM metrics WHERE run_uuid = ? AND key = ?")
         with self._engine.connect() as connection:
-            found = connection.exec_driver_sql(query, (run.run_id, names.IMAGES_SEEN)).scalar()
+            found = connection.exec_driver_sql(query, (run.run_id, IMAGES_SEEN)).scalar()
         return -1.0 if found is None else float(found)
 
     def _sql(self, text: str) -> str:
@@ -147,7 +147,7 @@ class DatabaseWriter:
             ],
         )
         metrics = [
-            (name, value, now, int(point[names.IMAGES_SEEN]), change.run.run_id)
+            (name, value, now, int(point[IMAGES_SEEN]), change.run.run_id)
             for change in changes
             for point in change.points
             for name, value in point.items()

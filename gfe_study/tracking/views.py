@@ -20,6 +20,16 @@ import yaml
 
 from gfe_study import names
 from gfe_study.config import Study
+from gfe_study.metrics import (
+    ENCODE_NFE,
+    ENTROPY_GAP,
+    IMAGES_SEEN,
+    NFE_FORWARD,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    TRAIN_SECONDS,
+    VAL_LOSS,
+)
 
 NOTE = "mlflow.note.content"
 """Tag that the UI shows, as Markdown, above an experiment's runs."""
@@ -206,14 +216,14 @@ def _state(study: Study, groups: list[tuple[str, str]], *, last_stage: bool) -> 
 
 def _entropy(study: Study) -> list[str]:
     """What a study asks of the latents' entropy."""
-    return [names.ENTROPY_GAP] if names.ENTROPY_GAP in (study.compare.metric, study.metric.against) else []
+    return [ENTROPY_GAP] if ENTROPY_GAP in (study.compare.metric, study.metric.against) else []
 
 
 def _columns(study: Study) -> dict[str, int]:
     """Columns in their order, with their widths in pixels."""
     metric, _ = ranking(study)
-    losses = dict.fromkeys([metric, *_entropy(study), study.metric.name, names.TEST_LOSS, names.VAL_LOSS])
-    costs = [names.IMAGES_SEEN, names.NFE_FORWARD, names.ENCODE_NFE, names.TRAIN_SECONDS]
+    losses = dict.fromkeys([metric, *_entropy(study), study.metric.name, TEST_LOSS, VAL_LOSS])
+    costs = [IMAGES_SEEN, NFE_FORWARD, ENCODE_NFE, TRAIN_SECONDS]
     return {
         **({f"tags.`{names.ARM}`": 120} if len(study.arms) > 1 else {}),
         f"tags.`{names.SEED}`": 70,
@@ -225,14 +235,14 @@ def _columns(study: Study) -> dict[str, int]:
 def _charts(study: Study, *, grouped: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Sections of charts, and the charts in them. Of the metrics left over the UI fills `OTHERS`, which is folded."""
     metric, _ = ranking(study)
-    every = dict.fromkeys([metric, study.metric.name, names.TEST_LOSS, names.VAL_LOSS, names.TRAIN_LOSS])
-    losses = [name for name in every if name != names.ENTROPY_GAP]
+    every = dict.fromkeys([metric, study.metric.name, TEST_LOSS, VAL_LOSS, TRAIN_LOSS])
+    losses = [name for name in every if name != ENTROPY_GAP]
     # Over seconds the UI takes no means: it joins the points of all seeds of a group.
-    seconds = _line(names.TRAIN_SECONDS, scale="linear") if grouped else _line(metric, over=names.TRAIN_SECONDS)
+    seconds = _line(TRAIN_SECONDS, scale="linear") if grouped else _line(metric, over=TRAIN_SECONDS)
     sections = {
         "Entropy gap over images seen, nats": [_line(name, scale="linear") for name in _entropy(study)],
         "Loss over images seen, nats per pixel": [_line(name) for name in losses],
-        "What it costs": [seconds, *(_line(name, scale="linear") for name in (names.NFE_FORWARD, names.ENCODE_NFE))],
+        "What it costs": [seconds, *(_line(name, scale="linear") for name in (NFE_FORWARD, ENCODE_NFE))],
         "What was searched, and what came of it": [_parallel([*study.nuisance], metric)] if study.nuisance else [],
     }
     sections = {title: cards for title, cards in sections.items() if cards}

@@ -18,6 +18,7 @@ from sweeps import children, finished_count, gfe_study, history, longer_space, s
 from test_tracking import delivered
 
 from gfe_study import names
+from gfe_study.metrics import IMAGES_SEEN, VAL_LOSS
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.database import MAX_LENGTHS
 from gfe_study.tracking.uri import URI_VARIABLE, TrackingError
@@ -185,7 +186,7 @@ def test_driver_and_server_killed_amid_a_sweep(database: Postgres, tmp_path: Pat
     assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == 8
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
-        for metric in (names.VAL_LOSS, names.IMAGES_SEEN):
+        for metric in (VAL_LOSS, IMAGES_SEEN):
             assert [step for step, *_ in history(tmp_path, run, metric, uri)] == [64, 128, 256, 512, 1024, 1536]
     kept = {path.parent.parent.name for path in (tmp_path / "a").rglob(names.TRIAL_FILE)}
     assert {run.info.run_id for run in runs} <= kept

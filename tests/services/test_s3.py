@@ -17,6 +17,7 @@ import yaml
 from sweeps import COMMAND, SECONDS_LIMIT, children, environment, history, longer_space, wait_until
 
 from gfe_study import names
+from gfe_study.metrics import VAL_LOSS
 from gfe_study.study.storage import FILES_UPLOADED, FILES_WAIT
 from services.s3 import S3
 
@@ -97,7 +98,7 @@ def test_an_outage_and_a_kill_lose_nothing(s3: S3, tmp_path: Path) -> None:
     runs = children(two, "longer")
     assert sorted(trial.info.status for trial in runs) == ["FINISHED"] * 12
     for trial in runs:
-        assert [step for step, _, _ in history(two, trial, names.VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
+        assert [step for step, _, _ in history(two, trial, VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
     check_commands(s3, tmp_path / "three", two / "mlflow.db")
 
 

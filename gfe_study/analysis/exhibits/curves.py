@@ -28,14 +28,15 @@ from gfe_study.analysis.style import (
     styles,
 )
 from gfe_study.analysis.tidy import RUN_ID
+from gfe_study.metrics import IMAGES_SEEN, MIXED_TEST_LOSS, TEST_LOSS, TRAIN_SECONDS
 
 AXES = {
-    names.IMAGES_SEEN: "loss_over_images",
-    names.TRAIN_SECONDS: "loss_over_seconds",
+    IMAGES_SEEN: "loss_over_images",
+    TRAIN_SECONDS: "loss_over_seconds",
     "nfe": "loss_over_evaluations",
 }
 """What a curve runs over, and the key of the exhibit of a loss."""
-TEST_LOSSES = (names.TEST_LOSS, names.MIXED_TEST_LOSS)
+TEST_LOSSES = (TEST_LOSS, MIXED_TEST_LOSS)
 """The losses that the entropy floor, of the test images, is a floor of."""
 MARGIN = 0.06
 """Of a y axis, beyond the mean curves."""
@@ -68,9 +69,9 @@ def mean_curves(points: pd.DataFrame, metric: str, confidence: float) -> pd.Data
     rows = []
     for arm, own in points[points[metric].notna()].groupby(names.ARM, sort=False):
         seeds = own[RUN_ID].nunique()
-        last = own.groupby(RUN_ID)[names.IMAGES_SEEN].transform("max") == own[names.IMAGES_SEEN]
-        ends_apart = own.loc[last, names.IMAGES_SEEN].nunique() > 1
-        place = own[names.IMAGES_SEEN].where(~(last & ends_apart), -1)
+        last = own.groupby(RUN_ID)[IMAGES_SEEN].transform("max") == own[IMAGES_SEEN]
+        ends_apart = own.loc[last, IMAGES_SEEN].nunique() > 1
+        place = own[IMAGES_SEEN].where(~(last & ends_apart), -1)
         for at, group in own.groupby(place, sort=True):
             if at != -1 and len(group) * 2 < seeds:
                 continue
@@ -81,7 +82,7 @@ def mean_curves(points: pd.DataFrame, metric: str, confidence: float) -> pd.Data
     table[["low", "high"]] = table[["low", "high"]].astype("float64")
     order = {arm: place for place, arm in enumerate(dict.fromkeys(table[names.ARM]))}
     return table.sort_values(
-        [names.ARM, names.IMAGES_SEEN], key=lambda of: of.map(order) if of.name == names.ARM else of, ignore_index=True
+        [names.ARM, IMAGES_SEEN], key=lambda of: of.map(order) if of.name == names.ARM else of, ignore_index=True
     )
 
 
@@ -95,7 +96,7 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
             if not len(own):
                 continue
             draw_mean(axes, own, axis, look[arm], f"{arm or 'all'} (n = {_seeds(own)})")
-        if axis == names.IMAGES_SEEN:
+        if axis == IMAGES_SEEN:
             _papers_own(axes, evidence, means)
         _draw_floor(axes, evidence.metric, evidence.chosen_curves)
         show_means(axes)
@@ -106,8 +107,8 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
     counts = set(means.groupby(names.ARM)["seeds"].max())
     shade = "" if counts == {1} else _shade_text(evidence.confidence)
     about = {
-        names.IMAGES_SEEN: "training images seen, repetitions counted, as in the papers",
-        names.TRAIN_SECONDS: "seconds spent in training updates, without evaluation; comparable only on one machine "
+        IMAGES_SEEN: "training images seen, repetitions counted, as in the papers",
+        TRAIN_SECONDS: "seconds spent in training updates, without evaluation; comparable only on one machine "
         "with equal load",
         "nfe": "decoder evaluations and pullbacks spent in training, all images together",
     }[axis]
@@ -146,9 +147,9 @@ def _seeds(own: pd.DataFrame) -> str:
 def _papers_own(axes: Axes, evidence: Evidence, means: pd.DataFrame) -> None:
     """The papers' Table 1 as open circles, where the study asks the same of the same dataset."""
     trials = evidence.chosen
-    if set(trials[names.DATASET]) != {paper.DATASET} or evidence.metric != names.TEST_LOSS:
+    if set(trials[names.DATASET]) != {paper.DATASET} or evidence.metric != TEST_LOSS:
         return
-    reached = float(means[names.IMAGES_SEEN].max())
+    reached = float(means[IMAGES_SEEN].max())
     for column in dict.fromkeys(filter(None, map(paper.column_of, trials[names.METHOD]))):
         known = {at: loss for at, loss in paper.TABLE_1[column].items() if at <= reached}
         colour = {paper.AE: COLOURS["ae"], paper.GFE: COLOURS["amd"]}[column]
@@ -186,11 +187,11 @@ def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
             if not len(own):
                 continue  # below the floor: of other images
             own = own.assign(low=own["low"].clip(lower=np.finfo(float).tiny))  # the axis is logarithmic
-            draw_mean(axes, own, names.IMAGES_SEEN, look[arm], f"{arm or 'all'} (n = {_seeds(own)})")
-        log_axis(axes, list(means[names.IMAGES_SEEN]), most=5)
+            draw_mean(axes, own, IMAGES_SEEN, look[arm], f"{arm or 'all'} (n = {_seeds(own)})")
+        log_axis(axes, list(means[IMAGES_SEEN]), most=5)
         plain_log(axes, "y")
         show_means(axes)
-        axes.set_xlabel(label(names.IMAGES_SEEN))
+        axes.set_xlabel(label(IMAGES_SEEN))
         axes.set_ylabel("above the entropy floor\n(nats per pixel)")
         legend(fig)
     floors = ", ".join(f"{floor:.4f} on {dataset}" for dataset, floor in _floors(points).items())
@@ -217,14 +218,12 @@ def _search(evidence: Evidence) -> Iterator[Exhibit]:
         for place, run_id in enumerate(others):
             curve = points[points[RUN_ID] == run_id]
             text = f"{len(others)} other trials" if place == 0 else "_"
-            axes.plot(
-                curve[names.IMAGES_SEEN], curve[evidence.metric], color=GREY, alpha=0.5, linewidth=0.7, label=text
-            )
+            axes.plot(curve[IMAGES_SEEN], curve[evidence.metric], color=GREY, alpha=0.5, linewidth=0.7, label=text)
         for run_id, (colour, text) in marked.items():
             curve = points[points[RUN_ID] == run_id]
             if len(curve):
                 axes.plot(
-                    curve[names.IMAGES_SEEN],
+                    curve[IMAGES_SEEN],
                     curve[evidence.metric],
                     "o-",
                     color=colour,
@@ -232,20 +231,20 @@ def _search(evidence: Evidence) -> Iterator[Exhibit]:
                 )
         _papers_own(axes, evidence, points)
         _draw_floor(axes, evidence.metric, points)
-        log_axis(axes, list(points[names.IMAGES_SEEN]), most=5)
+        log_axis(axes, list(points[IMAGES_SEEN]), most=5)
         ends = points.groupby(RUN_ID)[evidence.metric].agg(["first", "last"]).to_numpy()
         axes.set_ylim(top=float(np.nanquantile(ends, 0.97)) * 1.05)
-        axes.set_xlabel(label(names.IMAGES_SEEN))
+        axes.set_xlabel(label(IMAGES_SEEN))
         axes.set_ylabel(label(evidence.metric))
         legend(fig)
     seeds = int(evidence.trials.groupby(names.NUMBER)[names.SEED].nunique().max())
     yield Exhibit(
-        AXES[names.IMAGES_SEEN],
-        f"{_title(evidence.metric)} over {label(names.IMAGES_SEEN)}",
+        AXES[IMAGES_SEEN],
+        f"{_title(evidence.metric)} over {label(IMAGES_SEEN)}",
         f"Every trial of the search. The best is the best of {points[RUN_ID].nunique()}, so another "
         f"run of it will probably be worse. {seeds_text({seeds}).capitalize()} of each configuration.",
         fig,
-        data=points[[RUN_ID, names.NUMBER, names.SEED, names.IMAGES_SEEN, evidence.metric]],
+        data=points[[RUN_ID, names.NUMBER, names.SEED, IMAGES_SEEN, evidence.metric]],
     )
 
 

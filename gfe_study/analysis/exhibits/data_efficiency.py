@@ -12,6 +12,7 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
 from gfe_study.analysis.style import draw_mean, drawing, figure, label, legend, log_axis, noun, styles
 from gfe_study.analysis.tidy import PARAMS
+from gfe_study.metrics import DIVERGED, UNIQUE_IMAGES
 
 SIZE_KEY = "data.train_images"
 FEWEST_SIZES = 2
@@ -22,7 +23,7 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
     losses = losses_by_size(evidence)
     if losses is None:
         return
-    curve = DataEfficiency.from_frame(losses, names.UNIQUE_IMAGES, evidence.metric, evidence.confidence)
+    curve = DataEfficiency.from_frame(losses, UNIQUE_IMAGES, evidence.metric, evidence.confidence)
     points = curve.points()
     look = styles(losses, curve.arms)
     with drawing():
@@ -32,9 +33,9 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
             own = points[points[names.ARM] == arm]
             ends = dict.fromkeys((own["seeds"].min(), own["seeds"].max()))
             told = f"{arm} (n = {'–'.join(map(str, ends))})"
-            draw_mean(axes, own, names.UNIQUE_IMAGES, look[arm], told)
-        log_axis(axes, list(points[names.UNIQUE_IMAGES]))
-        axes.set_xlabel(label(names.UNIQUE_IMAGES))
+            draw_mean(axes, own, UNIQUE_IMAGES, look[arm], told)
+        log_axis(axes, list(points[UNIQUE_IMAGES]))
+        axes.set_xlabel(label(UNIQUE_IMAGES))
         axes.set_ylabel(label(evidence.metric))
         legend(fig)
     counts = set(points["seeds"])
@@ -44,7 +45,7 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
     told_of = noun(evidence.metric)
     yield Exhibit(
         "data_efficiency",
-        f"{told_of[:1].upper()}{told_of[1:]} over {label(names.UNIQUE_IMAGES)}",
+        f"{told_of[:1].upper()}{told_of[1:]} over {label(UNIQUE_IMAGES)}",
         "Training sets nested in one another, classes in their proportions; as many epochs as the budget allows. "
         f"{seeds_text(counts).capitalize()}{shade}. "
         f"{told} The table: mean {told_of} over the logarithm of the size "
@@ -63,10 +64,10 @@ def losses_by_size(evidence: Evidence) -> pd.DataFrame | None:
     if key not in trials or evidence.metric not in trials:
         return None
     sizes = pd.to_numeric(trials[key], errors="coerce")
-    usable = trials[sizes.notna() & ~trials["failed"] & ~trials[names.DIVERGED]].assign(**{names.UNIQUE_IMAGES: sizes})
-    if usable[names.UNIQUE_IMAGES].nunique() < FEWEST_SIZES:
+    usable = trials[sizes.notna() & ~trials["failed"] & ~trials[DIVERGED]].assign(**{UNIQUE_IMAGES: sizes})
+    if usable[UNIQUE_IMAGES].nunique() < FEWEST_SIZES:
         return None
     usable = usable.assign(**{names.ARM: [evidence.arm_without(arm, SIZE_KEY) for arm in usable[names.ARM]]})
-    several = usable.groupby(names.ARM)[names.UNIQUE_IMAGES].nunique()
+    several = usable.groupby(names.ARM)[UNIQUE_IMAGES].nunique()
     usable = usable[usable[names.ARM].isin(several[several >= FEWEST_SIZES].index)]
     return usable if len(usable) else None

@@ -12,6 +12,7 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
 from gfe_study.analysis.ranks import Ranks, friedman
 from gfe_study.analysis.style import INK, PAGE, drawing, figure, label
+from gfe_study.metrics import DIVERGED
 
 DATASET_KEY = "data.name"
 
@@ -41,7 +42,7 @@ def scores_of(evidence: Evidence) -> pd.DataFrame | None:
     A method is an arm less its dataset: of a factorial, its other levels; else the arm's name.
     """
     chosen = evidence.chosen
-    chosen = chosen[~chosen["failed"] & ~chosen[names.DIVERGED]]
+    chosen = chosen[~chosen["failed"] & ~chosen[DIVERGED]]
     if chosen[names.DATASET].nunique() < 2 or evidence.metric not in chosen:
         return None
     named = chosen.assign(of=[evidence.arm_without(arm, DATASET_KEY) for arm in chosen[names.ARM]])

@@ -16,6 +16,15 @@ from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
 from gfe_study.analysis.exhibits.curves import mean_curves, show_means
 from gfe_study.analysis.style import INK, draw_mean, drawing, figure, label, legend, log_axis, styles
 from gfe_study.analysis.tidy import PARAMS
+from gfe_study.metrics import (
+    ENTROPY_GAP,
+    FID,
+    IMAGES_SEEN,
+    LATENT_ENTROPY,
+    NORMAL_ENTROPY,
+    TEST_LOSS,
+    classifier_distance,
+)
 
 DIMENSIONS = f"{PARAMS}model.latent_dim"
 PARTS = (f"{PARAMS}data.train_images", f"{PARAMS}data.held_out")
@@ -28,12 +37,12 @@ DISTANCE = "Fréchet distance"
 def entropy(evidence: Evidence) -> Iterator[Exhibit]:
     """The table beside the paper's, the entropy in the course of training, and losses and distances."""
     points = evidence.chosen_curves
-    if names.LATENT_ENTROPY in points and np.isfinite(points[names.LATENT_ENTROPY]).any():
+    if LATENT_ENTROPY in points and np.isfinite(points[LATENT_ENTROPY]).any():
         yield _table(evidence)
         yield _curves(evidence)
     ends = evidence.chosen_ends
-    distances = {str(name): names.classifier_distance(str(name)) for name in ends[names.DATASET].unique()}
-    if names.FID in ends or any(kind in ends for name in distances for kind in _kinds(name)):
+    distances = {str(name): classifier_distance(str(name)) for name in ends[names.DATASET].unique()}
+    if FID in ends or any(kind in ends for name in distances for kind in _kinds(name)):
         yield _costs(evidence)
 
 
@@ -44,19 +53,17 @@ def entropies(evidence: Evidence) -> pd.DataFrame:
     so many, `mean`, `sd` (NaN of one seed), `paper` (NaN where its table has no such cell).
     """
     ends = evidence.chosen_ends
-    counts = sorted(
-        int(found[1]) for name in ends if (found := re.fullmatch(rf"{names.LATENT_ENTROPY}_(\d+)", str(name)))
-    )
-    if not counts or ends.loc[ends[names.LATENT_ENTROPY].notna(), _key(names.LATENT_ENTROPY, counts[0])].isna().any():
+    counts = sorted(int(found[1]) for name in ends if (found := re.fullmatch(rf"{LATENT_ENTROPY}_(\d+)", str(name))))
+    if not counts or ends.loc[ends[LATENT_ENTROPY].notna(), _key(LATENT_ENTROPY, counts[0])].isna().any():
         counts.append(0)  # some have fewer test images than the fewest latents
     own = [
-        _cell(name, str(group[names.METHOD].iloc[0]), group, count, names.LATENT_ENTROPY)
+        _cell(name, str(group[names.METHOD].iloc[0]), group, count, LATENT_ENTROPY)
         for name in evidence.arms
         if len(group := ends[ends[names.ARM] == name])
         for count in counts
     ]
     normal = [
-        _cell(NORMAL, paper.NORMAL, group, count, names.NORMAL_ENTROPY)
+        _cell(NORMAL, paper.NORMAL, group, count, NORMAL_ENTROPY)
         for _, group in ends.groupby(_dimensions(ends), sort=True)
         for count in counts
     ]
@@ -150,27 +157,27 @@ def _caption(cells: pd.DataFrame, *, theirs: bool) -> str:
 
 def _curves(evidence: Evidence) -> Exhibit:
     points = evidence.chosen_curves
-    points = points[np.isfinite(points[names.LATENT_ENTROPY])]
-    means = mean_curves(points, names.LATENT_ENTROPY, evidence.confidence)
+    points = points[np.isfinite(points[LATENT_ENTROPY])]
+    means = mean_curves(points, LATENT_ENTROPY, evidence.confidence)
     counts = set(means.groupby(names.ARM)["seeds"].max())
     look = styles(evidence.trials, evidence.arms)
     ends = evidence.chosen_ends
-    normal = ends.groupby(_dimensions(ends))[names.NORMAL_ENTROPY].mean().dropna()
+    normal = ends.groupby(_dimensions(ends))[NORMAL_ENTROPY].mean().dropna()
     with drawing():
         fig = figure()
         axes = fig.add_subplot()
         for arm in evidence.arms:
             own = means[means[names.ARM] == arm]
             if len(own):
-                draw_mean(axes, own, names.IMAGES_SEEN, look[arm], f"{arm or 'all'} (n = {own['seeds'].max()})")
+                draw_mean(axes, own, IMAGES_SEEN, look[arm], f"{arm or 'all'} (n = {own['seeds'].max()})")
         for dimensions, value in normal.items():
             where = f", {dimensions} dimensions" if len(normal) > 1 else ""
             text = f"{NORMAL}{where} ({value:.2f})"
             axes.axhline(value, color=INK, linestyle=":", linewidth=0.8, label=text)
         show_means(axes)
-        log_axis(axes, list(means[names.IMAGES_SEEN]), most=5)
-        axes.set_xlabel(label(names.IMAGES_SEEN))
-        axes.set_ylabel(label(names.LATENT_ENTROPY))
+        log_axis(axes, list(means[IMAGES_SEEN]), most=5)
+        axes.set_xlabel(label(IMAGES_SEEN))
+        axes.set_ylabel(label(LATENT_ENTROPY))
         legend(fig)
     shade = f", shaded: {level_text(evidence.confidence)} Student intervals" if counts != {1} else ""
     return Exhibit(
@@ -186,9 +193,9 @@ def _curves(evidence: Evidence) -> Exhibit:
 def _kinds(dataset: str) -> dict[str, str]:
     """Metrics of the Fréchet distance, and the columns that show them."""
     return {
-        names.classifier_distance(dataset): DISTANCE,
-        names.classifier_distance(dataset, "reconstruction"): "of reconstructions",
-        names.classifier_distance(dataset, "floor"): "its floor",
+        classifier_distance(dataset): DISTANCE,
+        classifier_distance(dataset, "reconstruction"): "of reconstructions",
+        classifier_distance(dataset, "floor"): "its floor",
     }
 
 
@@ -196,20 +203,20 @@ def _costs(evidence: Evidence) -> Exhibit:
     ends = evidence.chosen_ends
     plain = [arm for arm in evidence.arms if set(ends.loc[ends[names.ARM] == arm, names.METHOD]) == {"ae"}]
     reference = plain[0] if len(plain) == 1 and ends[names.DATASET].nunique() == 1 else None
-    beside = float(ends.loc[ends[names.ARM] == reference, names.TEST_LOSS].mean())
+    beside = float(ends.loc[ends[names.ARM] == reference, TEST_LOSS].mean())
     rows = []
     for arm in evidence.arms:
         own = ends[ends[names.ARM] == arm]
         if not len(own):
             continue
         row: dict[str, object] = {names.ARM: arm or str(own[names.METHOD].iloc[0]), "seeds": len(own)}
-        row["test loss"], row[f"{SD} (loss)"] = loss, _ = _mean_and_sd(own, names.TEST_LOSS)
+        row["test loss"], row[f"{SD} (loss)"] = loss, _ = _mean_and_sd(own, TEST_LOSS)
         row[f"× {reference}"] = loss / beside
-        row["entropy gap"], row[f"{SD} (gap)"] = _mean_and_sd(own, names.ENTROPY_GAP)
+        row["entropy gap"], row[f"{SD} (gap)"] = _mean_and_sd(own, ENTROPY_GAP)
         for metric, text in _kinds(str(own[names.DATASET].iloc[0])).items():
             row[text], spread = _mean_and_sd(own, metric)
             row |= {f"{SD} (distance)": spread} if text == DISTANCE else {}
-        row["FID"], row[f"{SD} (FID)"] = _mean_and_sd(own, names.FID)
+        row["FID"], row[f"{SD} (FID)"] = _mean_and_sd(own, FID)
         rows.append(row)
     table = pd.DataFrame(rows)
     numbers = [str(column) for column in table if column not in (names.ARM, "seeds")]

@@ -13,6 +13,7 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
 from gfe_study.analysis.style import GREY, PAGE, drawing, figure, legend, styles
 from gfe_study.analysis.tidy import PARAMS
+from gfe_study.metrics import NOVELTY_AUROC, RECONSTRUCTION_AUROC
 
 HELD_OUT_KEY = "data.held_out"
 METHOD, CLASS, NOVELTY, RECONSTRUCTION = "method", "class", "novelty", "reconstruction"
@@ -44,7 +45,7 @@ def areas_by_class(evidence: Evidence) -> pd.DataFrame | None:
     these of `novelty` and `reconstruction`, over the seeds that have both; None if there are none."""
     key = f"{PARAMS}{HELD_OUT_KEY}"
     ends = evidence.chosen_ends
-    metrics = {NOVELTY: names.NOVELTY_AUROC, RECONSTRUCTION: names.RECONSTRUCTION_AUROC}
+    metrics = {NOVELTY: NOVELTY_AUROC, RECONSTRUCTION: RECONSTRUCTION_AUROC}
     if key not in ends or not set(metrics.values()) <= {*ends}:
         return None
     there = ends.assign(**{CLASS: pd.to_numeric(ends[key], errors="coerce")})

@@ -13,6 +13,7 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
 from gfe_study.analysis.stats import mean_interval
 from gfe_study.analysis.tidy import PARAMS, RUN_ID
+from gfe_study.metrics import IMAGES_SEEN, MIXED_TEST_LOSS, TEST_LOSS
 
 OURS, HALF, THEIRS, DIFFERENCE = "ours", "±", "paper", "ours − paper"
 FORMATS = {"images seen": ",.0f", OURS: ".4f", HALF: ".4f", THEIRS: ".4f", DIFFERENCE: "+.4f"}
@@ -22,7 +23,7 @@ def table_1(evidence: Evidence) -> Iterator[Exhibit]:
     """Test loss by images seen of AE, GFE and mixed, where the study has an autoencoder and gradient flow encoding."""
     points = _on_all_images(evidence)
     methods = set(points[names.METHOD])
-    if not {"ae", "gfe"} <= methods or not points[names.TEST_LOSS].notna().any():
+    if not {"ae", "gfe"} <= methods or not points[TEST_LOSS].notna().any():
         return
     if points[names.DATASET].nunique() > 1:
         return
@@ -30,7 +31,7 @@ def table_1(evidence: Evidence) -> Iterator[Exhibit]:
     for name, column, own, metric in _columns(evidence, points):
         same = set(own[names.DATASET]) == {paper.DATASET}
         for images, theirs in paper.TABLE_1[column].items():
-            losses = own.loc[own[names.IMAGES_SEEN] == images, metric].dropna()
+            losses = own.loc[own[IMAGES_SEEN] == images, metric].dropna()
             if len(losses):
                 about = {"images seen": images, "column": column, "arm": name}
                 rows.append(_row(about, losses, evidence, theirs if same else None))
@@ -65,17 +66,17 @@ def _columns(evidence: Evidence, points: pd.DataFrame) -> Iterator[tuple[str, st
             own = points[(points[names.ARM] == arm) & (points[names.METHOD] == wanted)]
             column = paper.column_of(wanted)
             if len(own) and column is not None:
-                yield arm, column, own, names.TEST_LOSS
+                yield arm, column, own, TEST_LOSS
     for arm in arms:
         own = points[(points[names.ARM] == arm) & (points[names.METHOD] == "ae")]
-        if len(own) and own[names.MIXED_TEST_LOSS].notna().any():
-            yield f"{arm}, encoded by flow", paper.MIXED, own, names.MIXED_TEST_LOSS
+        if len(own) and own[MIXED_TEST_LOSS].notna().any():
+            yield f"{arm}, encoded by flow", paper.MIXED, own, MIXED_TEST_LOSS
 
 
 def table_2(evidence: Evidence) -> Iterator[Exhibit]:
     """Test loss at the end of training by dataset, where the study has AE and GFE on one of the papers' datasets."""
     points = _on_all_images(evidence)
-    ends = points[points[names.IMAGES_SEEN] == points.groupby(RUN_ID)[names.IMAGES_SEEN].transform("max")]
+    ends = points[points[IMAGES_SEEN] == points.groupby(RUN_ID)[IMAGES_SEEN].transform("max")]
     ends = ends[ends[names.DATASET].isin(paper.TABLE_2) & ends[names.METHOD].isin(["ae", "gfe"])]
     if ends[names.DATASET].nunique() < 2 or set(ends[names.METHOD]) != {"ae", "gfe"}:
         return
@@ -84,14 +85,14 @@ def table_2(evidence: Evidence) -> Iterator[Exhibit]:
         for arm in evidence.arms:
             own = ends[(ends[names.ARM] == arm) & (ends[names.DATASET] == dataset)]
             column = paper.column_of(str(own[names.METHOD].iloc[0])) if len(own) else None
-            losses = own[names.TEST_LOSS].dropna()
+            losses = own[TEST_LOSS].dropna()
             if column is None or not len(losses):
                 continue
             about = {
                 "dataset": dataset,
                 "column": column,
                 "arm": arm,
-                "images seen": float(own[names.IMAGES_SEEN].mean()),
+                "images seen": float(own[IMAGES_SEEN].mean()),
                 "images seen, paper": paper.TABLE_2_IMAGES[column],
             }
             rows.append(_row(about, losses, evidence, paper.TABLE_2[dataset][column]))

@@ -11,18 +11,19 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
 from gfe_study.analysis.stats import pareto as front_of
 from gfe_study.analysis.style import INK, drawing, figure, label, legend, plain_log, styles
+from gfe_study.metrics import ENCODE_SECONDS, ENTROPY_GAP, TRAIN_SECONDS
 
 LEAST_SPREAD = 1.2
 """Largest over smallest time below which, as of trials that were all given so many seconds, there is no trade."""
-DRAWN = (names.ENCODE_SECONDS, names.ENTROPY_GAP)
+DRAWN = (ENCODE_SECONDS, ENTROPY_GAP)
 """Second objectives that losses are drawn against; under others, and without one, they are against training time."""
-TIMES = (names.TRAIN_SECONDS, names.ENCODE_SECONDS)
+TIMES = (TRAIN_SECONDS, ENCODE_SECONDS)
 
 
 def pareto(evidence: Evidence) -> Iterator[Exhibit]:
     """Every complete configuration by its training time, or second objective, and its loss, with the front of all."""
     against = evidence.study.metric.against if evidence.study is not None else None
-    axis = against if against in DRAWN else names.TRAIN_SECONDS
+    axis = against if against in DRAWN else TRAIN_SECONDS
     if evidence.trials[names.DATASET].nunique() > 1 or axis not in evidence.trials:
         return  # losses do not compare, or no trial has the objective
     valued = evidence.configurations(*({axis} - {*TIMES})).dropna(subset=["value"])

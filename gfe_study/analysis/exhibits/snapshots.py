@@ -18,6 +18,7 @@ from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
 from gfe_study.analysis.stats import mean_interval
 from gfe_study.analysis.style import PAGE, PALETTE, clipped, draw_samples, drawing, figure
 from gfe_study.analysis.tidy import RUN_ID
+from gfe_study.metrics import IMAGES_SEEN
 from gfe_study.pictures import is_image
 
 MOST_ARMS = 4
@@ -176,7 +177,7 @@ def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots],
         [
             {
                 names.ARM: each.arm,
-                names.IMAGES_SEEN: point,
+                IMAGES_SEEN: point,
                 LAST: point == each.points[-1],
                 names.SEED: each.seed,
                 "accuracy": label_accuracy(each.of(point, "latent"), each.arrays["label"]),
@@ -193,7 +194,7 @@ def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots],
         found = mean_interval(own["accuracy"], evidence.confidence)
         half = None if found.high is None else found.high - found.mean
         trust = embedded.get((str(arm), bool(last)))
-        rows.append((arm, own[names.IMAGES_SEEN].mean(), found.count, found.mean, half, trust))
+        rows.append((arm, own[IMAGES_SEEN].mean(), found.count, found.mean, half, trust))
     columns = ["arm", "images seen", "seeds", "k-NN accuracy", "±", "trustworthiness of the map"]
     table = pd.DataFrame(rows, columns=columns)
     table[columns[4:]] = table[columns[4:]].astype("float64")

@@ -15,7 +15,6 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
 from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances, place_of
 from gfe_study.analysis.judgement import of_stage
-from gfe_study.analysis.stats import Mode
 from gfe_study.analysis.style import (
     COLUMN,
     GREY,
@@ -32,6 +31,7 @@ from gfe_study.analysis.style import (
 from gfe_study.analysis.tidy import STOPPED
 from gfe_study.analysis.tuning import expected_best_over
 from gfe_study.config import Range, Study
+from gfe_study.metrics import DIVERGED, TRAIN_SECONDS, Mode
 
 PANELS, WIDE_PANELS = 4, 2
 """In a row: of slices, and of importances."""
@@ -213,9 +213,9 @@ def _expected(evidence: Evidence, study: Study) -> Iterator[Exhibit]:
     tables = []
     for arm in evidence.arms:
         own = trials[trials[names.ARM] == arm].sort_values([names.NUMBER, names.SEED])
-        values = own["value"].mask(own["failed"] | own[names.DIVERGED])
+        values = own["value"].mask(own["failed"] | own[DIVERGED])
         means = values.groupby(own[names.NUMBER]).mean(skipna=False)
-        seconds = own[names.TRAIN_SECONDS].fillna(0.0).groupby(own[names.NUMBER]).sum()
+        seconds = own[TRAIN_SECONDS].fillna(0.0).groupby(own[names.NUMBER]).sum()
         if means.notna().sum() > 1:
             tables.append(expected_best_over(seconds, means, mode, confidence=evidence.confidence).assign(arm=arm))
     if not tables:
