@@ -10,8 +10,7 @@ import pandas as pd
 from benchmarks.common import Bench, console, seconds
 from gfe_study import names
 from gfe_study.analysis.load import Store
-from gfe_study.analysis.tidy import METRICS
-from gfe_study.metrics import IMAGES_SEEN
+from gfe_study.metrics import IMAGES_SEEN, STANDARD
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FINISHED, Change
 
@@ -25,7 +24,7 @@ def delivery(number: int, points: int = POINTS) -> Change:
     tags = {names.GROUP: str(number // SEEDS), names.SEED: str(number % SEEDS), names.ARM: "a", names.STAGE: "0"}
     params = {f"section.key_{key}": key / 7 for key in range(PARAMS)}
     logged = [
-        {IMAGES_SEEN: 480.0 * point} | dict.fromkeys(METRICS[1:METRIC_COUNT], number + 1 / point)
+        {IMAGES_SEEN: 480.0 * point} | dict.fromkeys(STANDARD[1:METRIC_COUNT], number + 1 / point)
         for point in range(1, points + 1)
     ]
     name = f"run {number}"

@@ -29,7 +29,7 @@ from gfe_study.config import (
 )
 from gfe_study.interrupts import INTERRUPTED, Interrupted
 from gfe_study.layout import say, wrapped
-from gfe_study.metrics import COUNTS
+from gfe_study.metrics import COUNTS, TEST_LOSS, Values, is_loss, text_of, unit_of
 from gfe_study.provenance import own_version
 from gfe_study.terminal import DONE, SOME_FAILED, Json, Sturdy, console, fail, output, print_json
 
@@ -321,7 +321,9 @@ def status(
     for name, state in states.items():
         counts = ", ".join(f"{count} {kind}" for kind, count in state["trials"].items()) or "no trials yet"
         best = state["best"]
-        ahead = f"; best {best['metric']} {best['value']:.4f} ({best['fingerprint']})" if best else ""
+        ahead = (
+            f"; best {best['metric']} {text_of(best['metric'], best['value'])} ({best['fingerprint']})" if best else ""
+        )
         former = f"; not counted: {state['former']} of earlier versions of the study" if state["former"] else ""
         say(shown, f"{name}: {counts}{former}{ahead}")
         for failure in state["failures"]:
@@ -347,7 +349,7 @@ def train(
     shown = console()
 
     def report(point: dict[str, float]) -> None:
-        values = "  ".join(f"{name} {value:.4g}" for name, value in point.items() if name.endswith("_loss"))
+        values = "  ".join(f"{name} {value:.4g}" for name, value in point.items() if is_loss(name))
         say(shown, f"{point['images_seen']:>7,.0f} images  {values}")
 
     def problem(text: str) -> None:
@@ -382,13 +384,15 @@ def encode(
 
     decoder = local_file(checkpoint)
     read = partial(read_learner, decoder, device=torch.device("cpu"))
-    blamed(read, checkpoint, typed_sets(sets or []))  # before anything is written
+    data = blamed(read, checkpoint, typed_sets(sets or [])).learner.trial.data  # before anything is written
     mean = encode_file(decoder, images, out, parse_assignments(sets or []))
     if json_:
         print_json(mean)
     else:
-        errors = f"mean loss {mean['loss']:.4f} nats per value, RMSE {mean['rmse']:.4g}"
-        say(output(), f"{mean['images']} samples, {errors}, written to {out}")
+        values = Values(data.noun, data.unit)
+        loss = f"mean loss {text_of(TEST_LOSS, mean['loss'])} {unit_of(TEST_LOSS, values)}"
+        error = f"RMSE {mean['rmse']:.4g} {data.unit}".strip()
+        say(output(), f"{mean['images']} samples, {loss}, {error}, written to {out}")
 
 
 @app.command()

@@ -18,7 +18,18 @@ from gfe_study.config import Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits
 from gfe_study.layout import Column, Listing, number, say, wrapped
-from gfe_study.metrics import MIXED_TEST_LOSS, TEST_LOSS, VAL_LOSS
+from gfe_study.metrics import (
+    MIXED_TEST_LOSS,
+    PIXELS,
+    TEST_LOSS,
+    VAL_LOSS,
+    Values,
+    counterpart_on_test,
+    text_of,
+    unit_and_direction,
+    unit_of,
+    units_text,
+)
 from gfe_study.results import front, ranked, signs, verdict
 from gfe_study.study.engine import Snapshot, describe
 from gfe_study.study.forecast import Forecast
@@ -114,7 +125,8 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
     trial = study.example(study.arms[0])
     floor = splits.floor(trial.likelihood, trial.eval.test_images)
     kind = "entropy" if trial.likelihood.name == "bernoulli" else "loss"
-    bound = "" if floor is None else f"; {kind} floor {floor:.4f} nats per {trial.data.noun}"
+    unit = unit_of(TEST_LOSS, study.values)
+    bound = "" if floor is None else f"; {kind} floor {text_of(TEST_LOSS, floor)} {unit}"
     samples = "images" if trial.data.noun == "pixel" else "samples"
     state = f"; {done} already finished" if done else ""
     unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
@@ -207,13 +219,14 @@ def best_table(plan: Plan) -> Listing:
     stage = max((job.stage for job, _ in chosen), default=0)  # stages may have different budgets
     rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in chosen if job.stage == stage]
     rows = rows[:NUM_BEST_SHOWN]
-    losses = dict.fromkeys((plan.study.metric.name, TEST_LOSS, MIXED_TEST_LOSS))
-    metrics = [name for name in losses if any(name in point for _, point in rows)]
+    wanted = (*_searched_and_tested(plan.study), TEST_LOSS, MIXED_TEST_LOSS)
+    metrics = [name for name in dict.fromkeys(wanted) if any(name in point for _, point in rows)]
     seeds = len(plan.study.seeds_of(stage)) > 1
     columns = [Column("arm", left=True), Column("#"), Column("seed")]
     columns += [Column(name) for name in metrics]
     columns += [Column("settings", left=True, detail=True, prefix="")]
-    table = Listing("Best trials (losses in nats per pixel)", columns)
+    units = units_text(metrics, plan.study.values)
+    table = Listing(f"Best trials ({units})" if units else "Best trials", columns)
     for job, point in rows:
         shown = [_metric(name, point.get(name)) for name in metrics]
         table.rows.append((job.arm, str(job.number), str(job.seed) if seeds else "", *shown, settings(job)))
@@ -221,9 +234,12 @@ def best_table(plan: Plan) -> Listing:
 
 
 def _metric(name: str, value: float | None) -> str:
-    if value is None:
-        return "diverged"
-    return f"{value:.4f}"
+    return "diverged" if value is None else text_of(name, value)
+
+
+def _searched_and_tested(study: Study) -> tuple[str, str]:
+    """Return the metric that a study optimises, and its counterpart on the test images."""
+    return study.metric.name, counterpart_on_test(study.metric.name)
 
 
 def best_blocks(plan: Plan) -> list[Block]:
@@ -233,7 +249,7 @@ def best_blocks(plan: Plan) -> list[Block]:
         return []
     best = found[0]
     point = plan.journal.points[best.fingerprint][-1]
-    metrics = [plan.study.metric.name, TEST_LOSS]
+    metrics = dict.fromkeys(_searched_and_tested(plan.study))
     results = ", ".join(f"{name} {_metric(name, point.get(name))}" for name in metrics)
     values = " ".join(f"{key}={number(value, 3)}" for key, value in best.params.items())
     blocks = [hanging(f"Best: {describe(best)}: {results}"), hanging(values, "  ")]
@@ -241,13 +257,17 @@ def best_blocks(plan: Plan) -> list[Block]:
     return [*blocks, decoder(file)] if file.exists() else blocks
 
 
-def verdict_table(verdict: Verdict) -> Listing:
-    """Compare arms with their references: means, paired differences with intervals, costs, and the verdict."""
+def verdict_table(verdict: Verdict, values: Values = PIXELS) -> Listing:
+    """Compare arms with their references: means, paired differences with intervals, costs, and the verdict.
+
+    Args:
+        verdict: the comparison.
+        values: what the values of the data are called.
+    """
     percent = f"{100 * verdict.confidence:g} %"
-    unit = "nats per pixel" if verdict.metric.endswith("_loss") else "nats"
     title = (
-        f"Verdict: {verdict.metric} ({unit}, lower is better); differences from the reference, paired by seed, with "
-        f"{percent} intervals (Student's t)"
+        f"Verdict: {verdict.metric} ({unit_and_direction(verdict.metric, values)}); differences from the reference, "
+        f"paired by seed, with {percent} intervals (Student's t)"
     )
     columns = [
         Column("arm", left=True),
@@ -266,13 +286,16 @@ def verdict_table(verdict: Verdict) -> Listing:
         found = row.paired
         difference = ""
         if found is not None:
-            between = f" [{found.low:+.4f}, {found.high:+.4f}]" if found.low is not None else ""
-            difference = f"{found.difference:+.4f}{between}"
+            low, middle, high = (
+                text_of(verdict.metric, math.nan if end is None else end, sign=True)
+                for end in (found.low, found.difference, found.high)
+            )
+            difference = f"{middle} [{low}, {high}]" if found.low is not None else middle
         table.rows.append(
             (
                 row.arm,
                 str(len(row.seeds)),
-                f"{row.value.mean:.4f}",
+                text_of(verdict.metric, row.value.mean),
                 difference,
                 row.text,
                 f"{found.p_value:.2g}" if found is not None and found.p_value is not None else "",
@@ -296,7 +319,9 @@ def front_table(plan: Plan) -> Listing | None:
         [*columns, Column("settings", left=True, detail=True, prefix="")],
     )
     for job, first, second in front(plan):
-        table.rows.append((job.arm, str(job.number), f"{first:.4f}", number(second), settings(job)))
+        table.rows.append(
+            (job.arm, str(job.number), text_of(plan.study.metric.name, first), number(second), settings(job))
+        )
     return table
 
 
@@ -305,7 +330,8 @@ def closing(outcome: Outcome, label: str, storage: str) -> list[Block]:
     plan, blocks = outcome.plan, []
     if plan.finished():
         judged, pareto_front = verdict(plan), front_table(plan)
-        blocks.append(table(verdict_table(judged) if judged is not None else best_table(plan)))
+        values = plan.study.values
+        blocks.append(table(verdict_table(judged, values) if judged is not None else best_table(plan)))
         blocks += [sentence(f"warning: {text}") for text in (judged.warnings if judged is not None else ())]
         blocks += [table(pareto_front)] if pareto_front is not None else []
         blocks += best_blocks(plan)

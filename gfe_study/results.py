@@ -9,6 +9,7 @@ from gfe_study.analysis.diagnostics import Diagnostic
 from gfe_study.analysis.judgement import signs_of, verdict_of
 from gfe_study.analysis.stats import pareto
 from gfe_study.analysis.verdict import Verdict
+from gfe_study.metrics import sign_of
 from gfe_study.study.frames import curves_frame, objectives, trials_frame
 from gfe_study.study.journal import FINISHED
 from gfe_study.study.plan import Job, Plan
@@ -19,7 +20,7 @@ def ranked(plan: Plan) -> list[tuple[Job, float]]:
     """Return the trials that have finished their budget, best first; those that diverged are infinitely bad."""
     finished = (job for job in plan.finished() if plan.state(job) == FINISHED)
     valued = [(job, value) for job in finished if (value := plan.value(job)) is not None]
-    return sorted(valued, key=lambda pair: pair[1], reverse=plan.study.metric.mode == "max")
+    return sorted(valued, key=lambda pair: plan.study.metric.sign * pair[1])
 
 
 def verdict(plan: Plan) -> Verdict | None:
@@ -36,10 +37,11 @@ def signs(plan: Plan) -> list[Diagnostic]:
 def front(plan: Plan) -> list[tuple[Job, float, float]]:
     """Return each arm's Pareto-optimal configurations: no other one of the arm beats them in both objectives."""
     found = []
+    metric = plan.study.metric
+    first_sign, second_sign = metric.sign, sign_of(metric.against) if metric.against else 1
     for arm in plan.study.arms:
         valued = objectives(plan, arm.name)
-        sign = 1 if plan.study.metric.mode == "min" else -1
-        found += [valued[place] for place in pareto([(sign * first, second) for _, first, second in valued])]
+        found += [valued[at] for at in pareto([(first_sign * one, second_sign * other) for _, one, other in valued])]
     return found
 
 

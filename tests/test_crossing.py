@@ -36,7 +36,7 @@ def test_a_crossing_by_hand() -> None:
     # The mean difference is 4 u - 2 over 100^u times 10, and its interval ± 4.303 · 0.1 / √3.
     half = 4.302652729911275 * 0.1 / math.sqrt(3) / 4
     assert found.at == pytest.approx([100.0])
-    assert found.lower == ["gfe", "ae"]
+    assert found.ahead == ["gfe", "ae"]
     assert found.regions is not None
     (region,) = found.regions
     assert (region.low, region.high) == pytest.approx((10 * 100 ** (0.5 - half), 10 * 100 ** (0.5 + half)))
@@ -79,7 +79,7 @@ def test_the_means_cross_where_they_change_sign(means: list[int]) -> None:
     changes = sum(left != right for left, right in pairwise(signs))
     assert len(found.at) == changes
     assert found.at == sorted(found.at)
-    assert len(found.lower) == changes + 1
+    assert len(found.ahead) == changes + 1
     for size in found.at:
         assert np.interp(math.log(size), np.log(SIZES), means) == pytest.approx(0, abs=1e-9)
 
@@ -87,7 +87,7 @@ def test_the_means_cross_where_they_change_sign(means: list[int]) -> None:
 def test_several_crossings_have_an_interval_each() -> None:
     found = crossings(around([-1.0, 1.0, -1.0, 1.0, 1.0], 0.05))
     assert found.at == pytest.approx([math.sqrt(3e4), math.sqrt(3e5), math.sqrt(3e6)])
-    assert found.lower == ["gfe", "ae", "gfe", "ae"]
+    assert found.ahead == ["gfe", "ae", "gfe", "ae"]
     assert found.regions is not None
     assert [len(region.crossings) for region in found.regions] == [1, 1, 1]
     assert "cross at 173, 548 and 1,730 images seen: gfe is lower before, then ae, then gfe, then ae" in found.text
@@ -106,7 +106,7 @@ def test_crossings_that_are_not_told_apart_share_a_region() -> None:
 
 def test_arms_told_apart_everywhere_have_an_empty_interval() -> None:
     found = crossings(around([-1.0, -2.0, -1.0, -1.0, -1.0], 0.1))
-    assert (found.at, found.regions, found.lower) == ([], [], ["gfe"])
+    assert (found.at, found.regions, found.ahead) == ([], [], ["gfe"])
     assert found.text == (
         "gfe and ae do not cross from 100 to 10,000 images seen: gfe is lower throughout, told apart at every size "
         "(95 %, 3 seeds)"
@@ -150,7 +150,7 @@ def test_a_region_without_a_crossing_is_told_beside_one_with() -> None:
 def test_curves_that_touch_or_coincide_do_not_cross() -> None:
     assert crossings([[1.0, 1.0, 0.0, 1.0, 1.0]] * 2).at == []
     same = crossings(np.zeros((3, 5)))
-    assert (same.at, same.lower) == ([], ["neither"])
+    assert (same.at, same.ahead) == ([], ["neither"])
     assert same.regions is not None
     assert [(region.low, region.high) for region in same.regions] == [(100, 10_000)]
     # Equal from 300 to 3,000, and the other way round beyond.

@@ -148,14 +148,14 @@ def test_the_crossing_of_two_arms_agrees_with_their_differences() -> None:
     level = 0.62 + 0.02 * generator.normal(size=(3, 4))
     found = curves(frame(falling=falling, level=level, other=level + 1))
     crossing = found.crossing("falling", "level")
-    assert crossing.lower == ["level", "falling"]
+    assert crossing.ahead == ["level", "falling"]
     assert len(crossing.at) == 1
     assert crossing.regions is not None
     for _, row in found.differences("falling", "level").iterrows():
         inside = any(region.low <= row[IMAGES_SEEN] <= region.high for region in crossing.regions)
         assert inside == (row["low"] <= 0 <= row["high"])
     swapped = found.crossing("level", "falling")
-    assert (swapped.at, swapped.lower) == (pytest.approx(crossing.at), crossing.lower)
+    assert (swapped.at, swapped.ahead) == (pytest.approx(crossing.at), crossing.ahead)
     table = found.crossings()
     assert table[["first", "second"]].to_numpy().tolist() == [
         ["falling", "level"], ["falling", "other"], ["level", "other"]

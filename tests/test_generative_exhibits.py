@@ -18,7 +18,7 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits import curves, entropy, novelty, pareto, verdict
 from gfe_study.analysis.report import trials_table
 from gfe_study.analysis.style import COLOURS, styles
-from gfe_study.analysis.tidy import RUN_ID, measured
+from gfe_study.analysis.tidy import REPEATED, RUN_ID, measured
 from gfe_study.config import Study, space_files
 from gfe_study.metrics import (
     ENCODE_SECONDS,
@@ -179,7 +179,8 @@ def test_the_views_in_mlflow_show_the_entropy(of: Evidence) -> None:
     assert study is not None
     told = views.description(study, "given", "7")
     assert "ranked by `entropy_gap`" in told
-    assert "`entropy_gap` is what latents lack of the normal's entropy, in nats" in told
+    assert "`entropy_gap`: `normal_entropy` − `latent_entropy`. It is 0 if" in told
+    assert "(nats, lower is better)" in told
     for _, state in views.views(study).values():
         sections = {chart["metricKey"]: chart["metricSectionId"] for chart in state["compareRunCharts"]}
         assert "nats per pixel" not in sections[ENTROPY_GAP]
@@ -285,13 +286,22 @@ def test_novelty_is_shown_where_a_class_was_held_out_and_measured(of: Evidence, 
 def test_a_study_without_measures_has_none_of_their_exhibits_or_columns(tmp_path: Path) -> None:
     of = evidence(tmp_path, [run("a", "ae", "mnist", 0, [point(480)])])
     assert not {**shown(entropy, of), **shown(novelty, of)}
-    assert not measured(of.runs)
-    assert not measured(trials_table(of))
+    assert not measured(of.points)
+    assert not {*trials_table(of)} & {LATENT_ENTROPY, FID, NOVELTY_AUROC}
 
 
 def test_measures_are_told_from_other_metrics_and_stand_in_the_table_of_trials(of: Evidence) -> None:
-    own = measured([VAL_LOSS, "fd_digits_classifier_floor", FID, "latent_entropy_50", LATENT_ENTROPY])
-    assert own == [LATENT_ENTROPY, "latent_entropy_50", "fd_digits_classifier_floor", FID]
+    columns = [
+        VAL_LOSS,
+        "test_rmse",
+        "my_metric",
+        "fd_digits_classifier_floor",
+        FID,
+        "latent_entropy_50",
+        LATENT_ENTROPY,
+    ]
+    own = measured(pd.DataFrame(columns=[RUN_ID, names.FINGERPRINT, REPEATED, *columns]))
+    assert own == ["test_rmse", LATENT_ENTROPY, "latent_entropy_50", "fd_digits_classifier_floor", FID, "my_metric"]
     table = trials_table(of)
     assert {LATENT_ENTROPY, ENTROPY_GAP, "fd_mnist_classifier"} <= {*table}
     assert not {"fd_mnist_classifier_floor", NORMAL_ENTROPY} & {*table}

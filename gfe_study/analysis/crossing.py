@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gfe_study.analysis.stats import critical_value
+from gfe_study.metrics import Better
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Crossing:
         sizes: the smallest and the largest size that both have; None if there is none.
         count: seeds.
         at: sizes at which the mean curves cross, ascending.
-        lower: the arm with the lower mean loss before, between and after them; empty if there is nothing to compare.
+        ahead: the arm with the better mean before, between and after them; empty if there is nothing to compare.
         regions: the confidence set in parts, ascending; None for one seed, empty where the arms are told apart
             everywhere. Every crossing lies in one of them.
         text: all of it in words.
@@ -50,7 +51,7 @@ class Crossing:
     sizes: tuple[float, float] | None
     count: int
     at: list[float]
-    lower: list[str]
+    ahead: list[str]
     regions: list[Region] | None
     text: str
 
@@ -72,6 +73,7 @@ def find_crossings(
     sizes: NDArray[np.float64],
     differences: NDArray[np.float64],
     confidence: float,
+    better: Better = "lower",
 ) -> Crossing:
     """Crossings of two mean curves, straight in log size between the sizes measured, and their confidence set.
 
@@ -85,8 +87,9 @@ def find_crossings(
         first, second: the arms' names.
         unit: what sizes count.
         sizes: (n,), positive, ascending.
-        differences: loss of the first minus that of the second, (seeds, n), finite.
+        differences: value of the first minus that of the second, (seeds, n), finite.
         confidence: of the set.
+        better: whether lower or higher values are better.
     """
     count = len(differences)
     ends = (float(sizes[0]), float(sizes[-1])) if len(sizes) else None
@@ -97,10 +100,11 @@ def find_crossings(
     logs = np.log(sizes)
     means = differences.mean(axis=0)
     at, signs = _zeros(logs, means)
-    lower = [{-1: first, 1: second, 0: "neither"}[sign] for sign in signs]
+    arms = (first, second) if better == "lower" else (second, first)
+    ahead = [{-1: arms[0], 1: arms[1], 0: "neither"}[sign] for sign in signs]
     regions = _regions(sizes, logs, differences, at, confidence) if count > 1 else None
-    text = _words(first, second, unit, ends, count, at, lower, regions, confidence)
-    return Crossing(first, second, ends, count, at, lower, regions, text)
+    text = _words(first, second, unit, ends, count, at, ahead, better, regions, confidence)
+    return Crossing(first, second, ends, count, at, ahead, regions, text)
 
 
 def _zeros(logs: NDArray[np.float64], means: NDArray[np.float64]) -> tuple[list[float], list[int]]:
@@ -186,7 +190,8 @@ def _words(
     ends: tuple[float, float],
     count: int,
     at: Sequence[float],
-    lower: Sequence[str],
+    ahead: Sequence[str],
+    better: Better,
     regions: Sequence[Region] | None,
     confidence: float,
 ) -> str:
@@ -194,10 +199,10 @@ def _words(
     over = f"from {_number(ends[0])} to {_number(ends[1])} {unit}"
     if not at:
         found = f"{pair} do not cross {over}"
-        found += f": {lower[0]} is lower throughout" if lower[0] != "neither" else ": their means are equal"
+        found += f": {ahead[0]} is {better} throughout" if ahead[0] != "neither" else ": their means are equal"
     else:
         found = f"{pair} cross at {_listed([_number(size) for size in at])} {unit}"
-        found += f": {lower[0]} is lower before" + "".join(f", then {arm}" for arm in lower[1:])
+        found += f": {ahead[0]} is {better} before" + "".join(f", then {arm}" for arm in ahead[1:])
     if regions is None:
         return f"{found} (no interval: one seed)"
     level = f"{100 * confidence:g} %, {count} seeds"

@@ -17,7 +17,7 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis.crossing import Crossing, find_crossings
 from gfe_study.analysis.stats import Paired, holm, mean_interval, paired
-from gfe_study.metrics import IMAGES_SEEN, TEST_LOSS, UNIQUE_IMAGES
+from gfe_study.metrics import IMAGES_SEEN, TEST_LOSS, UNIQUE_IMAGES, Better, info_of
 
 AXES = {IMAGES_SEEN: "images seen", UNIQUE_IMAGES: "unique images"}
 """What a curve can run over, and how it is called."""
@@ -31,11 +31,13 @@ class DataEfficiency:
         losses: index (`arm`, `seed`), one column per size in ascending order; NaN where there is no finite loss.
         axis: the sizes' name, one of `AXES`.
         confidence: of every interval.
+        better: whether lower or higher values are better.
     """
 
     losses: pd.DataFrame
     axis: str
     confidence: float = 0.95
+    better: Better = "lower"
 
     @classmethod
     def from_frame(
@@ -46,7 +48,7 @@ class DataEfficiency:
         Args:
             frame: columns `arm`, `seed`, the axis and the metric; a loss that is not finite counts as not there.
             axis: `images_seen` or `unique_images`.
-            metric: the smaller the better.
+            metric: a loss, or another metric; `metrics` knows which direction is better.
             confidence: of every interval.
 
         Raises:
@@ -69,7 +71,7 @@ class DataEfficiency:
             raise ValueError(f"two rows of arm {arm!r}, seed {seed}, at {size:,g} {AXES[axis]}; keep one")
         finite = frame.assign(**{metric: frame[metric].where(np.isfinite(frame[metric]))})
         losses = finite.set_index(key)[metric].unstack(axis).sort_index(axis="columns")
-        return cls(losses.loc[list(frame[names.ARM].unique())], axis, confidence)
+        return cls(losses.loc[list(frame[names.ARM].unique())], axis, confidence, info_of(metric).better or "lower")
 
     @property
     def arms(self) -> list[str]:
@@ -170,7 +172,9 @@ class DataEfficiency:
         curves = [self._of(arm)[sizes].dropna() for arm in (first, second)]
         seeds = curves[0].index.intersection(curves[1].index)
         differences = (curves[0].loc[seeds] - curves[1].loc[seeds]).to_numpy(dtype=np.float64)
-        return find_crossings(first, second, AXES[self.axis], np.array(sizes), differences, self.confidence)
+        return find_crossings(
+            first, second, AXES[self.axis], np.array(sizes), differences, self.confidence, self.better
+        )
 
     def crossings(self) -> pd.DataFrame:
         """Every two arms: `first`, `second`, and of each range of a crossing `crosses_at` (NaN if the mean curves do

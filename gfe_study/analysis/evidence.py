@@ -36,6 +36,9 @@ from gfe_study.metrics import (
     TEST_LOSS,
     TRAIN_SECONDS,
     VAL_LOSS,
+    Values,
+    label_of,
+    mode_of,
 )
 
 FALLBACK_METRIC = TEST_LOSS
@@ -95,7 +98,7 @@ class Evidence:
         trials, points = self._ended
         trials = in_order(self.study, trials)
         last = points.drop_duplicates(RUN_ID, keep="last").set_index(RUN_ID)
-        trials = trials.assign(**{name: trials[RUN_ID].map(last[name]) for name in measured(trials) if name in last})
+        trials = trials.assign(**{name: trials[RUN_ID].map(last[name]) for name in measured(points) if name in trials})
         trials = trials.assign(value=trials[self.chosen_by])
         return trials if self.study is None else trials.join(self._searched(self.study, trials))
 
@@ -152,6 +155,16 @@ class Evidence:
         return self.study.compare.metric if self.study is not None else FALLBACK_METRIC
 
     @cached_property
+    def values(self) -> Values:
+        """What the values of the study's data are called; runs of older versions do not say, and are of images."""
+        known = self.runs[self.runs[names.VALUE_NOUN] != ""]
+        return Values.shared(Values(*each) for each in zip(known[names.VALUE_NOUN], known[names.UNIT], strict=True))
+
+    def label(self, metric: str) -> str:
+        """Return the label of a metric with its unit on the study's data."""
+        return label_of(metric, self.values)
+
+    @cached_property
     def chosen(self) -> pd.DataFrame:
         """The trials that represent their arms: all seeds of each arm's best configuration in the last stage.
 
@@ -165,7 +178,7 @@ class Evidence:
             judged = pd.concat([judged, rest[rest[names.ARM].isin(missing)]])
         else:
             judged = self.trials
-        mode = self.study.metric.mode if self.study is not None else "min"
+        mode = self.study.metric.mode if self.study is not None else mode_of(self.chosen_by)
         best = [best_configuration(group, "value", mode) for _, group in judged.groupby(names.ARM, sort=False)]
         kept = pd.concat(best).index if best else judged.index
         return judged[judged.index.isin(kept)].sort_values(names.SEED, kind="stable", ignore_index=True)
@@ -228,6 +241,17 @@ class Evidence:
                     point[key] = _value(drawn, text)
             rows.append(point)
         return pd.DataFrame(rows, index=trials.index, columns=list(study.nuisance))
+
+
+def floors_of(trials: pd.DataFrame) -> dict[str, float]:
+    """Return dataset -> the lowest test loss that any decoder can reach, of the datasets that have such a floor.
+
+    Args:
+        trials: rows with `dataset` and `entropy_floor`.
+    """
+    known = trials[trials[names.ENTROPY_FLOOR].notna()]
+    floors = known.groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
+    return {str(name): float(value) for name, value in floors.items()}
 
 
 def _value(drawn: Range, text: str) -> Any:

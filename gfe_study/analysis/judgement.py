@@ -154,7 +154,7 @@ def signs_of(study: Study, trials: pd.DataFrame, verdict: Verdict | None) -> lis
 
 def searched_ranges(study: Study, trials: pd.DataFrame) -> Mapping[str, dict[str, Range]]:
     """Return arm -> the searched keys that apply to its best trial, and their ranges."""
-    sign = 1 if study.metric.mode == "min" else -1
+    sign = study.metric.sign
     found: dict[str, dict[str, Range]] = {}
     for arm in study.arms:
         own = trials[(trials[names.ARM] == arm.name) & ~trials["failed"] & ~trials[DIVERGED]]

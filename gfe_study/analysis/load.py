@@ -93,19 +93,19 @@ class Store:
         - `state`: `finished`, `stopped` (early), `failed`, `running`, `killed` or `scheduled`;
         - `arm` ("" without arms), `stage`, `number` of the configuration in its arm (that of the tag, else its place
           by start time; `NA` without either), `seed` (`NA` if not known);
-        - `fingerprint`, `group`, `method`, `preset`, `dataset`, `dataset_sha256`, `device`, `host`,
-          `gfe_study_version`, `git_commit`, `git_dirty`, `versions`, `failure`, `stopped_early`, `reused_from`: text,
-          "" if not known;
-        - `entropy_floor`, nats per pixel;
+        - `fingerprint`, `group`, `method`, `preset`, `dataset`, `dataset_sha256`, `value_noun`, `unit`, `device`,
+          `host`, `gfe_study_version`, `git_commit`, `git_dirty`, `versions`, `failure`, `stopped_early`,
+          `reused_from`: text, "" if not known;
+        - `entropy_floor`, in the unit of the losses; NaN if there is none;
         - `diverged`, `failed`: bool;
-        - the metrics of `tidy.METRICS`, and any others that were logged, `tidy.MEASURES` among them: the last finite
+        - the metrics of `metrics.STANDARD`, and any others that were logged: the last finite
           value;
         - `params.<dotted key>`: text, missing where it was not logged.
 
         The points are one row per (trial, images seen), in that order. Columns: `run_id`, `fingerprint`,
-        `images_seen` (the step), the metrics of `tidy.METRICS` and any others that were logged (where one was logged
-        several times, the last), and remarks: `repeated` (a metric was logged there more than once), `late` (it was
-        logged after a point with more images), `not_finite` (names of the metrics that are NaN or infinite there,
+        `images_seen` (the step), the metrics of `metrics.STANDARD` and any others that were logged (where one was
+        logged several times, the last), and remarks: `repeated` (a metric was logged there more than once), `late` (it
+        was logged after a point with more images), `not_finite` (names of the metrics that are NaN or infinite there,
         separated by commas).
 
         Raises:

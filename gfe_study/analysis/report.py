@@ -14,12 +14,12 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.analysis.diagnostics import Note, notes
-from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.evidence import Evidence, floors_of
 from gfe_study.analysis.exhibits import MAKERS, Exhibit
 from gfe_study.analysis.exhibits.base import seeds_text
 from gfe_study.analysis.html import exhibit_html, formatted, table_html
 from gfe_study.analysis.load import Store
-from gfe_study.analysis.style import label, save
+from gfe_study.analysis.style import save
 from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
 from gfe_study.config import Budget, InputError, Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
@@ -29,11 +29,18 @@ from gfe_study.metrics import (
     IMAGES_SEEN,
     IMAGES_USED,
     MIXED_TEST_LOSS,
-    NORMAL_ENTROPY,
+    STANDARD,
     TEST_LOSS,
     TRAIN_LOSS,
     TRAIN_SECONDS,
     VAL_LOSS,
+    Values,
+    counterpart_on_test,
+    info_of,
+    is_known,
+    mode_of,
+    text_of,
+    unit_of,
 )
 
 PAGE_FILE = "report.html"
@@ -125,9 +132,12 @@ def trials_table(evidence: Evidence) -> pd.DataFrame:
     params = [column for column in params if column != f"{PARAMS}{names.SEED}"]
     counts = [IMAGES_SEEN, IMAGES_USED, TRAIN_SECONDS]
     about = [names.ARM, names.STAGE, names.NUMBER, names.SEED, "state"]
-    measures = [name for name in measured(runs) if not re.match(f"{NORMAL_ENTROPY}|.*_floor$", name)]
+    # Known metrics without a better direction are there for others to be read beside: the normal's entropy, a floor.
+    there = [name for name in measured(evidence.points) if name in runs]
+    measures = [name for name in there if info_of(name).better or not is_known(name)]
     table = runs[[*about, *LOSSES, *measures, *counts, *params, names.FINGERPRINT, names.FAILURE]]
-    table = table.sort_values(VAL_LOSS, kind="stable", ignore_index=True)
+    by = evidence.chosen_by if evidence.chosen_by in table else VAL_LOSS
+    table = table.sort_values(by, ascending=mode_of(by) == "min", kind="stable", ignore_index=True)
     table = table.rename(columns=lambda name: str(name).removeprefix(PARAMS))
     empty = [column for column in table if (table[column].isna() | (table[column] == "")).all()]
     return table.drop(columns=empty)
@@ -164,6 +174,7 @@ def _markdown(shown: pd.DataFrame) -> str:
 
 
 def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
+    trials, metrics = trials_table(evidence), {*STANDARD, *measured(evidence.points)}
     parts = [
         f"<h1>{escape(evidence.name)}</h1>",
         f'<p class="question">{escape(evidence.question)}</p>' if evidence.question else "",
@@ -173,8 +184,9 @@ def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
         _cautions(evidence),
         *(exhibit_html(exhibit, folder) for exhibit in exhibits),
         "<h2>All trials</h2>",
-        f'<p class="note">Best validation loss first; <code>{TRIALS_FILE}</code> lists all of them.</p>',
-        table_html(formatted(trials_table(evidence), dict.fromkeys(LOSSES, ".4f"))),
+        f'<p class="note">Best {info_of(evidence.chosen_by).label} first; '
+        f"<code>{TRIALS_FILE}</code> lists all of them.</p>",
+        table_html(formatted(trials, {str(name): info_of(str(name)).format for name in trials if name in metrics})),
         _provenance(evidence),
     ]
     body = "\n".join(part for part in parts if part)
@@ -202,12 +214,12 @@ def _asked_and_ran(evidence: Evidence) -> str:
         about["seeds"] = " in the first stage, ".join(stages) + (" in the second" if len(stages) > 1 else "")
         for hole in study.holes:
             about[f"skipped: {hole.name}"] = hole.reason
-    floors = trials[trials[names.DATASET] != ""].groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
+    floors, unit = floors_of(trials), unit_of(TEST_LOSS, evidence.values)
     text = [
-        name if pd.isna(floor) else f"{name}, entropy floor {floor:.4f} nats per pixel"
-        for name, floor in floors.items()
+        f"{name}, entropy floor {text_of(TEST_LOSS, floors[name])} {unit}" if name in floors else str(name)
+        for name in sorted(set(trials[names.DATASET]) - {""})
     ]
-    about |= {"dataset": "; ".join(map(str, text))} if text else {}
+    about |= {"dataset": "; ".join(text)} if text else {}
     if evidence.num_former:
         about["not counted"] = f"{evidence.num_former} earlier trials that no longer belong to this study"
     if evidence.parent is not None and evidence.parent.status == "RUNNING":
@@ -240,11 +252,11 @@ def _list(about: Mapping[str, str]) -> str:
 def _verdict(evidence: Evidence) -> str:
     found = evidence.verdict
     if found is not None and found.rows:
+        means = [f"{text_of(found.metric, row.value.mean)}, " if row.value.count else "" for row in found.rows]
         lines = [
-            f"<b>{escape(row.arm)}</b>: {f'{row.value.mean:.4f}, ' if row.value.count else ''}{escape(row.text)}"
-            for row in found.rows
+            f"<b>{escape(row.arm)}</b>: {mean}{escape(row.text)}" for row, mean in zip(found.rows, means, strict=True)
         ]
-        about = f"Verdict by {label(found.metric)}"
+        about = f"Verdict by {evidence.label(found.metric)}, {found.better} is better"
     else:
         lines, about = _best(evidence), "Best"
     items = "".join(f"<li>{line}</li>" for line in lines)
@@ -254,24 +266,30 @@ def _verdict(evidence: Evidence) -> str:
 def _best(evidence: Evidence) -> list[str]:
     chosen = evidence.chosen
     usable = chosen[~chosen["failed"] & ~chosen[DIVERGED]]
+    chosen_by = evidence.chosen_by
     lines = []
     for arm in evidence.arms:
         own = usable[usable[names.ARM] == arm]
-        losses = {"validation": VAL_LOSS, "test": TEST_LOSS}
-        known = {what: float(own[loss].mean()) for what, loss in losses.items() if own[loss].notna().any()}
+        shown = dict.fromkeys((VAL_LOSS, TEST_LOSS, chosen_by, counterpart_on_test(chosen_by), evidence.metric))
+        known = {name: float(own[name].mean()) for name in shown if name in own and own[name].notna().any()}
         if not known:
             continue
-        text = seeds_text({own[names.SEED].nunique()})
-        line = f"{', '.join(f'{what} {loss:.4f}' for what, loss in known.items())} nats per pixel ({text})"
+        means = ", ".join(_with_unit(name, mean, evidence.values) for name, mean in known.items())
+        line = f"{means} ({seeds_text({own[names.SEED].nunique()})})"
         floor = own[names.ENTROPY_FLOOR].iloc[0]
-        if "test" in known and not math.isnan(floor):
-            line += f", {known['test'] - floor:.4f} above the entropy floor {floor:.4f}"
+        if TEST_LOSS in known and not math.isnan(floor):
+            above = text_of(TEST_LOSS, known[TEST_LOSS] - floor)
+            line += f", test loss {above} above the entropy floor {text_of(TEST_LOSS, floor)}"
         line += f": trial {', '.join(own[names.FINGERPRINT])}"
         seen, used = own[IMAGES_SEEN].mean(), own[IMAGES_USED].mean()
         line += f", {seen:,.0f} training images seen" if not math.isnan(seen) else ""
         line += f" ({used:,.0f} counting every weight update)" if not math.isnan(used) else ""
         lines.append(f"{f'<b>{escape(arm)}</b>: ' if arm else ''}{escape(line)}")
     return lines or ["no trial has a result"]
+
+
+def _with_unit(metric: str, value: float, values: Values) -> str:
+    return f"{info_of(metric).label} {text_of(metric, value)} {unit_of(metric, values)}".strip()
 
 
 def _best_trial(evidence: Evidence) -> str:
@@ -285,7 +303,8 @@ def _best_trial(evidence: Evidence) -> str:
     searched = {key: best[key] for key in evidence.study.nuisance if pd.notna(best[key])}
     settings = "; ".join(f"{key} {number(value, 3)}" for key, value in searched.items())
     arm = f" of {best[names.ARM]}" if len(evidence.arms) > 1 else ""
-    about = f"trial {best[names.NUMBER]} seed {best[names.SEED]}{arm}, {evidence.chosen_by} {best['value']:.4f}"
+    value = text_of(evidence.chosen_by, best["value"])
+    about = f"trial {best[names.NUMBER]} seed {best[names.SEED]}{arm}, {evidence.chosen_by} {value}"
     decoder = names.BEST_CHECKPOINT
     # From the store, not from the study's folder: the page is the same wherever the store is read.
     commands = (

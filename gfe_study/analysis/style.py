@@ -1,4 +1,4 @@
-"""How figures look: sizes, colours that mean the same method everywhere, labels with units."""
+"""How figures look: sizes, colours that mean the same method everywhere."""
 
 from __future__ import annotations
 
@@ -21,22 +21,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from gfe_study import names
 from gfe_study.analysis.tidy import PARAMS
-from gfe_study.metrics import (
-    ENCODE_NFE,
-    ENCODE_SECONDS,
-    ENTROPY_GAP,
-    IMAGES_SEEN,
-    LATENT_ENTROPY,
-    MIXED_TEST_LOSS,
-    NFE_FORWARD,
-    NOVELTY_AUROC,
-    RECONSTRUCTION_AUROC,
-    TEST_LOSS,
-    TRAIN_LOSS,
-    TRAIN_SECONDS,
-    UNIQUE_IMAGES,
-    VAL_LOSS,
-)
 from gfe_study.pictures import is_image, is_line, plane, value_range
 
 COLUMN, PAGE = 3.4, 6.9
@@ -89,24 +73,6 @@ RC: Any = {
     "svg.hashsalt": "gfe-study",
 }
 
-LABELS = {
-    IMAGES_SEEN: "training images seen",
-    UNIQUE_IMAGES: "different training images",
-    TRAIN_SECONDS: "training time (s)",
-    ENCODE_SECONDS: "time to encode the test images (s)",
-    "nfe": "decoder evaluations in training",
-    NFE_FORWARD: "decoder evaluations per training image, solver and update",
-    ENCODE_NFE: "decoder evaluations and pullbacks per encoded image",
-    TRAIN_LOSS: "training loss (nats per pixel)",
-    VAL_LOSS: "validation loss (nats per pixel)",
-    TEST_LOSS: "test loss (nats per pixel)",
-    MIXED_TEST_LOSS: "test loss, encoded by flow (nats per pixel)",
-    LATENT_ENTROPY: "entropy of the latents (nats)",
-    ENTROPY_GAP: "entropy gap to the normal (nats)",
-    NOVELTY_AUROC: "AUROC by log-probability",
-    RECONSTRUCTION_AUROC: "AUROC by reconstruction error",
-}
-
 
 @dataclass(frozen=True)
 class Style:
@@ -118,16 +84,6 @@ class Style:
 
     def of_line(self) -> dict[str, Any]:
         return {"color": self.colour, "linestyle": self.line, "marker": self.marker}
-
-
-def label(name: str) -> str:
-    """An axis label with its unit."""
-    return LABELS.get(name, name.replace("_", " "))
-
-
-def noun(metric: str) -> str:
-    """What a metric is called where any loss is just `loss`."""
-    return "loss" if metric.endswith("_loss") else label(metric).partition(" (")[0]
 
 
 def styles(trials: pd.DataFrame, arms: Sequence[str]) -> dict[str, Style]:

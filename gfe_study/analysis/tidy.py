@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,30 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.metrics import (
-    DIVERGED,
-    ENCODE_NFE,
-    ENCODE_SECONDS,
-    ENTROPY_GAP,
-    EVAL_SECONDS,
-    FID,
-    IMAGES_SEEN,
-    IMAGES_USED,
-    LATENT_ENTROPY,
-    MIXED_TEST_LOSS,
-    NFE_BACKWARD,
-    NFE_FORWARD,
-    NORMAL_ENTROPY,
-    NOVELTY_AUROC,
-    OPTIMISER_STEPS,
-    RECONSTRUCTION_AUROC,
-    TEST_LOSS,
-    TRAIN_LOSS,
-    TRAIN_SECONDS,
-    UNIQUE_IMAGES,
-    VAL_LOSS,
-    classifier_distance,
-)
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, STANDARD, ordered
 from gfe_study.tracking.runs import FAILED, FINISHED
 
 RUN_ID, NAME, STATUS, STATE = "run_id", "name", "status", "state"
@@ -58,6 +34,8 @@ TEXTS = (
     names.PRESET,
     names.DATASET,
     names.DATASET_SHA256,
+    names.VALUE_NOUN,
+    names.UNIT,
     names.DEVICE,
     names.THREADS,
     names.SIDE_BY_SIDE,
@@ -83,49 +61,16 @@ TAGS = (
     names.SHARED_BY,
 )
 """Tags that are read."""
-METRICS = (
-    IMAGES_SEEN,
-    IMAGES_USED,
-    UNIQUE_IMAGES,
-    TRAIN_LOSS,
-    VAL_LOSS,
-    TEST_LOSS,
-    MIXED_TEST_LOSS,
-    NFE_FORWARD,
-    NFE_BACKWARD,
-    ENCODE_NFE,
-    TRAIN_SECONDS,
-    ENCODE_SECONDS,
-    EVAL_SECONDS,
-    OPTIMISER_STEPS,
-)
-"""Metrics that always have a column, even if nothing was logged."""
-MEASURES = tuple(
-    map(
-        re.compile,
-        (
-            LATENT_ENTROPY,
-            NORMAL_ENTROPY,
-            ENTROPY_GAP,
-            rf"({LATENT_ENTROPY}|{NORMAL_ENTROPY})_\d+",
-            classifier_distance(r"\w+") + r"(_\w+)?",
-            FID,
-            NOVELTY_AUROC,
-            RECONSTRUCTION_AUROC,
-        ),
-    )
-)
-"""Measures other than losses; they have a column only if something was logged."""
 OTHER_ROLES = (names.ROLE_STUDY, names.ROLE_SUPERSEDED, names.ROLE_FORMER)
 """Roles of runs that take part in no statement about a study."""
 LARGEST = sys.float_info.max
 """The number that MLflow stores for infinity."""
 
 
-def measured(columns: Iterable[object]) -> list[str]:
-    """Return the columns that match `MEASURES`, in that order."""
-    texts = [str(column) for column in columns]
-    return list(dict.fromkeys(text for measure in MEASURES for text in texts if measure.fullmatch(text)))
+def measured(points: pd.DataFrame) -> list[str]:
+    """Return the metrics of a frame of points that not every trial has, in the order of the reference."""
+    always = {RUN_ID, names.FINGERPRINT, DIVERGED, *REMARKS, *STANDARD}
+    return ordered(str(column) for column in points if column not in always)
 
 
 @dataclass(frozen=True)
@@ -189,8 +134,8 @@ def runs_frame(rows: Rows, points: pd.DataFrame, *, armless: bool) -> pd.DataFra
     metrics = finite.groupby(points[RUN_ID]).last()  # of each metric, the last value that is there
     if DIVERGED in metrics:
         trials[DIVERGED] |= trials[RUN_ID].map(metrics.pop(DIVERGED)).fillna(0.0) != 0
-    more = sorted(name for name in map(str, metrics) if name not in METRICS and metrics[name].notna().any())
-    metrics = metrics[[*METRICS, *more]].astype("float64")
+    more = sorted(name for name in map(str, metrics) if name not in STANDARD and metrics[name].notna().any())
+    metrics = metrics[[*STANDARD, *more]].astype("float64")
     params = _wide(rows.params, runs).astype("str").rename(columns=lambda key: f"{PARAMS}{key}")
     return trials.join(metrics, on=RUN_ID).join(params, on=RUN_ID)
 
@@ -288,7 +233,7 @@ def points_frame(rows: Rows, history: pd.DataFrame) -> pd.DataFrame:
         }
     )
     own = {*point, names.FINGERPRINT, *remarks}
-    wanted = [name for name in METRICS if name not in own]
+    wanted = [name for name in STANDARD if name not in own]
     wanted += sorted({*values} - own - {*wanted})
     frame = pd.concat([values.reindex(columns=wanted).astype("float64"), remarks], axis=1).reset_index()
     tags = rows.tags[rows.tags["key"] == names.FINGERPRINT].set_index(RUN_ID)["value"].to_dict()

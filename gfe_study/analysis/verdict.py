@@ -20,7 +20,7 @@ from gfe_study.analysis.stats import (
     paired,
     seeds_to_decide,
 )
-from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TRAIN_SECONDS
+from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TRAIN_SECONDS, Better, info_of
 
 ARM, NUMBER, FINGERPRINT = "arm", "number", "fingerprint"
 
@@ -88,12 +88,14 @@ class Verdict:
     """The comparison of a study's arms.
 
     Attributes:
+        better: whether lower or higher values of the metric are better.
         warnings: what was cut or skipped to make the arms comparable, and what limits the comparison.
     """
 
     metric: str
     margin: float | None
     confidence: float
+    better: Better = "lower"
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -139,7 +141,7 @@ def judge(
             `CONDITIONS` as text ("" if unknown), and metrics.
         curves: one row per (fingerprint, images seen), with metrics.
         references: arm -> the arm that it is compared with, or None; the result keeps this order.
-        metric: the metric to compare; lower is better.
+        metric: the metric to compare; `metrics` knows whether lower or higher values are better.
         select: the metric that chooses the configuration of each arm.
         mode: whether lower or higher values of `select` are better.
         equal: unit of the budgets: `images_seen`, `train_seconds`, or `nfe_forward` for decoder evaluations.
@@ -147,7 +149,7 @@ def judge(
         as_declared: compare arms of unequal budgets each at its own end, and add a warning.
         alone: arm -> why it has no comparison.
     """
-    verdict = Verdict(metric, margin, confidence)
+    verdict = Verdict(metric, margin, confidence, info_of(metric).better or "lower")
     there = trials[trials[ARM].isin(references)] if len(trials) else trials
     if not len(there) or metric not in there.columns:
         verdict.warnings.append(f"no finished trial reports {metric}; nothing can be compared")
@@ -380,7 +382,8 @@ def _decide(row: Row, reference: Row, family: int, verdict: Verdict) -> tuple[Wo
     if found.count < FEWEST_PAIRS or found.sd is None or found.p_value is None or p_holm is None:
         return "undecided", f"at least {FEWEST_PAIRS} paired seeds are needed", None
     word = _by_numbers(found, p_holm, verdict)
-    if lost := _unlike_losses(row, reference, word == "better" or (word == "undecided" and found.difference < 0)):
+    favourable = word == "better" or (word == "undecided" and _favours(found, verdict))
+    if lost := _unlike_losses(row, reference, favourable):
         return "undecided", lost, None
     if word != "undecided":
         return word, "", None
@@ -405,7 +408,12 @@ def _by_numbers(found: Paired, p_holm: float, verdict: Verdict) -> Word:
         return "equivalent"
     if p_holm > 1 - verdict.confidence:
         return "undecided"
-    return "better" if found.difference < 0 else "worse"
+    return "better" if _favours(found, verdict) else "worse"
+
+
+def _favours(found: Paired, verdict: Verdict) -> bool:
+    """Return whether the mean difference is one for the better."""
+    return found.difference < 0 if verdict.better == "lower" else found.difference > 0
 
 
 def _unlike_losses(row: Row, reference: Row, favourable: bool) -> str:

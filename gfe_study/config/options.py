@@ -6,12 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from gfe_study.config.base import Section
+from gfe_study.config.base import InputError, Section, suggestion
 from gfe_study.config.trial import unflatten
+from gfe_study.metrics import TEST_LOSS, VAL_LOSS, Mode, Use, choices, info_of, mode_of
 
 IMAGES_WITHOUT_LIMIT = 10_000_000
 """Limit on images seen for trials whose budget is given only in decoder evaluations or seconds."""
 MOST_TRIALS, MOST_SEEDS = 100_000, 10_000
+
+
+def check_choice(key: str, name: str, use: Use) -> None:
+    """Raise `InputError` unless a study may use a metric so."""
+    if use not in info_of(name).uses:
+        raise InputError(f"{key}: given {name!r}; {suggestion(name, choices(use))}")
+
 
 Nested = Annotated[dict[str, Any], AfterValidator(unflatten)]
 
@@ -19,10 +27,25 @@ Nested = Annotated[dict[str, Any], AfterValidator(unflatten)]
 class Metric(Section):
     """The metric that the search optimises, taken at the end of a trial's budget."""
 
-    name: Literal["val_loss", "train_loss"] = "val_loss"
-    mode: Literal["min", "max"] = "min"
-    against: Literal["train_seconds", "encode_seconds", "nfe_forward", "encode_nfe", "entropy_gap"] | None = None
-    """A second objective to minimise; the search then approximates the Pareto front of both."""
+    name: str = Field(VAL_LOSS, examples=choices("search"))
+    mode: Mode = Field(default_factory=lambda given: mode_of(given.get("name", VAL_LOSS)))
+    """Whether lower or higher values are better: as the metric's own description says."""
+    against: str | None = Field(None, examples=choices("against"))
+    """A second objective; the search then approximates the Pareto front of both."""
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes lower values better: −1 if higher values are."""
+        return 1 if self.mode == "min" else -1
+
+    def check(self) -> None:
+        """Raise `InputError` unless a search may use these metrics so; every measure must be known by now."""
+        check_choice("metric.name", self.name, "search")
+        if self.against is not None:
+            check_choice("metric.against", self.against, "against")
+        if self.mode != mode_of(self.name):
+            better = f"because {info_of(self.name).better} {self.name} is better"
+            raise InputError(f"metric.mode: given {self.mode!r}; allowed: {mode_of(self.name)!r}, {better}")
 
 
 class StudyBudget(Section):
@@ -57,7 +80,7 @@ class Asha(Section):
 class Compare(Section):
     """How to compare the arms of a study; comparisons are paired by seed."""
 
-    metric: Literal["test_loss", "val_loss", "train_loss", "mixed_test_loss", "entropy_gap"] = "test_loss"
+    metric: str = Field(TEST_LOSS, examples=choices("compare"))
     reference: str | None = None
     """The arm, or the level of `factor`, that the others are compared with; defaults to the first."""
     factor: str | None = None

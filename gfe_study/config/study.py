@@ -24,9 +24,11 @@ from gfe_study.config.options import (
     Resources,
     StudyBudget,
     Then,
+    check_choice,
 )
 from gfe_study.config.ranges import RANGE_KEYS, Range, Ranges, holds, searched
 from gfe_study.config.trial import PRESETS, Trial, dotted, flatten, merge, once, unflatten
+from gfe_study.metrics import Values
 
 ARM = "arm"
 """Key under which a condition can refer to the arm: `when: {arm: ae}`."""
@@ -201,6 +203,7 @@ class Study(Section):
         study._source, study._source_sha256 = source, source_sha256
         study._lay_out()
         study._check()
+        study._check_metrics()
         return study
 
     def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,6 +230,12 @@ class Study(Section):
     def source_sha256(self) -> str:
         """SHA-256 of the file that the study was read from; empty if it was not read from a file."""
         return self._source_sha256
+
+    @property
+    def values(self) -> Values:
+        """What the values of the study's data are called."""
+        every = [self.example(arm).data for arm in self._arms]
+        return Values.shared(Values(data.noun, data.unit) for data in every)
 
     @property
     def explores(self) -> bool:
@@ -488,6 +497,14 @@ class Study(Section):
             if wholes := [choice for choice in self._choices(key) if own and holds(own, flatten({key: choice}))]:
                 met[key] = wholes[0]
         return met
+
+    def _check_metrics(self) -> None:
+        """Refuse metrics that a study may not use so. Trials come first: measures declare their metrics by them."""
+        try:
+            self.metric.check()
+            check_choice("compare.metric", self.compare.metric, "compare")
+        except InputError as error:
+            raise InputError(f"{self._source}: {error}") from error
 
     def _check(self) -> None:
         # Try both ends of every range and some values between them, so that no draw fails an hour into the study.

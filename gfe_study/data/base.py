@@ -309,7 +309,9 @@ class Dataset(Section, ABC):
     outlast_name = frozenset({"train_images", "subset_seed", "held_out"})
 
     noun: ClassVar[str] = "pixel"
-    """What one of a sample's values is called."""
+    """What one of a sample's values is called: `pixel`, or `value` of data that are not images."""
+    unit: ClassVar[str] = ""
+    """Unit of the values; empty if it is unknown."""
 
     name: str
     train_images: int | None = Field(None, gt=0)

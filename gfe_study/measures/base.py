@@ -6,12 +6,13 @@ Shapes: N test images, L latent.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from gfe_study.config import Section
 from gfe_study.data.base import Splits
+from gfe_study.metrics import MetricInfo, register
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -25,6 +26,14 @@ class Measure(Section, ABC):
     """
 
     name: str
+
+    metrics: ClassVar[tuple[MetricInfo, ...]] = ()
+    """The metrics that it gives. Others are shown by their bare names, and no study can search or compare by them."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        register(*cls.metrics)
 
     @abstractmethod
     def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from gfe_study.data.base import Splits
 from gfe_study.density.entropy import latent_entropy, normal_entropy
 from gfe_study.measures.base import Measure
-from gfe_study.metrics import ENTROPY_GAP, LATENT_ENTROPY, NORMAL_ENTROPY
+from gfe_study.metrics import ENTROPY_GAP, LATENT_ENTROPY, NORMAL_ENTROPY, MetricInfo, info_of
 
 if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
@@ -24,6 +24,18 @@ class Entropy(Measure):
     """
 
     name: Literal["entropy"] = "entropy"
+    metrics: ClassVar[tuple[MetricInfo, ...]] = tuple(
+        map(
+            info_of,
+            (
+                LATENT_ENTROPY,
+                NORMAL_ENTROPY,
+                ENTROPY_GAP,
+                f"{LATENT_ENTROPY}_<samples>",
+                f"{NORMAL_ENTROPY}_<samples>",
+            ),
+        )
+    )
     samples: tuple[Annotated[int, Field(gt=1)], ...] = ()
     """Numbers of latents beside all of them; one that exceeds `eval.test_images` is left out."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.samples import sampled_images
 from gfe_study.methods.base import seeded
 from gfe_study.metrics import FID as DISTANCE
+from gfe_study.metrics import MetricInfo, info_of
 
 if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
@@ -40,6 +41,7 @@ class FID(Measure):
     """
 
     name: Literal["fid"] = "fid"
+    metrics: ClassVar[tuple[MetricInfo, ...]] = (info_of(DISTANCE),)
     weights: str
     """Path of the network's weights, `pt_inception-2015-12-05-6726825d.pth`."""
     images: Annotated[int, Field(gt=1)] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -13,7 +13,7 @@ from gfe_study.measures.base import Measure
 from gfe_study.measures.classifier import check_images, classifier_of, shades
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.samples import decode_all, sampled_images
-from gfe_study.metrics import classifier_distance
+from gfe_study.metrics import MetricInfo, classifier_distance, info_of
 
 if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
@@ -30,6 +30,9 @@ class Frechet(Measure):
     """
 
     name: Literal["frechet"] = "frechet"
+    metrics: ClassVar[tuple[MetricInfo, ...]] = tuple(
+        info_of(classifier_distance("<dataset>", kind)) for kind in ("", "reconstruction", "floor")
+    )
     images: Annotated[int, Field(gt=1)] | None = None
     """Test images compared, at most; None: all that are evaluated."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from gfe_study.data.base import Split, Splits
 from gfe_study.density import kde
 from gfe_study.measures.base import Measure
 from gfe_study.measures.samples import decode_all
-from gfe_study.metrics import NOVELTY_AUROC, RECONSTRUCTION_AUROC
+from gfe_study.metrics import NOVELTY_AUROC, RECONSTRUCTION_AUROC, MetricInfo, info_of
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -142,6 +142,7 @@ class Novelty(Measure):
     """
 
     name: Literal["novelty"] = "novelty"
+    metrics: ClassVar[tuple[MetricInfo, ...]] = (info_of(NOVELTY_AUROC), info_of(RECONSTRUCTION_AUROC))
     train_images: int = Field(10_000, gt=1)
     """Training images whose latents make p(z), at most. They are encoded at every point; more are better."""
 

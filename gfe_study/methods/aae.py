@@ -66,7 +66,7 @@ class AAE(TargetedMethod, EncoderMethod):
     name: Literal["aae"] = "aae"
     learner = AAELearner
     weight: float = Field(0.01, ge=0)
-    """λ: weight of the adversary's term beside the reconstruction loss in nats per pixel."""
+    """λ: weight of the adversary's term beside the reconstruction loss in nats per value."""
     hidden: tuple[int, ...] = (1000, 1000)
     """Widths of the discriminator's hidden layers."""
     discriminator_lr: float = Field(2e-4, gt=0)

@@ -39,7 +39,7 @@ class Pull(Section):
     """How strongly, and by which density, latents are pulled to the trial's target."""
 
     weight: float = Field(0.01, ge=0)
-    """λ of eq. 3: the term's weight beside the reconstruction loss in nats per pixel."""
+    """λ of eq. 3: the term's weight beside the reconstruction loss in nats per value."""
     kde_samples: int = Field(10_000, ge=FEWEST)
     """m: latents that the density is made of: those of the training images seen last, as many as there are."""
     refresh_updates: int = Field(10, gt=0)

@@ -61,7 +61,7 @@ class AMD(DescentSolver[_Candidate]):
     tau: float = Field(1e4, gt=0)
     """End of the flow."""
     min_slope: float = Field(1e-6, ge=0)
-    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per pixel."""
+    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per value."""
     window: int = Field(5, ge=1)
     """Accepted steps over which that slope is taken."""
     max_backtracks: int = Field(40, ge=0)

@@ -49,7 +49,7 @@ class Solution:
 
     Attributes:
         latent_BL: z* of each sample.
-        loss_B: ℓ(y, D(z*)), nats per pixel.
+        loss_B: ℓ(y, D(z*)), nats per value.
         time_B: flow time reached, τ or the τ′ at which the sample stopped.
         result_B: `Result` codes.
         num_steps_B: accepted steps.

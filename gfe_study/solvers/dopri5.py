@@ -34,7 +34,7 @@ class Dopri5(Solver):
 
     name: Literal["dopri5"] = "dopri5"
     tau: float = Field(1000.0, gt=0)
-    """End of the flow, in units of time per (nat per pixel)."""
+    """End of the flow, in units of time per (nat per value)."""
     rtol: float = Field(1e-4, gt=0)
     """Relative tolerance of a step."""
     atol: float = Field(1e-5, gt=0)

@@ -37,7 +37,7 @@ class FixedGrid(Solver):
     """An explicit Runge–Kutta scheme on the fixed logarithmic grid, the same for every sample; no step control."""
 
     tau: float = Field(1000.0, gt=0)
-    """End of the flow, in units of time per (nat per pixel)."""
+    """End of the flow, in units of time per (nat per value)."""
     slices: int = Field(50, ge=2)
     """Grid times t_0 … t_{N−1}, the papers' N; N − 1 steps."""
     base: float = Field(4.0, ge=1)

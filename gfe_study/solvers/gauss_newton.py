@@ -35,7 +35,7 @@ class GaussNewton(DescentSolver[_Candidate]):
 
     A step is accepted if it lowers the sample's loss. μ follows the ratio of the fall to the fall that the
     quadratic model promised (Nielsen 1999; Madsen, Nielsen & Tingleff 2004, algorithm 3.16), and is relative to
-    the mean curvature, so that a loss per pixel needs no other constants than a sum.
+    the mean curvature, so that a mean over values needs no other constants than a sum.
 
     1 + L decoder evaluations per candidate: the tangents are evaluations too, and are counted so. They go
     through the matrix products together, so that a candidate costs less than that many evaluations in seconds.
@@ -45,7 +45,7 @@ class GaussNewton(DescentSolver[_Candidate]):
     damping: float = Field(1e-2, gt=0)
     """μ at the start, as a share of the mean curvature."""
     min_slope: float = Field(1e-6, ge=0)
-    """Stop where an accepted step lowers the loss by less than this; nats per pixel."""
+    """Stop where an accepted step lowers the loss by less than this; nats per value."""
     max_damping: float = Field(1e8, gt=0)
     """Stop where μ has grown beyond this: no step lowers the loss."""
     max_nfe: int = Field(1000, gt=0)

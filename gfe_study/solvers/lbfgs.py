@@ -55,7 +55,7 @@ class LBFGS(DescentSolver[_Candidate]):
     sigma: float = Field(1e-4, ge=0, lt=0.5)
     """σ, the Armijo constant."""
     min_slope: float = Field(1e-6, ge=0)
-    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per pixel."""
+    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per value."""
     window: int = Field(3, ge=1)
     """Accepted steps over which that slope is taken."""
     max_backtracks: int = Field(20, ge=0)

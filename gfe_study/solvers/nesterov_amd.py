@@ -59,7 +59,7 @@ class NesterovAMD(DescentSolver[_Candidate]):
     sigma: float = Field(0.0, ge=0, lt=1)
     """σ, the Armijo constant of the test at y."""
     min_slope: float = Field(1e-6, ge=0)
-    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per pixel."""
+    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per value."""
     window: int = Field(5, ge=1)
     """Accepted steps over which that slope is taken."""
     max_backtracks: int = Field(40, ge=0)

@@ -67,7 +67,7 @@ class SpectralAMD(DescentSolver[_Candidate]):
     tau: float = Field(1e7, gt=0)
     """End of the flow."""
     min_slope: float = Field(1e-6, ge=0)
-    """Stop where the lowest loss falls by less than this per accepted step, mean over the window; nats per pixel."""
+    """Stop where the lowest loss falls by less than this per accepted step, mean over the window; nats per value."""
     window: int = Field(5, ge=1)
     """Accepted steps over which that slope is taken."""
     max_backtracks: int = Field(20, ge=0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
-from gfe_study.metrics import DIVERGED
+from gfe_study.metrics import DIVERGED, sign_of
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Configuration, Journal
 from gfe_study.study.storage import Mirror
 
@@ -168,7 +168,7 @@ class Plan:
                     self._count(other)
 
     def _rank(self, valued: tuple[Job, float]) -> tuple[float, str]:
-        return valued[1] if self.study.metric.mode == "min" else -valued[1], valued[0].fingerprint
+        return self.study.metric.sign * valued[1], valued[0].fingerprint
 
     def advance(self) -> list[Job]:
         """Add the second stage once the first is over; return the new jobs."""
@@ -284,7 +284,7 @@ class Plan:
         if last is None:
             return None
         name = metric or self.study.metric.name
-        worst = math.inf if name != self.study.metric.name or self.study.metric.mode == "min" else -math.inf
+        worst = sign_of(name) * math.inf
         return worst if last.get(DIVERGED) else last.get(name, worst)
 
     def mean(self, configuration: Configuration, metric: str | None = None) -> float | None:
@@ -295,7 +295,7 @@ class Plan:
 
     def ranked(self, stage: int, arm: str) -> list[Configuration]:
         """Return the configurations that completed their budget, sorted by mean of the study's metric, best first."""
-        sign = 1 if self.study.metric.mode == "min" else -1
+        sign = self.study.metric.sign
         valued = [
             (sign * mean, configuration.number, configuration)
             for configuration in self.configurations[stage, arm].values()

@@ -108,7 +108,7 @@ class Recorder:
         value = self.plan.value(job)
         if value is None:
             return
-        sign = 1 if self.plan.study.metric.mode == "min" else -1
+        sign = self.plan.study.metric.sign
         kept = self._kept.setdefault(job.arm, [])
         # Later stages sort first: their trials are the replicated winners.
         kept.append((-job.stage, sign * value, job.fingerprint))
@@ -334,6 +334,8 @@ def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:
         names.PRESET: trial.preset,
         names.DATASET: trial.data.name,
         names.DATASET_SHA256: dataset_sha256,
+        names.VALUE_NOUN: trial.data.noun,
+        names.UNIT: trial.data.unit,
     }
 
 

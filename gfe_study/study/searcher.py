@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from gfe_study.config import InputError, Range, Study
 from gfe_study.distributions import distribution
+from gfe_study.metrics import mode_of
 from gfe_study.study.plan import Plan
 
 NUM_STARTUP_TRIALS = 6
@@ -24,6 +25,8 @@ MAX_ENUMERATED = 2000
 LEAST_PARALLEL = 3
 WORST = 1e9
 """Replaces infinite objectives of diverged trials if there are two: a hypervolume cannot be infinite."""
+
+DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -57,9 +60,9 @@ class Suggester:
         self._known: set[str] = set()
         self._optuna_numbers: dict[int, int] = {}
         self._num_optuna = 0  # counted here, because Optuna copies all trials to tell
-        first = StudyDirection.MINIMIZE if plan.study.metric.mode == "min" else StudyDirection.MAXIMIZE
-        directions = [first, StudyDirection.MINIMIZE] if plan.study.metric.against else [first]
-        self._optuna = optuna.create_study(directions=directions)
+        metric = plan.study.metric
+        modes = [metric.mode, *([mode_of(metric.against)] if metric.against else [])]
+        self._optuna = optuna.create_study(directions=[DIRECTIONS[mode] for mode in modes])
         for number, configuration in sorted(plan.configurations[0, arm].items()):
             self._enter(number, configuration.params)
 

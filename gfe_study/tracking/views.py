@@ -22,13 +22,19 @@ from gfe_study import names
 from gfe_study.config import Study
 from gfe_study.metrics import (
     ENCODE_NFE,
-    ENTROPY_GAP,
     IMAGES_SEEN,
     NFE_FORWARD,
     TEST_LOSS,
     TRAIN_LOSS,
     TRAIN_SECONDS,
     VAL_LOSS,
+    Values,
+    counterpart_on_test,
+    info_of,
+    is_loss,
+    mode_of,
+    unit_and_direction,
+    unit_of,
 )
 
 NOTE = "mlflow.note.content"
@@ -46,7 +52,6 @@ FIRST_COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 130}
 """Always there: a run's name, and when it was made."""
 OTHERS = "Model metrics"
 """The UI's own name of a section of charts."""
-ENTROPY_NOTE = "`entropy_gap` is what latents lack of the normal's entropy, in nats; lower is better. "
 MOST_NAMES = 8
 """Arms that a description names; the table has the others."""
 
@@ -99,9 +104,8 @@ def description(study: Study, label: str, experiment_id: str) -> str:
     told = [
         f"{study.question.strip()} [Open the comparison]({curves})",
         f"**What is compared**: {_compared(study)}",
-        f"**How to read it**: ranked by `{metric}`. Losses are nats per pixel, lower is better. "
-        f"{ENTROPY_NOTE if _entropy(study) else ''}"
-        f"{_how_to_read(study)} *Step* is the number of training images seen.",
+        f"**How to read it**: ranked by `{metric}`. {_units(study)} {_how_to_read(study)} "
+        "*Step* is the number of training images seen.",
         f"**Where**: the comparison {', '.join(places)}; they are also in the menu *Views*. "
         f"Intervals, tests and the verdict: `gfe-study report {label}`.",
     ]
@@ -129,6 +133,24 @@ def _compared(study: Study) -> str:
     return f"{shown}{more}, {each}.{tuned}{chosen}"
 
 
+def _units(study: Study) -> str:
+    """Say the units and better directions of the losses, and of what else a study optimises or compares by."""
+    values = study.values
+    told = [f"Losses are {unit_and_direction(VAL_LOSS, values)}."]
+    for name in _others(study):
+        known = unit_and_direction(name, values)
+        told.append(f"`{name}`: {info_of(name).description.removesuffix('.')}{f' ({known})' if known else ''}.")
+    return " ".join(told)
+
+
+def _others(study: Study) -> list[str]:
+    """Return the metrics that a study optimises or compares by and that are no losses and no costs."""
+    asked = (study.compare.metric if len(study.arms) > 1 else None, study.metric.name, study.metric.against)
+    metrics = dict.fromkeys(name for name in asked if name is not None)
+    metrics |= {counterpart_on_test(name): None for name in [*metrics]}
+    return [name for name in metrics if info_of(name).group in ("quality", "measure")]
+
+
 def _how_to_read(study: Study) -> str:
     if not grouping(study):
         return "A line is one trial."
@@ -141,7 +163,7 @@ def _how_to_read(study: Study) -> str:
 def ranking(study: Study) -> tuple[str, bool]:
     """The metric by which runs are sorted, and whether the lowest comes first."""
     if len(study.arms) > 1:
-        return study.compare.metric, True
+        return study.compare.metric, mode_of(study.compare.metric) == "min"
     return study.metric.name, study.metric.mode == "min"
 
 
@@ -214,15 +236,10 @@ def _state(study: Study, groups: list[tuple[str, str]], *, last_stage: bool) -> 
     }
 
 
-def _entropy(study: Study) -> list[str]:
-    """What a study asks of the latents' entropy."""
-    return [ENTROPY_GAP] if ENTROPY_GAP in (study.compare.metric, study.metric.against) else []
-
-
 def _columns(study: Study) -> dict[str, int]:
     """Columns in their order, with their widths in pixels."""
     metric, _ = ranking(study)
-    losses = dict.fromkeys([metric, *_entropy(study), study.metric.name, TEST_LOSS, VAL_LOSS])
+    losses = dict.fromkeys([metric, *_others(study), study.metric.name, TEST_LOSS, VAL_LOSS])
     costs = [IMAGES_SEEN, NFE_FORWARD, ENCODE_NFE, TRAIN_SECONDS]
     return {
         **({f"tags.`{names.ARM}`": 120} if len(study.arms) > 1 else {}),
@@ -236,12 +253,13 @@ def _charts(study: Study, *, grouped: bool) -> tuple[list[dict[str, Any]], list[
     """Sections of charts, and the charts in them. Of the metrics left over the UI fills `OTHERS`, which is folded."""
     metric, _ = ranking(study)
     every = dict.fromkeys([metric, study.metric.name, TEST_LOSS, VAL_LOSS, TRAIN_LOSS])
-    losses = [name for name in every if name != ENTROPY_GAP]
+    losses = [name for name in every if is_loss(name)]
+    values = study.values
     # Over seconds the UI takes no means: it joins the points of all seeds of a group.
     seconds = _line(TRAIN_SECONDS, scale="linear") if grouped else _line(metric, over=TRAIN_SECONDS)
     sections = {
-        "Entropy gap over images seen, nats": [_line(name, scale="linear") for name in _entropy(study)],
-        "Loss over images seen, nats per pixel": [_line(name) for name in losses],
+        **{_over_images(name, values): [_line(name, scale="linear")] for name in _others(study)},
+        f"Loss over images seen, {unit_of(VAL_LOSS, values)}": [_line(name) for name in losses],
         "What it costs": [seconds, *(_line(name, scale="linear") for name in (NFE_FORWARD, ENCODE_NFE))],
         "What was searched, and what came of it": [_parallel([*study.nuisance], metric)] if study.nuisance else [],
     }
@@ -252,6 +270,11 @@ def _charts(study: Study, *, grouped: bool) -> tuple[list[dict[str, Any]], list[
         for place, chart in enumerate(cards)
     ]
     return [*(_section(title) for title in sections), _section(OTHERS, display=False)], charts
+
+
+def _over_images(metric: str, values: Values) -> str:
+    label, unit = info_of(metric).label, unit_of(metric, values)
+    return f"{label[:1].upper()}{label[1:]} over images seen{f', {unit}' if unit else ''}"
 
 
 def _section(title: str, *, display: bool = True) -> dict[str, Any]:

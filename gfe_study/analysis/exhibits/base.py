@@ -41,6 +41,11 @@ Maker = Callable[[Evidence], Iterator[Exhibit]]
 """Makes the exhibits of one kind that a study has the evidence for; none where it has not."""
 
 
+def capitalised(text: str) -> str:
+    """Return a text whose first letter is a capital, the others as they are."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def level_text(confidence: float) -> str:
     """A level of confidence in words: 95 %, 99.5 %."""
     return f"{100 * confidence:g} %"

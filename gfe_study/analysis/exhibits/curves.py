@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from gfe_study import names
 from gfe_study.analysis import paper
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
+from gfe_study.analysis.evidence import Evidence, floors_of
+from gfe_study.analysis.exhibits.base import Exhibit, capitalised, level_text, seeds_text
 from gfe_study.analysis.stats import mean_interval
 from gfe_study.analysis.style import (
     COLOURS,
@@ -21,14 +22,24 @@ from gfe_study.analysis.style import (
     draw_mean,
     drawing,
     figure,
-    label,
     legend,
     log_axis,
     plain_log,
     styles,
 )
 from gfe_study.analysis.tidy import RUN_ID
-from gfe_study.metrics import IMAGES_SEEN, MIXED_TEST_LOSS, TEST_LOSS, TRAIN_SECONDS
+from gfe_study.metrics import (
+    IMAGES_SEEN,
+    MIXED_TEST_LOSS,
+    TEST_LOSS,
+    TRAIN_SECONDS,
+    info_of,
+    is_loss,
+    label_of,
+    sign_of,
+    text_of,
+    unit_of,
+)
 
 AXES = {
     IMAGES_SEEN: "loss_over_images",
@@ -53,8 +64,8 @@ def curves(evidence: Evidence) -> Iterator[Exhibit]:
     means = mean_curves(points, evidence.metric, evidence.confidence)
     for axis, key in AXES.items():
         if means[axis].notna().any():
-            is_loss = evidence.metric.endswith("_loss")
-            yield _over(evidence, means, axis, key if is_loss else key.replace("loss", evidence.metric))
+            named = key if is_loss(evidence.metric) else key.replace("loss", evidence.metric)
+            yield _over(evidence, means, axis, named)
     if evidence.metric in TEST_LOSSES and (points[evidence.metric] > points[names.ENTROPY_FLOOR]).any():
         yield _excess(evidence, points)
 
@@ -101,8 +112,8 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
         _draw_floor(axes, evidence.metric, evidence.chosen_curves)
         show_means(axes)
         log_axis(axes, list(means[axis]), most=5)
-        axes.set_xlabel(label(axis))
-        axes.set_ylabel(label(evidence.metric))
+        axes.set_xlabel(label_of(axis))
+        axes.set_ylabel(evidence.label(evidence.metric))
         legend(fig)
     counts = set(means.groupby(names.ARM)["seeds"].max())
     shade = "" if counts == {1} else _shade_text(evidence.confidence)
@@ -114,7 +125,7 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
     }[axis]
     return Exhibit(
         key,
-        f"{_title(evidence.metric)} over {label(axis)}",
+        f"{capitalised(info_of(evidence.metric).label)} over {label_of(axis)}",
         f"Each arm's chosen configuration, mean of its seeds ({seeds_text(counts)}), over {about}.{shade}",
         fig,
         data=means,
@@ -158,19 +169,11 @@ def _papers_own(axes: Axes, evidence: Evidence, means: pd.DataFrame) -> None:
             axes.plot(list(known), list(known.values()), "o", mfc="none", color=colour, label=text, markersize=4.5)
 
 
-def _floors(points: pd.DataFrame) -> dict[str, float]:
-    """Dataset -> entropy floor of the test images."""
-    known = points[points[names.ENTROPY_FLOOR].notna()]
-    return {
-        str(name): float(value) for name, value in known.groupby(names.DATASET)[names.ENTROPY_FLOOR].first().items()
-    }
-
-
 def _draw_floor(axes: Axes, metric: str, points: pd.DataFrame) -> None:
     if metric not in TEST_LOSSES:
         return
-    for dataset, floor in _floors(points).items():
-        where = f" of {dataset}" if len(_floors(points)) > 1 else ""
+    for dataset, floor in floors_of(points).items():
+        where = f" of {dataset}" if len(floors_of(points)) > 1 else ""
         axes.axhline(floor, color=INK, linestyle=":", linewidth=0.8, label=f"entropy floor{where} {floor:.4f}")
 
 
@@ -191,18 +194,28 @@ def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
         log_axis(axes, list(means[IMAGES_SEEN]), most=5)
         plain_log(axes, "y")
         show_means(axes)
-        axes.set_xlabel(label(IMAGES_SEEN))
-        axes.set_ylabel("above the entropy floor\n(nats per pixel)")
+        axes.set_xlabel(label_of(IMAGES_SEEN))
+        axes.set_ylabel(f"above the entropy floor\n({unit_of(evidence.metric, evidence.values)})")
         legend(fig)
-    floors = ", ".join(f"{floor:.4f} on {dataset}" for dataset, floor in _floors(points).items())
+    noun, shade = evidence.values.noun, "" if counts == {1} else _shade_text(evidence.confidence)
+    floors = ", ".join(f"{floor:.4f} on {dataset}" for dataset, floor in floors_of(points).items())
     return Exhibit(
         "excess_over_floor",
         "What is left above the entropy floor",
-        f"{_title(evidence.metric)} less the mean entropy of the pixels themselves ({floors}), which no decoder can go "
-        f"below; {seeds_text(counts)}.{'' if counts == {1} else _shade_text(evidence.confidence)}",
+        f"{capitalised(info_of(evidence.metric).label)} less the mean entropy of the {noun}s themselves ({floors}), "
+        f"which no decoder can go below; {seeds_text(counts)}.{shade}",
         fig,
         data=means,
     )
+
+
+def _cut_worst(axes: Axes, ends: NDArray[np.float64], metric: str) -> None:
+    """Let the axis end where only the worst of the curves' ends lie beyond it."""
+    room = 0.05 * float(np.nanmax(np.abs(ends)))
+    if sign_of(metric) == 1:
+        axes.set_ylim(top=float(np.nanquantile(ends, 0.97)) + room)
+    else:
+        axes.set_ylim(bottom=float(np.nanquantile(ends, 0.03)) - room)
 
 
 def _search(evidence: Evidence) -> Iterator[Exhibit]:
@@ -227,26 +240,22 @@ def _search(evidence: Evidence) -> Iterator[Exhibit]:
                     curve[evidence.metric],
                     "o-",
                     color=colour,
-                    label=f"{text}, ends at {curve[evidence.metric].iloc[-1]:.4f}",
+                    label=f"{text}, ends at {text_of(evidence.metric, curve[evidence.metric].iloc[-1])}",
                 )
         _papers_own(axes, evidence, points)
         _draw_floor(axes, evidence.metric, points)
         log_axis(axes, list(points[IMAGES_SEEN]), most=5)
         ends = points.groupby(RUN_ID)[evidence.metric].agg(["first", "last"]).to_numpy()
-        axes.set_ylim(top=float(np.nanquantile(ends, 0.97)) * 1.05)
-        axes.set_xlabel(label(IMAGES_SEEN))
-        axes.set_ylabel(label(evidence.metric))
+        _cut_worst(axes, ends, evidence.metric)
+        axes.set_xlabel(label_of(IMAGES_SEEN))
+        axes.set_ylabel(evidence.label(evidence.metric))
         legend(fig)
     seeds = int(evidence.trials.groupby(names.NUMBER)[names.SEED].nunique().max())
     yield Exhibit(
         AXES[IMAGES_SEEN],
-        f"{_title(evidence.metric)} over {label(IMAGES_SEEN)}",
+        f"{capitalised(info_of(evidence.metric).label)} over {label_of(IMAGES_SEEN)}",
         f"Every trial of the search. The best is the best of {points[RUN_ID].nunique()}, so another "
         f"run of it will probably be worse. {seeds_text({seeds}).capitalize()} of each configuration.",
         fig,
         data=points[[RUN_ID, names.NUMBER, names.SEED, IMAGES_SEEN, evidence.metric]],
     )
-
-
-def _title(metric: str) -> str:
-    return label(metric).partition(" (")[0].capitalize()

@@ -10,9 +10,9 @@ from gfe_study import names
 from gfe_study.analysis.efficiency import DataEfficiency
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
-from gfe_study.analysis.style import draw_mean, drawing, figure, label, legend, log_axis, noun, styles
+from gfe_study.analysis.style import draw_mean, drawing, figure, legend, log_axis, styles
 from gfe_study.analysis.tidy import PARAMS
-from gfe_study.metrics import DIVERGED, UNIQUE_IMAGES
+from gfe_study.metrics import DIVERGED, UNIQUE_IMAGES, info_of, label_of, noun_of
 
 SIZE_KEY = "data.train_images"
 FEWEST_SIZES = 2
@@ -35,24 +35,24 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
             told = f"{arm} (n = {'–'.join(map(str, ends))})"
             draw_mean(axes, own, UNIQUE_IMAGES, look[arm], told)
         log_axis(axes, list(points[UNIQUE_IMAGES]))
-        axes.set_xlabel(label(UNIQUE_IMAGES))
-        axes.set_ylabel(label(evidence.metric))
+        axes.set_xlabel(label_of(UNIQUE_IMAGES))
+        axes.set_ylabel(evidence.label(evidence.metric))
         legend(fig)
     counts = set(points["seeds"])
     shade = "" if counts == {1} else f", shaded: {level_text(evidence.confidence)} Student intervals of the mean"
     crossings = curve.crossings()
     told = " ".join(f"{text}." for text in dict.fromkeys(crossings["text"]))
-    told_of = noun(evidence.metric)
+    told_of = noun_of(evidence.metric)
     yield Exhibit(
         "data_efficiency",
-        f"{told_of[:1].upper()}{told_of[1:]} over {label(UNIQUE_IMAGES)}",
+        f"{told_of[:1].upper()}{told_of[1:]} over {label_of(UNIQUE_IMAGES)}",
         "Training sets nested in one another, classes in their proportions; as many epochs as the budget allows. "
         f"{seeds_text(counts).capitalize()}{shade}. "
         f"{told} The table: mean {told_of} over the logarithm of the size "
         "(area under the curve).",
         fig,
         curve.areas(),
-        {"mean": ".4f", "low": ".4f", "high": ".4f", "from": ",.0f", "to": ",.0f"},
+        {**dict.fromkeys(("mean", "low", "high"), info_of(evidence.metric).format), "from": ",.0f", "to": ",.0f"},
         points,
     )
 

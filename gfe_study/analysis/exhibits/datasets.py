@@ -11,8 +11,8 @@ from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
 from gfe_study.analysis.ranks import Ranks, friedman
-from gfe_study.analysis.style import INK, PAGE, drawing, figure, label
-from gfe_study.metrics import DIVERGED
+from gfe_study.analysis.style import INK, PAGE, drawing, figure
+from gfe_study.metrics import DIVERGED, info_of, mode_of
 
 DATASET_KEY = "data.name"
 
@@ -22,17 +22,17 @@ def datasets(evidence: Evidence) -> Iterator[Exhibit]:
     scores = scores_of(evidence)
     if scores is None or len(scores) < 2:
         return
-    found = friedman(scores, confidence=evidence.confidence)
+    found = friedman(scores, mode_of(evidence.metric), confidence=evidence.confidence)
     table = scores.rename_axis("dataset").reset_index()
     lacking = ", ".join(found.left_out)
     left_out = f" Left out, since some method has no result on them: {lacking}." if lacking else ""
     yield Exhibit(
         "datasets",
         "Methods over several datasets",
-        f"Mean {label(evidence.metric)} over seeds. {found.text[:1].upper()}{found.text[1:]}.{left_out}",
+        f"Mean {evidence.label(evidence.metric)} over seeds. {found.text[:1].upper()}{found.text[1:]}.{left_out}",
         _diagram(found) if found.reason is None else None,
         table,
-        {str(column): ".4f" for column in scores},
+        {str(column): info_of(evidence.metric).format for column in scores},
     )
 
 

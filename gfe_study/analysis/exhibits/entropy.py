@@ -14,7 +14,7 @@ from gfe_study.analysis import paper
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
 from gfe_study.analysis.exhibits.curves import mean_curves, show_means
-from gfe_study.analysis.style import INK, draw_mean, drawing, figure, label, legend, log_axis, styles
+from gfe_study.analysis.style import INK, draw_mean, drawing, figure, legend, log_axis, styles
 from gfe_study.analysis.tidy import PARAMS
 from gfe_study.metrics import (
     ENTROPY_GAP,
@@ -24,6 +24,8 @@ from gfe_study.metrics import (
     NORMAL_ENTROPY,
     TEST_LOSS,
     classifier_distance,
+    label_of,
+    unit_of,
 )
 
 DIMENSIONS = f"{PARAMS}model.latent_dim"
@@ -176,8 +178,8 @@ def _curves(evidence: Evidence) -> Exhibit:
             axes.axhline(value, color=INK, linestyle=":", linewidth=0.8, label=text)
         show_means(axes)
         log_axis(axes, list(means[IMAGES_SEEN]), most=5)
-        axes.set_xlabel(label(IMAGES_SEEN))
-        axes.set_ylabel(label(LATENT_ENTROPY))
+        axes.set_xlabel(label_of(IMAGES_SEEN))
+        axes.set_ylabel(label_of(LATENT_ENTROPY))
         legend(fig)
     shade = f", shaded: {level_text(evidence.confidence)} Student intervals" if counts != {1} else ""
     return Exhibit(
@@ -243,7 +245,8 @@ def _costs(evidence: Evidence) -> Exhibit:
     return Exhibit(
         "generation",
         "What filling the normal costs, and what it gives",
-        f"Test loss in nats per pixel, at the end of training; mean {SD} s.d. over seeds.{ratio}{gap}{distance}",
+        f"Test loss in {unit_of(TEST_LOSS, evidence.values)}, at the end of training; mean {SD} s.d. over seeds."
+        f"{ratio}{gap}{distance}",
         table=table,
         formats=formats,
     )

@@ -9,11 +9,11 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.analysis import paper
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
+from gfe_study.analysis.evidence import Evidence, floors_of
+from gfe_study.analysis.exhibits.base import Exhibit, capitalised, level_text, seeds_text
 from gfe_study.analysis.stats import mean_interval
 from gfe_study.analysis.tidy import PARAMS, RUN_ID
-from gfe_study.metrics import IMAGES_SEEN, MIXED_TEST_LOSS, TEST_LOSS
+from gfe_study.metrics import IMAGES_SEEN, MIXED_TEST_LOSS, TEST_LOSS, unit_of
 
 OURS, HALF, THEIRS, DIFFERENCE = "ours", "±", "paper", "ours − paper"
 FORMATS = {"images seen": ",.0f", OURS: ".4f", HALF: ".4f", THEIRS: ".4f", DIFFERENCE: "+.4f"}
@@ -128,9 +128,10 @@ def _caption(evidence: Evidence, table: pd.DataFrame, points: pd.DataFrame) -> s
         if images
         else "the"
     )
-    known_floors = points.dropna(subset=[names.ENTROPY_FLOOR]).groupby(names.DATASET)[names.ENTROPY_FLOOR].first()
-    floors = ", ".join(f"{floor:.4f} on {name}" for name, floor in known_floors.items()) or "not known"
+    floors = ", ".join(f"{floor:.4f} on {name}" for name, floor in floors_of(points).items())
+    lowest = f" (entropy floor {floors})" if floors else ""
+    unit = capitalised(unit_of(TEST_LOSS, evidence.values))
     return (
-        f"Nats per pixel, {seeds_text(set(table['seeds']))}; the paper gives one number each, and no number of seeds. "
-        f"Ours on {tested} test images (entropy floor {floors}); the paper's on all 10,000.{half}"
+        f"{unit}, {seeds_text(set(table['seeds']))}; the paper gives one number each, and no number of seeds. "
+        f"Ours on {tested} test images{lowest}; the paper's on all 10,000.{half}"
     )

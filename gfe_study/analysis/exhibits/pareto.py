@@ -8,10 +8,10 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit
+from gfe_study.analysis.exhibits.base import Exhibit, capitalised
 from gfe_study.analysis.stats import pareto as front_of
-from gfe_study.analysis.style import INK, drawing, figure, label, legend, plain_log, styles
-from gfe_study.metrics import ENCODE_SECONDS, ENTROPY_GAP, TRAIN_SECONDS
+from gfe_study.analysis.style import INK, drawing, figure, legend, plain_log, styles
+from gfe_study.metrics import ENCODE_SECONDS, ENTROPY_GAP, TRAIN_SECONDS, info_of, noun_of, sign_of
 
 LEAST_SPREAD = 1.2
 """Largest over smallest time below which, as of trials that were all given so many seconds, there is no trade."""
@@ -30,10 +30,11 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
     table = valued.dropna(subset=[axis])
     if len(table) < 2 or (axis in TIMES and table[axis].max() < LEAST_SPREAD * table[axis].min()):
         return
-    sign = -1 if evidence.study is not None and evidence.study.metric.mode == "max" else 1
-    on_front = front_of([(float(x), sign * float(y)) for x, y in zip(table[axis], table["value"], strict=True)])
-    table = table.assign(on_front=[place in set(on_front) for place in range(len(table))])
     metric = evidence.chosen_by
+    signs = sign_of(axis), sign_of(metric)
+    places = zip(table[axis], table["value"], strict=True)
+    on_front = front_of([(signs[0] * float(x), signs[1] * float(y)) for x, y in places])
+    table = table.assign(on_front=[place in set(on_front) for place in range(len(table))])
     look = styles(evidence.trials, evidence.arms)
     with drawing():
         fig = figure()
@@ -45,18 +46,18 @@ def pareto(evidence: Evidence) -> Iterator[Exhibit]:
         axes.step(front[axis], front["value"], where="post", color=INK, linewidth=0.8, label="Pareto front", zorder=0)
         if table[axis].min() > 0 and table[axis].max() > 5 * table[axis].min():
             plain_log(axes, "x")
-        axes.set_xlabel(label(axis))
-        axes.set_ylabel(label(metric))
+        axes.set_xlabel(evidence.label(axis))
+        axes.set_ylabel(evidence.label(metric))
         legend(fig)
     yield Exhibit(
         "pareto",
-        "Loss against time" if axis in TIMES else f"Loss against the {label(axis).partition(' (')[0]}",
+        f"{capitalised(noun_of(metric))} against {'time' if axis in TIMES else f'the {noun_of(axis)}'}",
         f"Every complete configuration, mean over its seeds; {len(front)} of {len(table)} are on the front: no other "
         "is better in both. "
         f"{_about(axis, len(valued) - len(table))}",
         fig,
         table=_shown(front, axis, metric),
-        formats={axis: ".3g", metric: ".4f"},
+        formats={axis: ".3g", metric: info_of(metric).format},
         data=table,
     )
 

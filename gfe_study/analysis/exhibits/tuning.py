@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit
+from gfe_study.analysis.exhibits.base import Exhibit, capitalised
 from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances, place_of
 from gfe_study.analysis.judgement import of_stage
 from gfe_study.analysis.style import (
@@ -23,7 +23,6 @@ from gfe_study.analysis.style import (
     clipped,
     drawing,
     figure,
-    label,
     legend,
     log_axis,
     styles,
@@ -31,7 +30,7 @@ from gfe_study.analysis.style import (
 from gfe_study.analysis.tidy import STOPPED
 from gfe_study.analysis.tuning import expected_best_over
 from gfe_study.config import Range, Study
-from gfe_study.metrics import DIVERGED, TRAIN_SECONDS, Mode
+from gfe_study.metrics import DIVERGED, TRAIN_SECONDS, Mode, noun_of, text_of
 
 PANELS, WIDE_PANELS = 4, 2
 """In a row: of slices, and of importances."""
@@ -59,7 +58,7 @@ def tuning(evidence: Evidence) -> Iterator[Exhibit]:
 
 def _isolation(evidence: Evidence, study: Study, table: pd.DataFrame) -> Exhibit:
     look = styles(evidence.trials, evidence.arms)
-    sign = 1 if study.metric.mode == "min" else -1
+    sign = study.metric.sign
     with drawing():
         width = COLUMN if max(map(len, evidence.arms)) <= LONG_NAME else PAGE
         fig = figure(width, HEIGHT_OF_REST + HEIGHT_OF_ROW * len(evidence.arms))
@@ -73,11 +72,13 @@ def _isolation(evidence: Evidence, study: Study, table: pd.DataFrame) -> Exhibit
             best = sign * float((sign * own["value"]).min())
             axes.plot([best], [place], look[arm].marker, color=look[arm].colour, markersize=6)
             at = (1.01, place)
-            axes.annotate(f"{best:.4f}", at, xycoords=("axes fraction", "data"), va="center", fontsize=7)
+            axes.annotate(
+                text_of(study.metric.name, best), at, xycoords=("axes fraction", "data"), va="center", fontsize=7
+            )
         axes.set_yticks(range(len(evidence.arms)), [clipped(arm) for arm in evidence.arms])
         axes.set_ylim(len(evidence.arms) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(label(study.metric.name))
+        axes.set_xlabel(evidence.label(study.metric.name))
     tried = table.groupby(names.ARM)["value"].count()
     counts = " to ".join(str(count) for count in dict.fromkeys((tried.min(), tried.max())))
     return Exhibit(
@@ -119,12 +120,12 @@ def _slices(evidence: Evidence, study: Study, table: pd.DataFrame) -> Iterator[E
         else:
             grid[0].set_ylim(bottom=float(values.quantile(0.1)) - room)
         for line in range(rows):
-            grid[line * min(PANELS, len(keys))].set_ylabel(label(study.metric.name), fontsize=7)
+            grid[line * min(PANELS, len(keys))].set_ylabel(evidence.label(study.metric.name), fontsize=7)
         if len(evidence.arms) > 1:
             legend(fig)
     yield Exhibit(
         "slices",
-        "Loss over each searched value",
+        f"{capitalised(noun_of(study.metric.name))} over each searched value",
         "Every configuration once in each panel; the worst tenth may lie outside. Each panel spans the "
         "searched range: a best value at its edge calls for a wider range.",
         fig,
@@ -233,7 +234,7 @@ def _expected(evidence: Evidence, study: Study) -> Iterator[Exhibit]:
                 axes.fill_between(own[along], own["low"], own["high"], color=look[arm].colour, alpha=0.18, linewidth=0)
         left.set_xlabel("tuning trials")
         right.set_xlabel("training time of the tuning trials (s)")
-        left.set_ylabel(f"expected best\n{label(study.metric.name)}", fontsize=7)
+        left.set_ylabel(f"expected best\n{evidence.label(study.metric.name)}", fontsize=7)
         if len(evidence.arms) > 1:
             legend(fig)
     yield Exhibit(

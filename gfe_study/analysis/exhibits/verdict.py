@@ -11,17 +11,12 @@ from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
 from gfe_study.analysis.stats import smallest_p
-from gfe_study.analysis.style import GREY, INK, PAGE, PALETTE, clipped, drawing, figure, label
+from gfe_study.analysis.style import GREY, INK, PAGE, PALETTE, clipped, drawing, figure
 from gfe_study.analysis.verdict import Row, Verdict
+from gfe_study.metrics import info_of
 
 FORMATS = {
     "images seen": ",.0f",
-    "mean": ".4f",
-    "low": ".4f",
-    "high": ".4f",
-    "difference": "+.4f",
-    "diff. low": "+.4f",
-    "diff. high": "+.4f",
     "p": ".2g",
     "p, Holm": ".2g",
     "p, permutation": ".2g",
@@ -31,6 +26,8 @@ FORMATS = {
     "× seconds": ".2f",
     "× evaluations": ".2f",
 }
+VALUES, DIFFERENCES = ("mean", "low", "high"), ("difference", "diff. low", "diff. high")
+"""Columns in the metric's own format, the second with a sign."""
 HEIGHT_OF_ROW, HEIGHT_OF_REST = 0.2, 0.75
 MOST_LETTERS_OF_PAIR, MOST_LETTERS_OF_VERDICT = 52, 60
 
@@ -44,17 +41,24 @@ def verdict(evidence: Evidence) -> Iterator[Exhibit]:
     yield Exhibit(
         "verdict",
         "Verdict",
-        f"Arms by their chosen configurations, {label(found.metric)}, {seeds_text(counts)}. Differences are of runs "
-        f"paired by seed, with {level_text(found.confidence)} Student intervals, p of the paired t-test, Holm's over "
-        "the study's comparisons, which decides, and p of the sign-flip permutation test beside the smallest that so "
-        "many seeds can reach; the effect size is Hedges's, of paired differences. Seconds are those of training, mean "
-        "per trial. × are ratios to the reference, of seconds only where all trials ran under the same conditions.",
+        f"Arms by their chosen configurations, {evidence.label(found.metric)}, {found.better} is better, "
+        f"{seeds_text(counts)}. Differences are of runs paired by seed, with {level_text(found.confidence)} Student "
+        "intervals, p of the paired t-test, Holm's over the study's comparisons, which decides, and p of the sign-flip "
+        "permutation test beside the smallest that so many seeds can reach; the effect size is Hedges's, of paired "
+        "differences. Seconds are those of training, mean per trial. × are ratios to the reference, of seconds only "
+        "where all trials ran under the same conditions.",
         table=verdict_table(found),
-        formats=FORMATS,
+        formats=formats_of(found.metric),
     )
     compared = [row for row in found.rows if row.paired is not None and row.paired.low is not None]
     if compared:
-        yield _differences(found, compared)
+        yield _differences(found, compared, evidence.label(found.metric))
+
+
+def formats_of(metric: str) -> dict[str, str]:
+    """Return the formats of the table's columns, for a comparison by this metric."""
+    own = info_of(metric).format
+    return {**FORMATS, **dict.fromkeys(VALUES, own), **dict.fromkeys(DIFFERENCES, f"+{own}")}
 
 
 def verdict_table(found: Verdict) -> pd.DataFrame:
@@ -86,12 +90,12 @@ def verdict_table(found: Verdict) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows)
-    numbers = [column for column in table if column in FORMATS]
+    numbers = [column for column in table if column in (*FORMATS, *VALUES, *DIFFERENCES)]
     table[numbers] = table[numbers].astype("float64")
     return table.dropna(axis="columns", how="all")
 
 
-def _differences(found: Verdict, compared: list[Row]) -> Exhibit:
+def _differences(found: Verdict, compared: list[Row], label: str) -> Exhibit:
     colours = {"better": PALETTE[0], "worse": PALETTE[1], "equivalent": PALETTE[4], "undecided": GREY}
     with drawing():
         fig = figure(PAGE, HEIGHT_OF_REST + HEIGHT_OF_ROW * len(compared))
@@ -121,16 +125,18 @@ def _differences(found: Verdict, compared: list[Row]) -> Exhibit:
         )
         axes.set_ylim(len(compared) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(f"difference of {label(found.metric)}")
+        axes.set_xlabel(f"difference of {label}")
     band = (
         f" Shaded: the margin of ±{found.margin:g} within which a difference is of no interest." if found.margin else ""
     )
     counts = {row.paired.count for row in compared if row.paired is not None}
+    left = "better" if found.better == "lower" else "worse"
     return Exhibit(
         "differences",
         "Differences from the reference, seed by seed",
         f"Mean difference of each arm from its reference and its {level_text(found.confidence)} Student interval, "
-        f"{seeds_text(counts)}; left of 0 the arm's mean is lower. Grey intervals are undecided.{band}",
+        f"{seeds_text(counts)}; left of 0 the arm's mean is lower, which is {left}. Grey intervals are undecided."
+        f"{band}",
         fig,
         data=_numbers(compared),
     )
