@@ -82,10 +82,6 @@ Quota = Annotated[float | None, typer.Option("--quota-gb", help="Stop when the s
 NoReuse = Annotated[bool, typer.Option("--no-reuse", help="Run finished trials again; reuse no other study's trials.")]
 
 
-MAX_LABEL_BYTES = 100
-"""Longest study name: file systems limit file names to 255 bytes, and the name becomes part of longer ones."""
-
-
 def main() -> None:
     """Entry point: exit codes 0 done, 1 some trials failed, 2 bad input, 130 interrupted and resumable."""
     if sys.stdout is not None and sys.stderr is not None:  # otherwise they are closed
@@ -111,13 +107,9 @@ def _load(space: str, dataset: str | None, sets: list[str] | None, trials: int |
 
 
 def _label(study: str | None, space: str) -> str:
-    label = study or Path(space).stem
-    forbidden = any(character in "/\\:" or not character.isprintable() for character in label)
-    if not label or label in (".", "..") or forbidden or len(label.encode()) > MAX_LABEL_BYTES:
-        shown = label if len(label) <= MAX_LABEL_BYTES else f"{label[:20]}…"
-        allowed = f"a name of at most {MAX_LABEL_BYTES} bytes, without / \\ : or control characters"
-        raise InputError(f"--study: given {shown!r}; allowed: {allowed}")
-    return label
+    from gfe_study.study.storage import checked_label
+
+    return checked_label(study or Path(space).stem, "--study")
 
 
 @app.callback()
@@ -246,12 +238,7 @@ def _journal(label: str, storage: str) -> Any:
     from gfe_study.study.journal import Journal
     from gfe_study.study.storage import Storage
 
-    journal = Journal.read(Storage(storage).folder(label))
-    if journal.study is None:
-        there = Storage(storage).studies()
-        allowed = f"available: {', '.join(there)}" if there else "it holds no study yet; start one with gfe-study sweep"
-        raise InputError(f"unknown study {label!r} in {storage}; {allowed}")
-    return journal
+    return Journal.of_study(Storage(storage), label)
 
 
 def _say_settled(label: str, storage: str, command: list[Any], json_: bool) -> bool:
@@ -274,7 +261,7 @@ def _say_settled(label: str, storage: str, command: list[Any], json_: bool) -> b
 def _run(study: Study, label: str, options: Any, json_: bool, command: list[Any]) -> None:
     from gfe_study.blocks import print_blocks
     from gfe_study.console import StudyView, closing, opening
-    from gfe_study.results import summary
+    from gfe_study.statements import summary
     from gfe_study.study.settled import start_key
     from gfe_study.study.sweep import Outcome, run_sweep
 

@@ -12,25 +12,22 @@ from rich.text import Text
 from gfe_study import names
 from gfe_study.advice import command, mlflow_ui
 from gfe_study.analysis.diagnostics import notes
-from gfe_study.analysis.verdict import Verdict
+from gfe_study.analysis.verdict_table import verdict_table
 from gfe_study.blocks import Block, decoder, hanging, link, print_blocks, sentence, steps, table
 from gfe_study.config import Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits
-from gfe_study.layout import Column, Listing, number, say, wrapped
+from gfe_study.layout import Column, Listing, NotebookLine, drawn_bar, number, say, wrapped
 from gfe_study.metrics import (
     MIXED_TEST_LOSS,
-    PIXELS,
     TEST_LOSS,
     VAL_LOSS,
-    Values,
     counterpart_on_test,
     text_of,
-    unit_and_direction,
     unit_of,
     units_text,
 )
-from gfe_study.results import front, ranked, signs, verdict
+from gfe_study.statements import front, ranked, signs, verdict
 from gfe_study.study.engine import Snapshot, describe
 from gfe_study.study.forecast import Forecast
 from gfe_study.study.journal import STOPPED
@@ -41,7 +38,6 @@ from gfe_study.tracking.uri import UI
 
 LINE_INTERVAL_S = 10.0
 NUM_BEST_SHOWN = 5
-BAR_WIDTH = 12
 MIN_WIDTH_OF_BAR = 95
 
 
@@ -55,7 +51,7 @@ def duration(seconds: float | None) -> str:
 
 
 class StudyView:
-    """Shows the progress of a study: a live line on a terminal, a new line every ten seconds elsewhere."""
+    """Shows the progress of a study: a live line in terminals and notebooks, a line every ten seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -66,6 +62,7 @@ class StudyView:
             refresh_per_second=2,
             transient=True,
         )
+        self._cell = NotebookLine() if console.is_jupyter else None
         self._metric: str = VAL_LOSS
         self._printed_at = 0.0
         self._printed = (-1, -1)
@@ -90,6 +87,9 @@ class StudyView:
 
     def progress(self, snapshot: Snapshot) -> None:
         self._snapshot = (time.monotonic(), snapshot)
+        if self._cell is not None:
+            self._cell.show(self._line())
+            return
         counts = (snapshot.finished, snapshot.failed)
         quiet = time.monotonic() - self._printed_at < LINE_INTERVAL_S
         if not self.console.is_terminal and (counts != self._printed or not quiet):
@@ -103,8 +103,7 @@ class StudyView:
         at, seen = self._snapshot
         since = time.monotonic() - at
         left = max(0.0, seen.remaining_seconds - since) if seen.remaining_seconds is not None else None
-        filled = BAR_WIDTH * seen.finished // seen.total
-        bar = f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} " if self.console.width >= MIN_WIDTH_OF_BAR else ""
+        bar = f"{drawn_bar(seen.finished, seen.total)} " if self.console.width >= MIN_WIDTH_OF_BAR else ""
         parts = [f"{bar}{seen.finished}/{seen.total} done", f"{seen.running} running"]
         parts += [f"{seen.failed} failed"] if seen.failed else []
         parts += [f"best {self._metric} {number(seen.best)}"] if seen.best is not None else []
@@ -257,57 +256,6 @@ def best_blocks(plan: Plan) -> list[Block]:
     return [*blocks, decoder(file)] if file.exists() else blocks
 
 
-def verdict_table(verdict: Verdict, values: Values = PIXELS) -> Listing:
-    """Compare arms with their references: means, paired differences with intervals, costs, and the verdict.
-
-    Args:
-        verdict: the comparison.
-        values: what the values of the data are called.
-    """
-    percent = f"{100 * verdict.confidence:g} %"
-    title = (
-        f"Verdict: {verdict.metric} ({unit_and_direction(verdict.metric, values)}); differences from the reference, "
-        f"paired by seed, with {percent} intervals (Student's t)"
-    )
-    columns = [
-        Column("arm", left=True),
-        Column("seeds"),
-        Column("mean"),
-        Column(f"difference [{percent}]"),
-        Column("verdict", left=True, detail=True, prefix=""),
-        Column("p", detail=True),
-        Column("p Holm", detail=True, prefix="Holm p"),
-        Column("seconds", detail=True),
-        Column("seconds ×", detail=True),
-        Column("nfe ×", detail=True),
-    ]
-    table = Listing(title, columns)
-    for row in verdict.rows:
-        found = row.paired
-        difference = ""
-        if found is not None:
-            low, middle, high = (
-                text_of(verdict.metric, math.nan if end is None else end, sign=True)
-                for end in (found.low, found.difference, found.high)
-            )
-            difference = f"{middle} [{low}, {high}]" if found.low is not None else middle
-        table.rows.append(
-            (
-                row.arm,
-                str(len(row.seeds)),
-                text_of(verdict.metric, row.value.mean),
-                difference,
-                row.text,
-                f"{found.p_value:.2g}" if found is not None and found.p_value is not None else "",
-                f"{row.p_holm:.2g}" if row.p_holm is not None else "",
-                number(row.seconds, 3) if math.isfinite(row.seconds) else "",
-                f"{row.seconds_ratio:.2f}" if row.seconds_ratio is not None else "",
-                f"{row.nfe_ratio:.2f}" if row.nfe_ratio is not None else "",
-            )
-        )
-    return table
-
-
 def front_table(plan: Plan) -> Listing | None:
     """Return the Pareto front of a search with two objectives; None for other studies."""
     against = plan.study.metric.against
@@ -330,8 +278,7 @@ def closing(outcome: Outcome, label: str, storage: str) -> list[Block]:
     plan, blocks = outcome.plan, []
     if plan.finished():
         judged, pareto_front = verdict(plan), front_table(plan)
-        values = plan.study.values
-        blocks.append(table(verdict_table(judged, values) if judged is not None else best_table(plan)))
+        blocks.append(table(verdict_table(judged) if judged is not None else best_table(plan)))
         blocks += [sentence(f"warning: {text}") for text in (judged.warnings if judged is not None else ())]
         blocks += [table(pareto_front)] if pareto_front is not None else []
         blocks += best_blocks(plan)

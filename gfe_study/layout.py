@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from rich.cells import cell_len
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 GAP = "  "
+BAR_WIDTH = 12
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -66,6 +68,20 @@ class Listing:
                 body += self._items([self.columns[at].labelled(row[at]) for at in used[1:] if row[at]], width)
         return title + body
 
+    def html(self) -> str:
+        """Return the table in HTML; columns without values are omitted."""
+        used = [place for place in range(len(self.columns)) if any(row[place] for row in self.rows)]
+        align = ["left" if self.columns[place].left else "right" for place in used]
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            styled = zip(align, cells, strict=True)
+            return "".join(f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in styled)
+
+        head = line([self.columns[place].header for place in used], "th")
+        rows = "".join(f"<tr>{line([row[place] for place in used], 'td')}</tr>" for row in self.rows)
+        caption = f"<caption>{escape(self.title)}</caption>" if self.title else ""
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
     def _grid(self, places: Sequence[int], width: int) -> list[Text] | None:
         """Return the heading and the rows, one line each; None if they are wider than `width`."""
         table = [[self.columns[place].header for place in places], *([row[at] for at in places] for row in self.rows)]
@@ -101,6 +117,28 @@ def number(value: Any, digits: int = 4) -> str:
         return str(value)
     text = f"{value:.{digits}g}"
     return f"{float(text):.0f}" if "e" in text and 1 <= abs(value) < 1e7 else text
+
+
+def drawn_bar(count: int, total: int) -> str:
+    """Draw a progress bar in characters."""
+    filled = min(BAR_WIDTH, BAR_WIDTH * count // total)
+    return f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)}"
+
+
+class NotebookLine:
+    """A line of a notebook cell's output that is replaced whenever it changes."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, text: str) -> None:
+        from IPython.display import HTML, display
+
+        content = HTML(f"<pre>{escape(text)}</pre>")
+        if self._handle is None:
+            self._handle = display(content, display_id=True)
+        else:
+            self._handle.update(content)
 
 
 def show(console: Console, listing: Listing) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from gfe_study.analysis.diagnostics import Diagnostic, notes
 from gfe_study.analysis.stats import Interval, mean_interval, paired
 from gfe_study.analysis.verdict import Row, Verdict
-from gfe_study.console import verdict_table
+from gfe_study.analysis.verdict_table import verdict_table
 from gfe_study.layout import show
 
 ARMS = ["amd", "euler", "rk4", "rk4, second order", "amd_nesterov", "amd_spectral", "gauss_newton", "lbfgs"]

@@ -35,8 +35,8 @@ from gfe_study.analysis.load import Store
 from gfe_study.analysis.report import write_exhibit, write_report
 from gfe_study.analysis.style import COLOURS, GREY, PALETTE, styles
 from gfe_study.analysis.tidy import RUN_ID
+from gfe_study.analysis.verdict_table import verdict_table as verdict_listing
 from gfe_study.config import Range, space_files
-from gfe_study.console import verdict_table as verdict_listing
 from gfe_study.metrics import IMAGES_SEEN, TRAIN_LOSS, UNIQUE_IMAGES
 from gfe_study.tracking.runs import Change
 

@@ -17,7 +17,7 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.load import Store
 from gfe_study.config import InputError, Study
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
-from gfe_study.results import summary, verdict
+from gfe_study.statements import summary, verdict
 from gfe_study.study import sweep as sweeping
 from gfe_study.study.forecast import forecast
 from gfe_study.study.journal import Journal

@@ -24,8 +24,9 @@ from gfe_study.analysis.exhibits import curves as curves_of
 from gfe_study.analysis.exhibits.curves import _cut_worst
 from gfe_study.analysis.report import trials_table, write_report
 from gfe_study.analysis.verdict import judge
+from gfe_study.analysis.verdict_table import verdict_table
 from gfe_study.config import InputError, Study
-from gfe_study.console import best_table, front_table, verdict_table
+from gfe_study.console import best_table, front_table
 from gfe_study.measures.base import Measure
 from gfe_study.metrics import (
     ENTROPY_GAP,
@@ -52,7 +53,7 @@ from gfe_study.metrics import (
     unit_of,
     units_text,
 )
-from gfe_study.results import front, ranked
+from gfe_study.statements import front, ranked
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Plan
 from gfe_study.tracking import views
@@ -398,7 +399,7 @@ def test_formats_of_a_verdict_are_the_metrics(tmp_path: Path) -> None:
     of = regression(tmp_path, f"{ARMS}compare: {{metric: test_rmse}}\n")
     formats = shown(verdict, of)["verdict"].formats
     assert (formats["mean"], formats["diff. low"]) == (".5g", "+.5g")
-    listing = verdict_table(of.verdict, of.values)  # type: ignore[arg-type]
+    listing = verdict_table(of.verdict)  # type: ignore[arg-type]
     assert "test_rmse (m, lower is better)" in listing.title
 
 

@@ -20,15 +20,16 @@ from mlflow import MlflowClient
 from stores import fresh, server
 from sweeps import children, gfe_study
 
-from gfe_study import names
+from gfe_study import names, results
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.verdict import verdict_table
 from gfe_study.analysis.load import Store
 from gfe_study.config import InputError, Study
 from gfe_study.data.base import Splits
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
-from gfe_study.results import signs, summary, verdict
+from gfe_study.statements import signs, summary, verdict
 from gfe_study.study.engine import Engine, Observer
+from gfe_study.study.frames import trials_frame
 from gfe_study.study.options import Options
 from gfe_study.study.status import state_of
 from gfe_study.study.sweep import Outcome, run_sweep
@@ -101,6 +102,9 @@ def check(outcome: Outcome, label: str = "edited") -> None:
     told, reported = (json.dumps(each.as_dict()) if each else "" for each in (here, there))
     assert told == reported
     assert json.dumps(summary(outcome)["verdict"]) == (told or "null")
+    in_python = results(label, plan.journal.folder.parent)
+    assert (json.dumps(in_python.verdict.as_dict()) if in_python.verdict else "") == told
+    assert in_python.trials.equals(trials_frame(plan.study, plan.journal))
     if here is not None and there is not None:
         assert verdict_table(here).equals(verdict_table(there))
     if plan.stage_over(0):
@@ -109,6 +113,9 @@ def check(outcome: Outcome, label: str = "edited") -> None:
     assert evidence.num_former == len(plan.orphaned) == state["former"]
     assert plan.journal.membership == plan.membership()
     assert (state["best"] or {}).get("fingerprint") == (best[0].fingerprint if best else None)
+    if best is not None:
+        found = in_python.best
+        assert (found.fingerprint, found.seed, found.trial) == (best[0].fingerprint, best[0].seed, best[0].trial)
     check_tags(outcome, label)
 
 

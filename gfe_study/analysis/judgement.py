@@ -57,6 +57,7 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
         budgets=budgets,
         as_declared=study.compare.budgets == "as_declared",
         alone={arm.name: arm.alone for arm in study.arms if arm.alone},
+        values=study.values,
     )
     tried = tuned(study, trials)
     if stage and len(set(tried.values())) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,8 +21,21 @@ from gfe_study.analysis.stats import (
     paired,
     seeds_to_decide,
 )
-from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TRAIN_SECONDS, Better, info_of
+from gfe_study.analysis.verdict_table import verdict_table
+from gfe_study.metrics import (
+    IMAGES_SEEN,
+    NFE_BACKWARD,
+    NFE_FORWARD,
+    PIXELS,
+    TRAIN_SECONDS,
+    Better,
+    Values,
+    info_of,
+    unit_of,
+)
 
+WIDTH = 120
+"""Of a verdict that is printed."""
 ARM, NUMBER, FINGERPRINT = "arm", "number", "fingerprint"
 
 Word = Literal["better", "worse", "equivalent", "undecided"]
@@ -89,18 +103,31 @@ class Verdict:
 
     Attributes:
         better: whether lower or higher values of the metric are better.
+        values: what the values of the data are called, for the unit.
         warnings: what was cut or skipped to make the arms comparable, and what limits the comparison.
     """
 
     metric: str
     margin: float | None
     confidence: float
-    better: Better = "lower"
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    better: Better = "lower"
+    values: Values = PIXELS
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "rows": [row.as_dict() for row in self.rows]}
+        unit = unit_of(self.metric, self.values)
+        about = {"metric": self.metric, "unit": unit, "better": self.better, "margin": self.margin}
+        rows = [row.as_dict() for row in self.rows]
+        return {**about, "confidence": self.confidence, "rows": rows, "warnings": self.warnings}
+
+    def __str__(self) -> str:
+        lines = [line.plain for line in verdict_table(self).lines(WIDTH)]
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        warnings = "".join(f"<p>warning: {escape(text)}</p>" for text in self.warnings)
+        return f"{verdict_table(self).html()}{warnings}"
 
 
 def judge(
@@ -117,6 +144,7 @@ def judge(
     budgets: Mapping[str, float] | None = None,
     as_declared: bool = False,
     alone: Mapping[str, str] | None = None,
+    values: Values = PIXELS,
 ) -> Verdict:
     """Compare every arm with its reference.
 
@@ -148,8 +176,9 @@ def judge(
         budgets: arm -> budget in that unit; taken from the trials if not given.
         as_declared: compare arms of unequal budgets each at its own end, and add a warning.
         alone: arm -> why it has no comparison.
+        values: what the values of the data are called.
     """
-    verdict = Verdict(metric, margin, confidence, info_of(metric).better or "lower")
+    verdict = Verdict(metric, margin, confidence, better=info_of(metric).better or "lower", values=values)
     there = trials[trials[ARM].isin(references)] if len(trials) else trials
     if not len(there) or metric not in there.columns:
         verdict.warnings.append(f"no finished trial reports {metric}; nothing can be compared")

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from gfe_study.config.base import ImpossiblePair, InputError, Section, explained, suggestion
 from gfe_study.config.design import Arm, Hole, Scientific
-from gfe_study.config.files import read_yaml
+from gfe_study.config.files import find_space, read_yaml
 from gfe_study.config.options import (
     MOST_SEEDS,
     MOST_TRIALS,
@@ -169,17 +169,18 @@ class Study(Section):
             raise ValueError(f"{twice[0]} is given both under {where} and under nuisance")
 
     @classmethod
-    def load(cls, path: Path, changes: Mapping[str, Any] | None = None, **options: Any) -> Self:
+    def load(cls, path: Path | str, changes: Mapping[str, Any] | None = None, **options: Any) -> Self:
         """Load a study from a YAML file.
 
         Args:
-            path: the file.
+            path: the file; as text, also the name of a shipped space, like `amd`.
             changes: nested values that override `fixed`; a changed key is no longer searched.
             options: values of other keys, such as `trials`; None keeps the file's.
 
         Raises:
             InputError: the file or a change is invalid.
         """
+        path = find_space(path) if isinstance(path, str) else path
         study = cls.build(read_yaml(path), str(path), changes, **options)
         study._source_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         return study

@@ -48,7 +48,7 @@ from gfe_study.study.events import (
     State,
     read_record,
 )
-from gfe_study.study.storage import JOURNAL_FILE, Mirror, StorageError
+from gfe_study.study.storage import JOURNAL_FILE, Mirror, Storage, StorageError
 
 __all__ = [
     "FAILED",
@@ -137,6 +137,18 @@ class Journal:
         """
         mirror = folder if isinstance(folder, Mirror) else Mirror(folder)
         return cls._parsed(mirror, _content(mirror))
+
+    @classmethod
+    def of_study(cls, storage: Storage, label: str) -> Self:
+        """Return the journal of a study that has begun, to look at. Raises `InputError` if there is no such study."""
+        journal = cls.read(storage.folder(label))
+        if journal.study is None:
+            there = storage.studies()
+            allowed = (
+                f"available: {', '.join(there)}" if there else "it holds no study yet; start one with gfe-study sweep"
+            )
+            raise InputError(f"unknown study {label!r} in {storage.address}; {allowed}")
+        return journal
 
     @classmethod
     def _parsed(cls, mirror: Mirror, content: bytes) -> Self:

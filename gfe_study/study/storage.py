@@ -23,6 +23,8 @@ BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 """Protocols of object stores: they have no folders, and a study does not create their buckets."""
 UPLOAD_RETRY_S = 3.0
 SET_APART = f".{names.CHECKPOINT}.uploading"
+MAX_LABEL_BYTES = 100
+"""Longest study name: file systems limit file names to 255 bytes, and the name becomes part of longer ones."""
 UPLOAD_ORDER = (names.BEST_CHECKPOINT, names.SNAPSHOTS, names.RECONSTRUCTION, names.CHECKPOINT)
 """The checkpoint comes last, so that whoever continues from it finds the best decoder of all points before it."""
 
@@ -72,6 +74,16 @@ class Storage:
             self.folder().check()
             return self.folder().folders_with(JOURNAL_FILE)
         return sorted(path.parent.name for path in Path(self.address).glob(f"*/{JOURNAL_FILE}"))
+
+
+def checked_label(label: str, where: str) -> str:
+    """Return a study's name. Raises `InputError`, which begins with `where`, if it cannot be a folder's name."""
+    forbidden = any(character in "/\\:" or not character.isprintable() for character in label)
+    if not label or label in (".", "..") or forbidden or len(label.encode()) > MAX_LABEL_BYTES:
+        shown = label if len(label) <= MAX_LABEL_BYTES else f"{label[:20]}…"
+        allowed = f"a name of at most {MAX_LABEL_BYTES} bytes, without / \\ : or control characters"
+        raise InputError(f"{where}: given {shown!r}; allowed: {allowed}")
+    return label
 
 
 def _copy_of(address: str) -> Path:

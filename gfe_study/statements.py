@@ -1,4 +1,4 @@
-"""Results of a study as data: the ranking, the verdict, the Pareto front, and signs of a bad sweep."""
+"""Statements about a study as data: the ranking, the verdict, the Pareto front, and signs of a bad sweep."""
 
 from __future__ import annotations
 
