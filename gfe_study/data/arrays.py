@@ -107,6 +107,8 @@ class Arrays(OwnFiles):
             contents = read_contents(path)
             if isinstance(contents, Table):
                 contents = self._rows(contents)
+            elif self.columns is not None:
+                raise DataError(f"data.columns: given {', '.join(self.columns)}, and {path} is no table; allowed: null")
             names = self._names(contents)
             parts = {part: self._part(contents, part, name) for part, name in names.items()}
             _check_alike(parts)
@@ -172,7 +174,7 @@ class Arrays(OwnFiles):
         labels = self._beside(contents, "labels", part)
         return Part(
             name,
-            raw.dtype,
+            np.dtype(raw.dtype),
             values,
             known,
             None if sigma is None else kept_sigma(sigma, known, values.shape, name),
@@ -216,6 +218,8 @@ class Arrays(OwnFiles):
         """Of each split the part that it comes from, and its rows."""
         whole: dict[str, tuple[str, slice | Array]] = {part: (part, slice(None)) for part in parts if part}
         if "val" in parts:
+            if self.groups is not None:
+                raise DataError(f"data.groups: given {self.groups!r}, and nothing is left to split; allowed: null")
             return whole
         source = "train" if whole else ""
         count = len(parts[source].values)
