@@ -807,7 +807,7 @@ def test_samples_may_be_flat_or_named(tmp_path: Path) -> None:
     shape = Shape(3, (4, 5), "last")
     values = DRAW.integers(0, 256, (10, 4, 5, 3), dtype=np.uint8)
     flat = np.moveaxis(values, -1, 1).reshape(10, -1)
-    np.savez(tmp_path / "a.npz", test=values, more=flat, more_observed=flat > 9)
+    np.savez(tmp_path / "a.npz", test=values, more=flat, more_observed=flat > 9, observed=values >= 0)
     for name, is_flat in (("test", False), ("more", True)):
         samples = read_samples(Path(f"{tmp_path}/a.npz:{name}"), shape)
         assert samples.flat == is_flat
