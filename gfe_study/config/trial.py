@@ -62,6 +62,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "celeba": "gfe_study.data.celeba:CelebA",
         "idx": "gfe_study.data.idx:IDX",
         "arrays": "gfe_study.data.arrays:Arrays",
+        "terrain": "gfe_study.data.terrain:Terrain",
     },
     "likelihood": {
         "bernoulli": "gfe_study.likelihoods.bernoulli:Bernoulli",
