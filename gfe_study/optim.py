@@ -3,21 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 
 
-class Optimiser(Section, ABC):
+class Optimiser(Component, ABC):
     """Settings of an optimiser, and of the batches it is fed.
 
     The loss of a batch is the sum over its samples, so a larger batch wants a smaller learning rate.
     """
 
-    name: str
     lr: float = Field(5e-4, gt=0)
     lr_half_images: int | None = Field(None, gt=0)
     """Images seen at which the learning rate is half of `lr`: lr / (1 + images seen / this); None: constant."""
@@ -64,7 +63,6 @@ class Optimiser(Section, ABC):
 class RMSprop(Optimiser):
     """RMSprop with the papers' constants."""
 
-    name: Literal["rmsprop"] = "rmsprop"
     alpha: float = Field(0.9, ge=0, lt=1)
     """Decay of the running mean of squared gradients."""
     eps: float = Field(1e-6, gt=0)
@@ -76,7 +74,6 @@ class RMSprop(Optimiser):
 class Adam(Optimiser):
     """Adam, which the paper's text names beside RMSprop."""
 
-    name: Literal["adam"] = "adam"
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)

@@ -14,7 +14,7 @@ STRIP = 4
 
 def is_image(samples: Array) -> bool:
     """Whether shown samples are images, kept as bytes; else they are values, (N, channels, *sides)."""
-    return samples.dtype == np.uint8
+    return bool(samples.dtype == np.uint8)
 
 
 def is_line(samples: Array) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from gfe_study import registry
 from gfe_study.config import (
-    CHOICES,
     PRESETS,
     InputError,
     Range,
@@ -24,8 +24,11 @@ from gfe_study.config import (
     unflatten,
 )
 from gfe_study.config.files import parse_yaml
-from gfe_study.config.trial import choice_class, merge
+from gfe_study.config.trial import merge
 from gfe_study.data.mnist import FashionMNIST
+from gfe_study.methods.ae import Autoencoder
+from gfe_study.models.mlp import MLP
+from gfe_study.optim import RMSprop
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.fixed_grid import RK4
 
@@ -128,31 +131,38 @@ def test_the_group_is_that_of_all_seeds(base: Trial) -> None:
 
 def test_the_paper_preset_has_the_papers_constants() -> None:
     paper = Trial.build({"preset": "paper"})
-    amd, optim = paper.solver, paper.optim
+    amd, optim, model = paper.solver, paper.optim, paper.model
+    assert isinstance(amd, AMD)
+    assert isinstance(optim, RMSprop)
+    assert isinstance(model, MLP)
     assert (amd.beta, amd.s_initial, amd.s_max, amd.kappa, amd.tau) == (0.75, 1, 10, 1.1, 1e4)
     assert (optim.name, optim.lr, optim.alpha, optim.eps, optim.batch_size) == ("rmsprop", 5e-4, 0.9, 1e-6, 16)
-    assert (paper.model.latent_dim, paper.model.hidden) == (20, (150, 300, 600))
+    assert (model.latent_dim, model.hidden) == (20, (150, 300, 600))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_build_with_every_method_and_dataset(preset: str) -> None:
-    for method in CHOICES["method"]:
-        for data in CHOICES["data"]:
-            path = {"path": "a.npy"} if "path" in choice_class("data", data).model_fields else {}
+    for method in registry.names("method"):
+        for data in registry.names("data"):
+            path = {"path": "a.npy"} if "path" in registry.component("data", data).model_fields else {}
             built = Trial.build({"preset": preset, "method": method, "data": {"name": data, **path}})
             assert (built.preset, built.method.name, built.data.name) == (preset, method, data)
 
 
-@pytest.mark.parametrize(("section", "name"), [(section, name) for section in CHOICES for name in CHOICES[section]])
+@pytest.mark.parametrize(
+    ("section", "name"), [(section, name) for section in registry.BASES for name in registry.names(section)]
+)
 def test_every_choice_is_registered_under_its_name(section: str, name: str) -> None:
-    assert choice_class(section, name).model_fields["name"].default == name
+    found: type = registry.component(section, name)
+    assert registry.name_of(found) == name
 
 
 def test_a_later_layer_wins_and_keeps_the_rest_of_a_section() -> None:
     built = Trial.build(
         {"preset": "paper", "solver": {"beta": 0.5, "kappa": 2}}, {"solver": {"kappa": 1.5}, "method": "ae"}
     )
-    assert (built.solver.beta, built.solver.kappa, built.method.name) == (0.5, 1.5, "ae")
+    assert built.solver == AMD(beta=0.5, kappa=1.5)
+    assert built.method == Autoencoder()
 
 
 @pytest.mark.parametrize("renaming", ["rk4", {"name": "rk4"}])
@@ -164,7 +174,7 @@ def test_a_section_given_another_name_starts_afresh(renaming: Any) -> None:
 def test_a_section_given_its_own_name_again_keeps_its_values() -> None:
     layer = {"preset": "paper", "solver": {"beta": 0.5}}
     assert Trial.build(layer, {"solver": "amd"}) == Trial.build(layer)
-    assert Trial.build(layer, {"solver": "amd"}).solver.beta == 0.5
+    assert Trial.build(layer, {"solver": "amd"}).solver == AMD(beta=0.5)
 
 
 def test_another_dataset_keeps_what_every_dataset_has() -> None:
@@ -412,7 +422,7 @@ def test_a_study_keeps_few_trials(monkeypatch: pytest.MonkeyPatch, validated: li
     study = build()
     validated.clear()
     for slices in (11, 11, 12, 13, 13, 11):
-        assert study.trial({"solver.slices": slices}, 1).solver.slices == slices
+        assert study.trial({"solver.slices": slices}, 1).dump()["solver"]["slices"] == slices
     assert len(validated) == 4
 
 
@@ -588,7 +598,7 @@ def test_a_key_that_is_set_is_no_longer_searched(changes: dict[str, Any], start_
     study = build(changes, nuisance=nuisance, start_from=start_from)
     assert set(study.nuisance) == {"optim.lr"}
     assert study.start_points() == [{"optim.lr": 5e-4}] * len(start_from)
-    assert study.trial({"optim.lr": 1e-3}, seed=0).solver.slices == 9
+    assert study.trial({"optim.lr": 1e-3}, seed=0).dump()["solver"]["slices"] == 9
 
 
 @pytest.mark.parametrize("changes", [{"optim": "adam"}, {"optim": {"name": "adam"}}], ids=str)

@@ -18,10 +18,10 @@ import pytest
 import typer
 from sweeps import COMMAND
 
+from gfe_study import registry
 from gfe_study.cli import app
-from gfe_study.config import CHOICES, Budget, Evaluation, Study, Trial, find_space, parse_assignments, space_files
+from gfe_study.config import Budget, Evaluation, Section, Study, Trial, find_space, parse_assignments, space_files
 from gfe_study.config.files import parse_yaml
-from gfe_study.config.trial import choice_class
 from gfe_study.metrics import Group, choices, reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +126,8 @@ def test_every_exemption_is_needed() -> None:
 def parsed(words: list[str]) -> typer.Context:
     """The context of a command line, its options checked and nothing run."""
     group = typer.main.get_command(app)
-    return group.commands[words[0]].make_context(words[0], words[1:])  # type: ignore[attr-defined]
+    context: typer.Context = group.commands[words[0]].make_context(words[0], words[1:])  # type: ignore[attr-defined]
+    return context
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=page_id)
@@ -182,10 +183,11 @@ def first_cells(page: str, heading: str) -> Iterator[tuple[str, str]]:
 def test_the_keys_in_the_reference_exist() -> None:
     keys = dict(first_cells("metrics.md", "### Keys used most"))
     assert len(keys) > 30
-    own = {"budget": Budget, "eval": Evaluation}
+    own: dict[str, type[Section]] = {"budget": Budget, "eval": Evaluation}
     for key in keys:
         section, _, field = key.partition(".")
-        found = [own[section]] if section in own else [choice_class(section, name) for name in CHOICES.get(section, [])]
+        names_there = registry.names(section) if section in registry.BASES else []
+        found = [own[section]] if section in own else [registry.component(section, name) for name in names_there]
         assert any(field in each.model_fields for each in found) if field else key in Trial.model_fields, key
     for section, model in own.items():
         for field, info in model.model_fields.items():

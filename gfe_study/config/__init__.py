@@ -1,19 +1,18 @@
 """Configuration: what a trial and a study are made of, checked before anything starts.
 
 A `Trial` is one (configuration, seed). Its named sections (`solver`, `flow`, `optim`, …) are frozen pydantic
-models that live, with their defaults, beside the algorithm they configure; `CHOICES` is where they are
-registered, and they are imported only when a trial names them. A `Study` declares which trials answer a
+models that live, with their defaults, beside the algorithm they configure; `gfe_study.registry` finds them by
+name, and they are imported only when a trial names them. A `Study` declares which trials answer a
 question. Every complaint is an `InputError`: one line that says where, which key, what was given and what is
-allowed. Nothing else of this project is imported here.
+allowed. Nothing of this project but the registry is imported here.
 """
 
-from gfe_study.config.base import ImpossiblePair, InputError, Section, suggestion
+from gfe_study.config.base import Component, ImpossiblePair, InputError, Section, suggestion
 from gfe_study.config.design import Arm, Hole
 from gfe_study.config.files import find_space, read_text, read_yaml, space_files, to_yaml
 from gfe_study.config.ranges import Range
 from gfe_study.config.study import Study
 from gfe_study.config.trial import (
-    CHOICES,
     PRESETS,
     TRAINING_VERSION,
     Budget,
@@ -25,11 +24,11 @@ from gfe_study.config.trial import (
 from gfe_study.config.typed import Typed, blamed, parse_assignments, typed_sets
 
 __all__ = [
-    "CHOICES",
     "PRESETS",
     "TRAINING_VERSION",
     "Arm",
     "Budget",
+    "Component",
     "Evaluation",
     "Hole",
     "ImpossiblePair",

@@ -5,10 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+
+from gfe_study import registry
+
+if TYPE_CHECKING:
+    from gfe_study.config.trial import Trial
 
 
 class InputError(ValueError):
@@ -54,6 +59,34 @@ class Section(BaseModel):
                         {"key": key, "value": str(value).lower()},
                     )
         return values
+
+
+class Component(Section):
+    """A section that is chosen by name: a solver, a dataset, …
+
+    A subclass has its settings as fields, and no name: it is called what it is registered as, or else its path,
+    `package.module:Class`.
+    """
+
+    colour: ClassVar[str | None] = None
+    """Of its curves in figures, `#rrggbb`, as the class's own body says; without one it gets a colour that is free."""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Settings that make it small and quick: what the contract tests of `gfe_study.testing` check it with."""
+
+    name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_name(cls, values: Any) -> Any:
+        own = registry.name_of(cls)
+        if not isinstance(values, Mapping):
+            return values
+        if values.get("name", own) != own:
+            raise PydanticCustomError("choice", "allowed: {own}", {"given": values["name"], "own": own})
+        return {**values, "name": own}
+
+    def check_trial(self, trial: Trial) -> None:
+        """Raise `ValueError`, with the reason, if this component cannot serve the trial's other choices."""
 
 
 class explained:

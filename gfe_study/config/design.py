@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -11,7 +13,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gfe_study.config.base import InputError, Section
 from gfe_study.config.ranges import Condition, holds, in_one_spelling, refused
-from gfe_study.config.trial import CHOICES, dotted, flatten, merge, once, unflatten
+from gfe_study.config.trial import dotted, flatten, merge, once, unflatten
+from gfe_study.registry import BASES
 
 Design = Literal["leave_one_out", "add_one_in", "path"]
 REFERENCE, BASE = "reference", "base"
@@ -62,7 +65,7 @@ class Factor(Section):
     def key(self, name: str) -> str:
         """Return the factor's name in one spelling: `solver.name` if it is `solver` and its levels are solvers."""
         by_name = all(changes == {name: {"name": level}} for level, changes in self.levels.items())
-        return f"{name}.name" if name in CHOICES and by_name else name
+        return f"{name}.name" if name in BASES and by_name else name
 
 
 class Factorial(Section):
@@ -127,7 +130,8 @@ class Factorial(Section):
             choice = value["choice"]
             if not isinstance(choice, list | tuple) or not choice:
                 raise refused(choice, f"{key}: a list of at least one value")
-            levels = {_text(level): unflatten({key: level}) for level in choice}
+            read = [unflatten({key: level}) for level in choice]  # a path as the name of its class, if it has one
+            levels = {_text(functools.reduce(operator.getitem, key.split("."), changes)): changes for changes in read}
             if len(levels) < len(choice):
                 raise refused(
                     choice, f"{key}: values that differ when written as text, or named levels, {{levels: {{name: …}}}}"

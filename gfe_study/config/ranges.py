@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, PlainSerializer, model_serializer, model_v
 from pydantic_core import PydanticCustomError
 
 from gfe_study.config.base import Section
-from gfe_study.config.trial import CHOICES, by_name, flatten, once
+from gfe_study.config.trial import by_name, flatten, once
+from gfe_study.registry import BASES
 
 RangeKind = Literal["uniform", "loguniform", "int", "logint", "choice"]
 RANGE_KEYS = (*get_args(RangeKind), "when", "points")
@@ -53,7 +54,7 @@ def in_one_spelling(condition: Mapping[str, tuple[Any, ...]], factors: Collectio
     """
     spelled = once((key, values) if key in factors else by_name(key, values) for key, values in condition.items())
     for key, values in spelled.items():
-        if key in CHOICES and key not in factors and any(isinstance(value, Mapping) for value in values):
+        if key in BASES and key not in factors and any(isinstance(value, Mapping) for value in values):
             raise refused(list(condition[key]), f"when: {key}: names, or one mapping of its settings")
     return spelled
 

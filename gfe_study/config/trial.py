@@ -1,88 +1,37 @@
-"""A trial: one (configuration, seed), with the registry of everything that has a name, and the presets."""
+"""A trial: one (configuration, seed), and the presets."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cache
-from typing import Annotated, Any, Self, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
-from gfe_study.config.base import InputError, Section, explained, suggestion
+from gfe_study import registry
+from gfe_study.config.base import Component, InputError, Section, explained, suggestion
+from gfe_study.registry import BASES
+
+if TYPE_CHECKING:
+    from gfe_study.data.base import Dataset
+    from gfe_study.gradients.base import Gradient
+    from gfe_study.likelihoods.base import Likelihood
+    from gfe_study.measures.base import Measure
+    from gfe_study.methods.base import Method
+    from gfe_study.models.base import Model
+    from gfe_study.optim import Optimiser
+    from gfe_study.solvers.base import Solver
+    from gfe_study.solvers.fields import Flow
+    from gfe_study.starts.base import Start
+    from gfe_study.targets.base import Target
+else:  # imported when a trial names them, and torch with them
+    Dataset = Flow = Gradient = Likelihood = Measure = Method = Model = Optimiser = Solver = Start = Target = Any
 
 TRAINING_VERSION = 3
 """Raised by hand whenever a change to training code changes a trial's numbers; part of every fingerprint."""
-
-CHOICES: dict[str, dict[str, str]] = {
-    "method": {
-        "aae": "gfe_study.methods.aae:AAE",
-        "ae": "gfe_study.methods.ae:Autoencoder",
-        "gen": "gfe_study.methods.gen:GEN",
-        "gfe": "gfe_study.methods.gfe:GFE",
-        "gfe_gen": "gfe_study.methods.gfe_gen:GFEGEN",
-        "pca": "gfe_study.methods.pca:PCA",
-        "vae": "gfe_study.methods.vae:VAE",
-    },
-    "flow": {
-        "gradient": "gfe_study.solvers.fields:GradientFlow",
-        "nesterov": "gfe_study.solvers.fields:NesterovFlow",
-    },
-    "solver": {
-        "amd": "gfe_study.solvers.amd:AMD",
-        "amd_nesterov": "gfe_study.solvers.nesterov_amd:NesterovAMD",
-        "amd_spectral": "gfe_study.solvers.spectral:SpectralAMD",
-        "dopri5": "gfe_study.solvers.dopri5:Dopri5",
-        "euler": "gfe_study.solvers.fixed_grid:Euler",
-        "gauss_newton": "gfe_study.solvers.gauss_newton:GaussNewton",
-        "lbfgs": "gfe_study.solvers.lbfgs:LBFGS",
-        "rk4": "gfe_study.solvers.fixed_grid:RK4",
-    },
-    "gradient": {
-        "adjoint": "gfe_study.gradients.adjoint:Adjoint",
-        "approx": "gfe_study.gradients.approx:Approximate",
-        "unrolled": "gfe_study.gradients.unrolled:Unrolled",
-    },
-    "start": {
-        "encoder": "gfe_study.starts.encoder:Encoder",
-        "mean": "gfe_study.starts.constant:Mean",
-        "previous": "gfe_study.starts.previous:Previous",
-        "zero": "gfe_study.starts.constant:Zero",
-    },
-    "model": {"conv": "gfe_study.models.conv:Conv", "mlp": "gfe_study.models.mlp:MLP"},
-    "data": {
-        "digits": "gfe_study.data.digits:Digits",
-        "mnist": "gfe_study.data.mnist:MNIST",
-        "fashion_mnist": "gfe_study.data.mnist:FashionMNIST",
-        "seg_mnist": "gfe_study.data.mnist:SegMNIST",
-        "svhn": "gfe_study.data.svhn:SVHN",
-        "celeba": "gfe_study.data.celeba:CelebA",
-        "idx": "gfe_study.data.idx:IDX",
-        "arrays": "gfe_study.data.arrays:Arrays",
-        "terrain": "gfe_study.data.terrain:Terrain",
-    },
-    "likelihood": {
-        "bernoulli": "gfe_study.likelihoods.bernoulli:Bernoulli",
-        "gaussian": "gfe_study.likelihoods.gaussian:Gaussian",
-        "poisson": "gfe_study.likelihoods.poisson:Poisson",
-        "student_t": "gfe_study.likelihoods.student_t:StudentT",
-    },
-    "optim": {"rmsprop": "gfe_study.optim:RMSprop", "adam": "gfe_study.optim:Adam"},
-    "target": {
-        "mixture_of_gaussians": "gfe_study.targets.mixture_of_gaussians:MixtureOfGaussians",
-        "standard_normal": "gfe_study.targets.standard_normal:StandardNormal",
-    },
-    "measure": {
-        "entropy": "gfe_study.measures.entropy:Entropy",
-        "fid": "gfe_study.measures.fid:FID",
-        "frechet": "gfe_study.measures.frechet:Frechet",
-        "novelty": "gfe_study.measures.novelty:Novelty",
-    },
-}
-"""Section -> name -> the class that implements it. Adding a solver is its file and one line here."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -122,33 +71,49 @@ PRESETS: dict[str, dict[str, Any]] = {
 """`paper`: the constants of arXiv:2412.00864 to the letter. `best`: what this project measured to be best."""
 
 
-@cache
-def choice_class(section: str, name: str) -> type[Section]:
-    """The class registered under a section's name. Raises `KeyError` for a name that is not registered."""
-    module, _, attribute = CHOICES[section][name].partition(":")
-    found: type[Section] = getattr(importlib.import_module(module), attribute)
-    return found
-
-
-def _named_class(section: str, value: Any) -> type[Section] | None:
+def _named_class(section: str, value: Any) -> type[Component] | None:
     name = value.get("name") if isinstance(value, Mapping) else None
-    return choice_class(section, name) if isinstance(name, str) and name in CHOICES.get(section, {}) else None
+    if not isinstance(name, str) or section not in BASES:
+        return None
+    try:
+        return registry.component(section, name)
+    except LookupError:  # said where the section is read
+        return None
+
+
+def chosen(section: str, value: Any) -> Component:
+    """Return a section as the component that it names. Raises pydantic's errors, for a validator or `explained`."""
+    if isinstance(value, Component):
+        base: type[Component] = registry.base(section)
+        if isinstance(value, base):
+            return value
+        raise PydanticCustomError("choice", "allowed: a {section}", {"given": value, "section": section})
+    values = named(section, value)
+    if not isinstance(values, Mapping):
+        raise PydanticCustomError("section", "Input should be a name or a mapping with the key 'name'")
+    name = values.get("name")
+    try:
+        found: type[Component] = registry.component(section, str(name))
+    except registry.Unknown:
+        allowed = suggestion(str(name), registry.names(section))
+        raise PydanticCustomError("choice", "{allowed}", {"given": name, "allowed": allowed}) from None
+    except registry.Unusable as error:
+        raise PydanticCustomError("choice", "{why}", {"given": name, "why": str(error)}) from error
+    return found.model_validate(values)
+
+
+def build(section: str, value: Mapping[str, Any]) -> Component:
+    """Return the component that a section names, outside of a trial. Raises `InputError`."""
+    try:
+        with explained(section):
+            return chosen(section, value)
+    except PydanticCustomError as error:
+        given = (error.context or {}).get("given")
+        raise InputError(f"{section}: given {given!r}; {error.message()}") from error
 
 
 def _chosen(section: str) -> BeforeValidator:
-    def resolve(value: Any) -> Any:
-        if isinstance(value, Section):
-            return value
-        values = {"name": value} if isinstance(value, str) else value
-        if not isinstance(values, Mapping):
-            raise PydanticCustomError("section", "Input should be a name or a mapping with the key 'name'")
-        name = values.get("name")
-        if not isinstance(name, str) or name not in CHOICES[section]:
-            allowed = suggestion(str(name), list(CHOICES[section]))
-            raise PydanticCustomError("choice", "{allowed}", {"given": name, "allowed": allowed})
-        return choice_class(section, name).model_validate(values)
-
-    return BeforeValidator(resolve)
+    return BeforeValidator(partial(chosen, section))
 
 
 class Budget(Section):
@@ -191,7 +156,7 @@ class Evaluation(Section):
     """Test images used, the first of the split; all of them if it holds fewer."""
     mixed: bool = True
     """Methods with an encoder: also encode the test images by gradient flow (the papers' "mixed" column)."""
-    measures: tuple[SerializeAsAny[Annotated[Any, _chosen("measure")]], ...] | None = None
+    measures: tuple[SerializeAsAny[Annotated[Measure, _chosen("measure")]], ...] | None = None
     """What is measured beside the losses, by name or with settings; None: nothing."""
 
     def points(self, images: int) -> list[int]:
@@ -215,17 +180,17 @@ class Trial(Section):
     """
 
     preset: str = "best"
-    method: SerializeAsAny[Annotated[Any, _chosen("method")]]
-    flow: SerializeAsAny[Annotated[Any, _chosen("flow")]]
-    solver: SerializeAsAny[Annotated[Any, _chosen("solver")]]
-    gradient: SerializeAsAny[Annotated[Any, _chosen("gradient")]]
-    start: SerializeAsAny[Annotated[Any, _chosen("start")]]
-    model: SerializeAsAny[Annotated[Any, _chosen("model")]]
-    data: SerializeAsAny[Annotated[Any, _chosen("data")]]
-    likelihood: SerializeAsAny[Annotated[Any, _chosen("likelihood")]] = Field("bernoulli", validate_default=True)
+    method: SerializeAsAny[Annotated[Method, _chosen("method")]]
+    flow: SerializeAsAny[Annotated[Flow, _chosen("flow")]]
+    solver: SerializeAsAny[Annotated[Solver, _chosen("solver")]]
+    gradient: SerializeAsAny[Annotated[Gradient, _chosen("gradient")]]
+    start: SerializeAsAny[Annotated[Start, _chosen("start")]]
+    model: SerializeAsAny[Annotated[Model, _chosen("model")]]
+    data: SerializeAsAny[Annotated[Dataset, _chosen("data")]]
+    likelihood: SerializeAsAny[Annotated[Likelihood, _chosen("likelihood")]] = Field("bernoulli", validate_default=True)
     """What an observation is, and how far it is from a reconstruction."""
-    optim: SerializeAsAny[Annotated[Any, _chosen("optim")]]
-    target: SerializeAsAny[Annotated[Any, _chosen("target")]] | None = None
+    optim: SerializeAsAny[Annotated[Optimiser, _chosen("optim")]]
+    target: SerializeAsAny[Annotated[Target, _chosen("target")]] | None = None
     """The distribution that a method pulls its latents to; None for a method that has none."""
     prior_precision: Annotated[float, Field(gt=0)] | None = None
     """λ: latents that are found by minimising have a normal prior of this precision, which adds λ‖z‖²/(2 n) to the
@@ -236,12 +201,19 @@ class Trial(Section):
 
     @model_validator(mode="after")
     def _combination_makes_sense(self) -> Self:
-        chosen = [getattr(self, section) for section in CHOICES if section in type(self).model_fields]
-        for part in (*chosen, *(self.eval.measures or ())):
-            check: Callable[[Trial], None] | None = getattr(part, "check_trial", None)
-            if check is not None:
-                check(self)
+        for part in self.components():
+            part.check_trial(self)
         return self
+
+    def components(self) -> list[Component]:
+        """Return what the trial consists of: its method, flow, solver, …, and its measures."""
+        sections = [getattr(self, section) for section in BASES if section in type(self).model_fields]
+        return [part for part in (*sections, *(self.eval.measures or ())) if part is not None]
+
+    def packages(self) -> list[str]:
+        """Return the other packages that components come from, with their versions; see `registry.origin`."""
+        origins = (registry.origin(type(part)) for part in self.components())
+        return sorted({origin for origin in origins if origin is not None})
 
     @classmethod
     def build(cls, *layers: Mapping[str, Any], where: str = "configuration") -> Self:
@@ -268,8 +240,8 @@ class Trial(Section):
         """Lay nested mappings, none of which names a preset, over a `base`; see `build`."""
         resolved = merge(base, *layers)
         for _ in range(2):  # what is implied may imply something in turn
-            chosen = [found for section in CHOICES if (found := _named_class(section, resolved.get(section)))]
-            implied = merge(*(unflatten(each.implies) for each in chosen if each.implies))
+            classes = [found for section in BASES if (found := _named_class(section, resolved.get(section)))]
+            implied = merge(*(unflatten(each.implies) for each in classes if each.implies))
             resolved = _under(implied, resolved)
         with explained(where):
             return cls.model_validate(resolved)
@@ -285,19 +257,22 @@ class Trial(Section):
         return self.model_dump(mode="json")
 
     def fingerprint(self, dataset_sha256: str) -> str:
-        """16 hexadecimal digits of what decides this trial's numbers: configuration, seed, data, training code."""
-        return _digest([self._identity(), dataset_sha256, TRAINING_VERSION])
+        """16 hexadecimal digits of what decides this trial's numbers: configuration, seed, data, training code.
+
+        The packages of other components than gfe-study's own, and their versions, are part of it.
+        """
+        return _digest([self._identity(), dataset_sha256, TRAINING_VERSION, *self.packages()])
 
     def group(self, dataset_sha256: str) -> str:
         """The same for all seeds of one configuration."""
         identity = {key: value for key, value in self._identity().items() if key != "seed"}
-        return _digest([identity, dataset_sha256, TRAINING_VERSION])
+        return _digest([identity, dataset_sha256, TRAINING_VERSION, *self.packages()])
 
     def _identity(self) -> dict[str, Any]:
         # A preset is only where values came from: the same values reached by another way are the same trial.
         # A setting that is not given is left out, so that settings to come do not make old trials other ones.
         identity = {key: value for key, value in self.dump().items() if key != "preset"}
-        for section in CHOICES.keys() & identity.keys():
+        for section in BASES.keys() & identity.keys():
             immaterial = getattr(getattr(self, section), "immaterial", ())
             if immaterial:
                 identity[section] = {key: value for key, value in identity[section].items() if key not in immaterial}
@@ -324,8 +299,13 @@ def once(given: Iterable[tuple[str, Value]]) -> dict[str, Value]:
 
 
 def named(section: str, value: Any) -> Any:
-    """Return a section as a mapping: `amd` is short for `{name: amd}`."""
-    return {"name": value} if section in CHOICES and isinstance(value, str) else value
+    """Return a section as a mapping: `amd` is short for `{name: amd}`. A path becomes the name of its class, if any."""
+    if section not in BASES:
+        return value
+    given = {"name": value} if isinstance(value, str) else value
+    if isinstance(given, Mapping) and isinstance(name := given.get("name"), str):
+        return {**given, "name": registry.canonical(section, name)}
+    return given
 
 
 def by_name(key: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
@@ -334,7 +314,7 @@ def by_name(key: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
     Where one of a section's values has more than a name, all stay whole sections.
     """
     sections = tuple(named(key, value) for value in values)
-    if key in CHOICES and all(isinstance(section, Mapping) and [*section] == ["name"] for section in sections):
+    if key in BASES and all(isinstance(section, Mapping) and [*section] == ["name"] for section in sections):
         return f"{key}.name", tuple(section["name"] for section in sections)
     return key, sections
 
@@ -380,18 +360,18 @@ def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _outlasting(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = _named_class(section, new)
-    return {key: value for key, value in old.items() if chosen is not None and key in chosen.outlast_name}
+    renamed = _named_class(section, new)
+    return {key: value for key, value in old.items() if renamed is not None and key in renamed.outlast_name}
 
 
 def _under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(given)
     for section, values in defaults.items():
         current = merged.get(section)
-        if current is None or section not in CHOICES:
+        if current is None or section not in BASES:
             merged[section] = {**values, **(current or {})}
-        elif chosen := _named_class(section, current):
-            known = {key: value for key, value in values.items() if key in chosen.model_fields}
+        elif found := _named_class(section, current):
+            known = {key: value for key, value in values.items() if key in found.model_fields}
             merged[section] = {**known, **current}
     return merged
 

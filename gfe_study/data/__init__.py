@@ -1,1 +1,1 @@
-"""Datasets: splits that are fixed, disjoint and seeded. One file per family; registered in `config.CHOICES`."""
+"""Datasets: splits that are fixed, disjoint and seeded. One file per family; found by `gfe_study.registry`."""

@@ -71,7 +71,6 @@ class Arrays(OwnFiles):
     immaterial = frozenset({"path", "array", "columns", *BESIDE, "channels", "split", "unit"})
     noun = "value"
 
-    name: Literal["arrays"] = "arrays"
     array: str | None = None
     """Name of the array that holds the samples, to be split; None: the only one, or else `train`, `val` and `test`."""
     columns: tuple[str, ...] | None = None

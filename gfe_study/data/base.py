@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gfe_study.config import InputError, Section
+from gfe_study.config import Component, InputError
 from gfe_study.likelihoods.base import Observed
 from gfe_study.names import DATA_DIR_VARIABLE
 
@@ -303,7 +303,7 @@ def nested_order(labels_N: Array, seed: int) -> Array:
     return np.argsort(place_N, kind="stable")
 
 
-class Dataset(Section, ABC):
+class Dataset(Component, ABC):
     """A dataset by name; its settings are fields."""
 
     outlast_name = frozenset({"train_images", "subset_seed", "held_out"})
@@ -313,7 +313,6 @@ class Dataset(Section, ABC):
     unit: ClassVar[str] = ""
     """Unit of the values; empty if it is unknown."""
 
-    name: str
     train_images: int | None = Field(None, gt=0)
     """Different training images there are: a stratified subset, contained in every larger one; None for all."""
     subset_seed: int = Field(0, ge=0)

@@ -42,7 +42,6 @@ class CelebA(FileDataset):
     user's cached files where that folder cannot be written, and mapped into memory.
     """
 
-    name: Literal["celeba"] = "celeba"
     size: int = Field(64, gt=0, le=CROP)
     """Height and width they are resized to."""
     attribute: str = "Male"

@@ -1,7 +1,6 @@
 """scikit-learn's 1,797 handwritten digits of 8 × 8 pixels in 17 grey levels: real images, no download."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,8 +12,6 @@ LEVELS = 16
 
 class Digits(Dataset):
     """8 × 8 handwritten digits: 1,197 to train on, 300 to validate, 300 to test."""
-
-    name: Literal["digits"] = "digits"
 
     def read(self, folders: list[Path], *, download: bool) -> Splits:
         from sklearn.datasets import load_digits

@@ -9,7 +9,6 @@ import gzip
 import math
 import re
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -31,7 +30,6 @@ class IDX(OwnFiles):
     training images are held out to validate, or a sixth if that is fewer.
     """
 
-    name: Literal["idx"] = "idx"
     path: str
     """The folder, absolute or below the working directory, `GFE_DATA_DIR` or `./data`; with the beginning of the files'
     names if the folder holds several datasets, like `EMNIST/raw/emnist-letters`."""

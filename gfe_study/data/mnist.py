@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -21,8 +21,6 @@ HEIGHT, WIDTH = 28, 28
 
 class MNIST(FileDataset):
     """28 × 28 handwritten digits: 55,000 to train on, 5,000 to validate, 10,000 to test, in MNIST's own order."""
-
-    name: Literal["mnist", "fashion_mnist", "seg_mnist"] = "mnist"
 
     homes = ("MNIST/raw",)
     files = tuple(f"{part}-{content}-ubyte" for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1"))
@@ -68,7 +66,6 @@ class MNIST(FileDataset):
 class FashionMNIST(MNIST):
     """28 × 28 pieces of clothing, split like MNIST; an excerpt in the same format is split alike."""
 
-    name: Literal["fashion_mnist"] = "fashion_mnist"
     homes = ("FashionMNIST/raw",)
     torchvision_name = "FashionMNIST"
 
@@ -76,6 +73,5 @@ class FashionMNIST(MNIST):
 class SegMNIST(MNIST):
     """MNIST segregated by label: trained and validated on digits 0–4, tested on digits 5–9."""
 
-    name: Literal["seg_mnist"] = "seg_mnist"
     train_labels = tuple(range(5))
     test_labels = tuple(range(5, 10))

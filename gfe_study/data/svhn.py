@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -16,8 +15,6 @@ class SVHN(FileDataset):
 
     Of an excerpt in the same format a sixth is held out to validate.
     """
-
-    name: Literal["svhn"] = "svhn"
 
     homes = ("SVHN", ".")  # torchvision makes no folder of its own
     files = ("train_32x32.mat", "test_32x32.mat")

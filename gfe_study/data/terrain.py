@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -28,7 +27,6 @@ class Terrain(Dataset):
 
     noun = "value"
 
-    name: Literal["terrain"] = "terrain"
     size: int = Field(16, ge=4, le=48)
     """Points along each side of a patch."""
     unit: str | None = "m"

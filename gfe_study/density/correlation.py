@@ -77,9 +77,9 @@ def exact_divergence(separation: float) -> float:
     mean, width = separation / 2 / deviation, 1 / deviation
 
     def integrand(z: float) -> float:
-        mixed = (norm.pdf(z, mean, width) + norm.pdf(z, -mean, width)) / 2
-        middle = (mixed + norm.pdf(z)) / 2
-        return sum(density * math.log(density / middle) for density in (mixed, norm.pdf(z)) if density > 0) / 2
+        mixed, plain = float(norm.pdf(z, mean, width) + norm.pdf(z, -mean, width)) / 2, float(norm.pdf(z))
+        middle = (mixed + plain) / 2
+        return sum(density * math.log(density / middle) for density in (mixed, plain) if density > 0) / 2
 
     return 2 * float(quad(integrand, 0, 12, limit=200)[0])
 

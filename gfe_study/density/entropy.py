@@ -36,7 +36,8 @@ def whitened(latent_ML: Tensor) -> Tensor:
     variance_L, axis_LL = torch.linalg.eigh(centred_ML.t() @ centred_ML / (count - 1))
     if float(variance_L[0]) <= 1e-12 * float(variance_L[-1]):
         raise ValueError(f"latents lie in fewer than {dimensions} dimensions")
-    return centred_ML @ axis_LL / variance_L.sqrt()
+    white_ML: Tensor = centred_ML @ axis_LL / variance_L.sqrt()
+    return white_ML
 
 
 def leave_one_out(latent_ML: Tensor) -> tuple[float, float]:

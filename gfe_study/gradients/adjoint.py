@@ -34,7 +34,6 @@ class Adjoint(Gradient):
     papers' five decoder passes per slice.
     """
 
-    name: Literal["adjoint"] = "adjoint"
     form: Literal["discrete", "continuous"] = "discrete"
     """Differentiate the solver's steps, or integrate the adjoint equation on its nodes."""
 

@@ -1,7 +1,5 @@
 """The approximate gradient, arXiv:2412.00864 eq. 5–6."""
 
-from typing import Literal
-
 import torch
 
 from gfe_study.gradients.base import Differentiated, Gradient
@@ -14,8 +12,6 @@ class Approximate(Gradient):
 
     One decoder evaluation and one backward pass.
     """
-
-    name: Literal["approx"] = "approx"
 
     def backward(self, objective: Objective, solution: Solution) -> Differentiated:
         target = objective.target

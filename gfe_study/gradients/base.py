@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 from gfe_study.solvers.base import Solution
 from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import Path
@@ -38,14 +38,13 @@ class Differentiated:
     nfe_backward_B: Tensor
 
 
-class Gradient(Section, ABC):
+class Gradient(Component, ABC):
     """Adds dL/dθ to the `.grad` of the weights θ of the decoder, and of the likelihood if it has any.
 
     L is the sum over the batch of what the latents were found by minimising, ℓ with the prior, each sample weighed by
     the share of its values that is observed.
     """
 
-    name: str
     needs_path: ClassVar[bool] = False
     """Whether it differentiates the steps of the solver, which must then be kept."""
 

@@ -3,8 +3,6 @@
 Shapes: B batch, S solver state.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,6 @@ class Unrolled(Gradient):
     graphs of all steps are in memory at once: `adjoint` gives the same numbers with one at a time.
     """
 
-    name: Literal["unrolled"] = "unrolled"
     needs_path = True
 
     def backward(self, objective: Objective, solution: Solution) -> Differentiated:

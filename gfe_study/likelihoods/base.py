@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 
 if TYPE_CHECKING:
-    from gfe_study.config import Trial
+    pass
 
 LOG_2PI = math.log(2 * math.pi)
 PER_STEP = 10.0
@@ -159,10 +159,9 @@ class Loss(nn.Module, ABC):
         return value_BD.mul_(target.weight_BD)
 
 
-class Likelihood(Section, ABC):
+class Likelihood(Component, ABC):
     """Settings of a likelihood. In a configuration, `likelihood: gaussian` is short for `{name: gaussian}`."""
 
-    name: str
     domain: ClassVar[str]
     """The values that it is made for, in words."""
 
@@ -177,6 +176,3 @@ class Likelihood(Section, ABC):
     def floor(self, target: Observed) -> Tensor | None:
         """The lowest ℓ that any decoder can reach, per sample, shape (B,); None if there is no such bound."""
         return None
-
-    def check_trial(self, trial: Trial) -> None:
-        """Raise `ValueError` if this likelihood cannot serve the trial's other choices."""

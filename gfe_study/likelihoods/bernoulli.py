@@ -5,8 +5,6 @@ Shapes: B batch, D values of a sample.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +38,6 @@ class BernoulliLoss(Loss):
 class Bernoulli(Likelihood):
     """Binary cross-entropy with logits: the number in the tables of arXiv:2412.00864."""
 
-    name: Literal["bernoulli"] = "bernoulli"
     domain = "values from 0 to 1"
 
     def loss(self) -> BernoulliLoss:

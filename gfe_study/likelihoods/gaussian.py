@@ -75,7 +75,6 @@ class Gaussian(Likelihood):
     of every value from the data (`data.sigma`).
     """
 
-    name: Literal["gaussian"] = "gaussian"
     sigma: Positive | Literal["learned", "data"] = 1.0
     domain = "any real values"
     implies = {"data.scale": "standard"}

@@ -5,7 +5,7 @@ Shapes: B batch, D values of a sample.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -44,7 +44,6 @@ class PoissonLoss(Loss):
 class Poisson(Likelihood):
     """Counts of independent events; the decoder's output is the logarithm of their rate."""
 
-    name: Literal["poisson"] = "poisson"
     domain = "counts: whole numbers from 0"
     implies = {"data.scale": "none"}
 

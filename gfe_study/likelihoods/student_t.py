@@ -75,7 +75,6 @@ class StudentTLoss(Loss):
 class StudentT(Likelihood):
     """Errors of heavy tails (Lange, Little & Taylor 1989): outliers weigh little. s is in units of the scaled data."""
 
-    name: Literal["student_t"] = "student_t"
     dof: float = Field(4.0, gt=0)
     """ν, degrees of freedom: the fewer, the heavier the tails; the mean exists above 1."""
     scale: Positive | Literal["learned"] = 1.0

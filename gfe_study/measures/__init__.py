@@ -1,1 +1,1 @@
-"""What a trial is measured by beside its losses. One file each; registered in `config.CHOICES`."""
+"""What a trial is measured by beside its losses. One file each; found by `gfe_study.registry`."""

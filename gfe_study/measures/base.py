@@ -10,22 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 from gfe_study.data.base import Splits
 from gfe_study.metrics import MetricInfo, register
 
 if TYPE_CHECKING:
-    from gfe_study.config import Trial
     from gfe_study.methods.base import Learner
 
 
-class Measure(Section, ABC):
+class Measure(Component, ABC):
     """Taken at every point of a trial, beside its losses, of the same encoding of the test images.
 
     In a configuration: `eval: {measures: [entropy, {name: frechet, images: 2000}]}`.
     """
-
-    name: str
 
     metrics: ClassVar[tuple[MetricInfo, ...]] = ()
     """The metrics that it gives. Others are shown by their bare names, and no study can search or compare by them."""
@@ -47,6 +44,3 @@ class Measure(Section, ABC):
 
     def check_data(self, splits: Splits) -> None:
         """Raise `InputError`, one line, if this measure cannot be taken of the data."""
-
-    def check_trial(self, trial: Trial) -> None:
-        """Raise `ValueError` if this measure makes no sense with the trial's other choices."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -23,7 +23,8 @@ class Entropy(Measure):
     `latent_entropy_1000` and so on are of the first so many: an estimate from more samples is lower.
     """
 
-    name: Literal["entropy"] = "entropy"
+    example = {"samples": [50]}
+
     metrics: ClassVar[tuple[MetricInfo, ...]] = tuple(
         map(
             info_of,

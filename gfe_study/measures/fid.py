@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -40,7 +40,6 @@ class FID(Measure):
     without a target has none.
     """
 
-    name: Literal["fid"] = "fid"
     metrics: ClassVar[tuple[MetricInfo, ...]] = (info_of(DISTANCE),)
     weights: str
     """Path of the network's weights, `pt_inception-2015-12-05-6726825d.pth`."""

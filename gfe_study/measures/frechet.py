@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -29,7 +29,6 @@ class Frechet(Measure):
     A method without a target has the last two alone.
     """
 
-    name: Literal["frechet"] = "frechet"
     metrics: ClassVar[tuple[MetricInfo, ...]] = tuple(
         info_of(classifier_distance("<dataset>", kind)) for kind in ("", "reconstruction", "floor")
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -141,7 +141,6 @@ class Novelty(Measure):
     target. σ² is `noise_variance`.
     """
 
-    name: Literal["novelty"] = "novelty"
     metrics: ClassVar[tuple[MetricInfo, ...]] = (info_of(NOVELTY_AUROC), info_of(RECONSTRUCTION_AUROC))
     train_images: int = Field(10_000, gt=1)
     """Training images whose latents make p(z), at most. They are encoded at every point; more are better."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 class AAELearner(AutoencoderLearner):
     """ℓ(y, D(E(y))) − λ log C(E(y)), and C trained to tell E(y) from draws of the target, arXiv:1511.05644."""
 
+    @property
+    def settings(self) -> AAE:
+        method = self.trial.method
+        assert isinstance(method, AAE)
+        return method
+
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial
         with seeded(trial.seed, "discriminator"):
-            widths = [trial.model.latent_dim, *trial.method.hidden]
+            widths = [trial.model.latent_dim, *self.settings.hidden]
             layers = [part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.ReLU())]
             self.discriminator = nn.Sequential(*layers, nn.Linear(widths[-1], 1)).to(device)
         self.discriminator_optimiser = torch.optim.Adam(
-            self.discriminator.parameters(), lr=trial.method.discriminator_lr, betas=(0.5, 0.999)
+            self.discriminator.parameters(), lr=self.settings.discriminator_lr, betas=(0.5, 0.999)
         )
         return {**super().build_networks(shape, device), "discriminator": self.discriminator}
 
@@ -40,7 +46,7 @@ class AAELearner(AutoencoderLearner):
         self.discriminator.requires_grad_(False)
         fooled_B = F.softplus(-self.discriminator(latent_BL).squeeze(1))
         self.discriminator.requires_grad_(True)
-        return self.trial.method.weight * fooled_B
+        return self.settings.weight * fooled_B
 
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
         # Drawn on the CPU, so that a trial draws the same on every device.
@@ -63,7 +69,9 @@ class AAELearner(AutoencoderLearner):
 class AAE(TargetedMethod, EncoderMethod):
     """Adversarial autoencoder, arXiv:1511.05644."""
 
-    name: Literal["aae"] = "aae"
+    colour = "#92dadd"
+    example = {"hidden": [16]}
+
     learner = AAELearner
     weight: float = Field(0.01, ge=0)
     """λ: weight of the adversary's term beside the reconstruction loss in nats per value."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ class AutoencoderLearner(Learner):
     encodings = (MIXED,)
 
     def seen_as(self, shape: Shape) -> Shape:
-        return shape if self.trial.method.mask_channel is not False else replace(shape, mask=False)
+        method = self.trial.method
+        unseen = isinstance(method, EncoderMethod) and method.mask_channel is False
+        return replace(shape, mask=False) if unseen else shape
 
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         with seeded(self.trial.seed, "encoder"):
@@ -89,5 +91,6 @@ class EncoderMethod(Method):
 class Autoencoder(EncoderMethod):
     """Autoencoder, the papers' baseline."""
 
-    name: Literal["ae"] = "ae"
+    colour = "#ffa90e"
+
     learner = AutoencoderLearner

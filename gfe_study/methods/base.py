@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 from gfe_study.likelihoods.base import Loss, Observed
 from gfe_study.solvers.objective import Objective
 from gfe_study.starts.base import Starter
@@ -168,10 +168,9 @@ class Learner(ABC):
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-class Method(Section, ABC):
+class Method(Component, ABC):
     """Settings of a method. In a configuration, `method: gfe` is short for `method: {name: gfe}`."""
 
-    name: str
     learner: ClassVar[type[Learner]]
 
     def check_trial(self, trial: Trial) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -24,9 +24,15 @@ ENCODE_BATCH = 1000
 class GENLearner(AutoencoderLearner):
     """ℓ(y, D(E(y))) + λ times the term of `Pull` at E(y): arXiv:2010.15283, Algorithm 1 and eq. 3."""
 
+    @property
+    def settings(self) -> GEN:
+        method = self.trial.method
+        assert isinstance(method, GEN)
+        return method
+
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial
-        self.puller = Puller(trial.method, self.target, trial.model.latent_dim, keeps_latents=False).to(device)
+        self.puller = Puller(self.settings, self.target, trial.model.latent_dim, keeps_latents=False).to(device)
         return {**super().build_networks(shape, device), "puller": self.puller}
 
     def see(self, train: Split) -> None:
@@ -40,8 +46,8 @@ class GENLearner(AutoencoderLearner):
         self.puller.remember(index_B, latent_BL, again=again)
         if self.puller.due:
             self.puller.refresh(self._latents_of)
-        elif self.trial.method.followed:
-            self.puller.follow(self._latents_of, self.trial.method.followed)
+        elif followed := self.settings.followed:
+            self.puller.follow(self._latents_of, followed)
 
     def _latents_of(self, index_M: Tensor) -> Tensor:
         parts = index_M.cpu().numpy()
@@ -57,7 +63,9 @@ class GEN(Pull, TargetedMethod, EncoderMethod):
     At convergence they have the target's variance less h².
     """
 
-    name: Literal["gen"] = "gen"
+    colour = "#bd1f01"
+    example = {"kde_samples": 70, "refresh_updates": 2}
+
     learner = GENLearner
     followed: int = Field(0, ge=0)
     """Latents of the density that are encoded at every update, to carry the others along with the encoder until all

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -55,5 +53,4 @@ class GFELearner(Learner):
 class GFE(Method):
     """Gradient flow encoding, arXiv:2412.00864: no encoder; z* is the end of a gradient flow."""
 
-    name: Literal["gfe"] = "gfe"
     learner = GFELearner

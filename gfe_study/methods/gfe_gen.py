@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -27,9 +27,15 @@ class GFEGENLearner(GFELearner):
     that of the sum: the term does not know the decoder.
     """
 
+    @property
+    def settings(self) -> GFEGEN:
+        method = self.trial.method
+        assert isinstance(method, GFEGEN)
+        return method
+
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial
-        self.puller = Puller(trial.method, self.target, trial.model.latent_dim, keeps_latents=True).to(device)
+        self.puller = Puller(self.settings, self.target, trial.model.latent_dim, keeps_latents=True).to(device)
         return {**super().build_networks(shape, device), "puller": self.puller}
 
     def see(self, train: Split) -> None:
@@ -59,7 +65,9 @@ class GFEGEN(Pull, TargetedMethod):
     The density is made of latents as they were found, up to `kde_samples` images ago: none is found anew for it.
     """
 
-    name: Literal["gfe_gen"] = "gfe_gen"
+    colour = "#3f90da"
+    example = {"kde_samples": 70, "refresh_updates": 2}
+
     learner = GFEGENLearner
     kde_samples: int = Field(1000, ge=FEWEST)
     """m: latents that the density is made of: those of the training images seen last, as many as there are."""

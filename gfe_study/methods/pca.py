@@ -6,13 +6,14 @@ Shapes: N training samples seen, B batch, L latent, D values of a sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from gfe_study.data.base import Split
 from gfe_study.likelihoods.base import PER_STEP, Observed
+from gfe_study.likelihoods.gaussian import Gaussian
 from gfe_study.methods.base import Encoding, Learner, Method
 from gfe_study.models.mlp import MLPDecoder
 
@@ -146,13 +147,12 @@ class PCA(Method):
     """Principal component analysis, with as many components as `model.latent_dim`; of data with missing values,
     probabilistic PCA by expectation maximisation. The rest of `model`, `optim`, `solver` and `start` plays no part."""
 
-    name: Literal["pca"] = "pca"
     learner = PCALearner
     implies: ClassVar[Mapping[str, Any]] = {"likelihood.name": "gaussian"}
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)
-        if trial.likelihood.name != "gaussian" or trial.likelihood.sigma == "data":
+        if not isinstance(trial.likelihood, Gaussian) or trial.likelihood.sigma == "data":
             given = trial.likelihood.name
             raise ValueError(
                 f"likelihood.name: given {given!r} with method=pca, which is least squares with errors of one size; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -23,6 +23,12 @@ class VAELearner(AutoencoderLearner):
     z is drawn from q(z|y) = N(μ(y), σ²(y)); its latent of a sample is μ(y).
     """
 
+    @property
+    def settings(self) -> VAE:
+        method = self.trial.method
+        assert isinstance(method, VAE)
+        return method
+
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         with seeded(self.trial.seed, "encoder"):
             both = self.trial.model.encoder(shape, outputs=2 * self.trial.model.latent_dim).to(device)
@@ -38,7 +44,7 @@ class VAELearner(AutoencoderLearner):
             noise_BL = torch.randn(mean_BL.shape).to(mean_BL)
             loss_B = self.loss(self.decoder(mean_BL + (log_variance_BL / 2).exp() * noise_BL), target)
             divergence_B = (log_variance_BL.exp() + mean_BL.square() - 1 - log_variance_BL).sum(1) / 2
-            total_B = loss_B + self.trial.method.beta * divergence_B / target.count_B
+            total_B = loss_B + self.settings.beta * divergence_B / target.count_B
             if not bool(total_B.isfinite().all()):
                 raise Diverged
             target.weighed(total_B).sum().backward()
@@ -67,7 +73,8 @@ class Posterior(nn.Module):
 class VAE(TargetedMethod, EncoderMethod):
     """Variational autoencoder, arXiv:1312.6114: the training loss is of a drawn latent, every other one of the mean."""
 
-    name: Literal["vae"] = "vae"
+    colour = "#717581"
+
     learner = VAELearner
     beta: float = Field(1.0, ge=0)
     """Weight of the divergence; 1 is the evidence lower bound."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 from gfe_study.data.base import Shape
 from gfe_study.likelihoods.base import Loss, Observed
 
@@ -83,10 +83,9 @@ class Decoder(nn.Module):
         return grad_KL
 
 
-class Model(Section, ABC):
+class Model(Component, ABC):
     """An architecture: builds a decoder, and the mirrored encoder, for samples of a shape, D numbers each."""
 
-    name: str
     latent_dim: int
 
     @abstractmethod

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -104,7 +104,8 @@ class Conv(Model):
     28 × 28 pixels become 14 × 14, then 7 × 7, and stay so; 32 × 32 become 4 × 4 in three layers.
     """
 
-    name: Literal["conv"] = "conv"
+    example = {"latent_dim": 3, "channels": [4, 5]}
+
     latent_dim: int = Field(20, gt=0, le=WIDEST)
     channels: Annotated[tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...], Field(min_length=1)] = (32, 64, 128)
     """Of the encoder's feature maps, from the sample inwards; the decoder's are the same from the latent outwards."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +168,8 @@ def _layers(weights: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
 class MLP(Model):
     """The papers' architecture; the encoder is the decoder mirrored."""
 
-    name: Literal["mlp"] = "mlp"
+    example = {"latent_dim": 3, "hidden": [11, 9]}
+
     latent_dim: int = Field(20, gt=0, le=WIDEST)
     hidden: tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...] = (150, 300, 600)
     """Widths of the decoder's hidden layers, from the latent outwards."""

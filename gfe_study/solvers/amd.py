@@ -47,7 +47,9 @@ class AMD(DescentSolver[_Candidate]):
     `min_slope`, or after `max_nfe` evaluations.
     """
 
-    name: Literal["amd"] = "amd"
+    colour = "#3f90da"
+    example = {"s_max": 300, "max_nfe": 60, "tau": 200, "min_slope": 1e-5}
+
     beta: float = Field(0.75, gt=0, lt=1)
     """β, the factor by which a rejected step shrinks."""
     s_initial: float = Field(1.0, gt=0)

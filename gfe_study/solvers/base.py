@@ -9,12 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import Path, Scheme
 
@@ -72,14 +72,13 @@ StepObserver = Callable[[dict[str, Tensor]], None]
 """Called after every round of an adaptive solver; for tests and convergence figures."""
 
 
-class Solver(Section, ABC):
+class Solver(Component, ABC):
     """Follows a flow from z₀ for each sample of a batch. Settings are fields; `solve` is the algorithm.
 
     No result of a sample depends on the other samples of its batch, but for the rounding of matrix products, whose
     order depends on their shapes; where a loss is flat or has several minima, many steps may amplify that.
     """
 
-    name: str
     scheme: ClassVar[Scheme | None] = None
     """What its steps along a flow are; None for a minimiser that follows none."""
 
@@ -112,9 +111,6 @@ class Solver(Section, ABC):
     def for_training(self, *, resumed: bool) -> Self:
         """The solver as it is used on a training batch; `resumed`: on from where it ended before a weight update."""
         return self
-
-    def check_trial(self, trial: Any) -> None:
-        """Raise `ValueError` if this solver cannot serve the trial's other choices."""
 
 
 def check_start(start_BL: Tensor) -> None:

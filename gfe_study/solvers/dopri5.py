@@ -5,8 +5,6 @@ Shapes: B batch, L latent, S solver state, N nodes.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -32,7 +30,9 @@ class Dopri5(Solver):
     last state that was accepted.
     """
 
-    name: Literal["dopri5"] = "dopri5"
+    colour = "#b9ac70"
+    example = {"tau": 6, "max_nfe": 40}
+
     tau: float = Field(1000.0, gt=0)
     """End of the flow, in units of time per (nat per value)."""
     rtol: float = Field(1e-4, gt=0)

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 from gfe_study.solvers.runge_kutta import Time
 
 Alpha = Literal["exponential", "constant"]
@@ -35,10 +35,9 @@ def alpha_at(schedule: Alpha, t: Time, tau: float) -> Time:
     return torch.exp(-2 * t[:, None] / tau) if isinstance(t, Tensor) else math.exp(-2 * t / tau)
 
 
-class Flow(Section, ABC):
+class Flow(Component, ABC):
     """A right-hand side. `alpha` weighs the gradient over flow time."""
 
-    name: str
     alpha: Alpha
 
     @abstractmethod
@@ -60,7 +59,6 @@ class Flow(Section, ABC):
 class GradientFlow(Flow):
     """dz/dt = −α(t) ∇_z ℓ(y, D(z; θ)), arXiv:2412.00864 eq. 2."""
 
-    name: Literal["gradient"] = "gradient"
     alpha: Alpha = "exponential"
     """α(t): `exponential` is e^{−2t/τ}; `constant` is 1, and what AMD follows."""
 
@@ -82,7 +80,6 @@ class NesterovFlow(Flow):
     makes the first step of a grid coarser than ε point uphill.
     """
 
-    name: Literal["nesterov"] = "nesterov"
     alpha: Alpha = "constant"
     """α(t): `constant` is eq. 7–8; `exponential` is e^{−2t/τ}."""
 

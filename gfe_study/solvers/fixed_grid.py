@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -99,12 +98,16 @@ class Euler(FixedGrid):
     Stable where h < 2 / λ, λ the largest curvature of ℓ times α: the papers' stiffness of section 3.3.
     """
 
-    name: Literal["euler"] = "euler"
+    colour = "#a96b59"
+    example = {"tau": 20, "slices": 12}
+
     scheme = runge_kutta.EULER
 
 
 class RK4(FixedGrid):
     """Classical Runge–Kutta on the fixed logarithmic grid. Order 4; four gradients per step."""
 
-    name: Literal["rk4"] = "rk4"
+    colour = "#bd1f01"
+    example = {"tau": 20, "slices": 12}
+
     scheme = runge_kutta.RK4

@@ -6,7 +6,7 @@ Shapes: B batch, K samples still active, L latent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -41,7 +41,9 @@ class GaussNewton(DescentSolver[_Candidate]):
     through the matrix products together, so that a candidate costs less than that many evaluations in seconds.
     """
 
-    name: Literal["gauss_newton"] = "gauss_newton"
+    colour = "#717581"
+    example = {"max_nfe": 40}
+
     damping: float = Field(1e-2, gt=0)
     """μ at the start, as a share of the mean curvature."""
     min_slope: float = Field(1e-6, ge=0)

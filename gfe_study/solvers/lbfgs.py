@@ -6,7 +6,6 @@ Shapes: B batch, K samples still active, L latent, M remembered pairs, W slope w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -45,7 +44,9 @@ class LBFGS(DescentSolver[_Candidate]):
     candidate, one pullback per accepted step.
     """
 
-    name: Literal["lbfgs"] = "lbfgs"
+    colour = "#832db6"
+    example = {"max_nfe": 14, "min_slope": 1e-4}
+
     pairs: int = Field(6, ge=1)
     """Pairs (Δz, Δg) remembered."""
     beta: float = Field(0.2, gt=0, lt=1)
@@ -140,4 +141,5 @@ def inverse_hessian_times(grad_KL: Tensor, moves_KML: Tensor, turns_KML: Tensor,
     turned = (turns_KML.mT @ u)[..., 0]
     right = diagonal[..., None] * u + turns_KML @ (scale * (turned - grad_KL))[..., None]
     v = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
-    return scale * (grad_KL - turned) + (moves_KML.mT @ v)[..., 0]
+    direction_KL: Tensor = scale * (grad_KL - turned) + (moves_KML.mT @ v)[..., 0]
+    return direction_KL

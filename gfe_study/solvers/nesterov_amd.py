@@ -6,7 +6,7 @@ Shapes: B batch, K samples still active, L latent, W slope window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
@@ -47,7 +47,9 @@ class NesterovAMD(DescentSolver[_Candidate]):
     Two decoder evaluations (the extrapolated point, the candidate) and one pullback per accepted step.
     """
 
-    name: Literal["amd_nesterov"] = "amd_nesterov"
+    colour = "#92dadd"
+    example = {"s_max": 300, "max_nfe": 60, "min_slope": 1e-5}
+
     beta: float = Field(0.75, gt=0, lt=1)
     """β, the factor by which a rejected step shrinks."""
     s_initial: float = Field(1.0, gt=0)

@@ -6,7 +6,7 @@ Shapes: B batch, K samples still active, L latent, M loss memory, W slope window
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
@@ -51,7 +51,9 @@ class SpectralAMD(DescentSolver[_Candidate]):
     One decoder evaluation per candidate and one pullback per accepted step.
     """
 
-    name: Literal["amd_spectral"] = "amd_spectral"
+    colour = "#e76300"
+    example = {"s_initial": 10, "min_slope": 1e-5, "tau": 3e3, "max_nfe": 25}
+
     beta: float = Field(0.25, gt=0, lt=1)
     """β, the factor by which a rejected step shrinks."""
     s_initial: float = Field(30.0, gt=0)

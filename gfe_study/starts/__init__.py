@@ -1,1 +1,1 @@
-"""Where the flow of a sample starts, z₀. One file each; registered in `config.CHOICES`."""
+"""Where the flow of a sample starts, z₀. One file each; found by `gfe_study.registry`."""

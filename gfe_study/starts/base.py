@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from gfe_study.config import Section
+from gfe_study.config import Component
 from gfe_study.data.base import Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
@@ -40,10 +40,8 @@ class Starter(nn.Module, ABC):
         """Take note of the z* of training images."""
 
 
-class Start(Section, ABC):
+class Start(Component, ABC):
     """Settings of a start."""
-
-    name: str
 
     @abstractmethod
     def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> Starter:

@@ -5,8 +5,6 @@ Shapes: B batch, L latent, D values of a sample.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -43,8 +41,6 @@ class ConstantStarter(Starter):
 class Zero(Start):
     """z₀ = 0: the papers' start."""
 
-    name: Literal["zero"] = "zero"
-
     def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> ConstantStarter:
         return ConstantStarter(model.latent_dim)
 
@@ -52,7 +48,6 @@ class Zero(Start):
 class Mean(Start):
     """z₀ is the mean of the training latents, the recent ones counting most since the decoder has moved on."""
 
-    name: Literal["mean"] = "mean"
     decay: float = Field(0.999, gt=0, lt=1)
     """What is left of an image's weight in the mean after one more image."""
 

@@ -5,8 +5,6 @@ Shapes: B batch, L latent, D values of a sample.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -40,8 +38,6 @@ class EncoderStarter(Starter):
 
 class Encoder(Start):
     """z₀ = E(y): the mirrored encoder, trained beside the decoder on the reconstruction from z₀ itself."""
-
-    name: Literal["encoder"] = "encoder"
 
     def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> EncoderStarter:
         own = model.encoder(shape) if encoder is None else encoder

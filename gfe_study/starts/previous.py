@@ -5,7 +5,7 @@ Shapes: B batch, L latent, D values of a sample, N training images seen.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,6 @@ class PreviousStarter(Starter):
 
 class Previous(Start):
     """z₀ is where the flow of the same training image ended when it was last seen; zero for any other image."""
-
-    name: Literal["previous"] = "previous"
 
     def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> PreviousStarter:
         return PreviousStarter(model.latent_dim)

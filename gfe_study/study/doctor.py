@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from gfe_study import names
+from gfe_study import names, registry
 from gfe_study.advice import command
-from gfe_study.config import CHOICES, InputError, Trial
-from gfe_study.config.trial import choice_class
+from gfe_study.config import InputError, Trial
 from gfe_study.provenance import package_versions
 from gfe_study.study.disk import folder_bytes
 from gfe_study.study.storage import JOURNAL_FILE, Storage
@@ -35,10 +34,21 @@ def examine(storage: Storage, *, fix: bool) -> list[Finding]:
     return [
         Finding("versions", True, package_versions()),
         Finding("device", True, f"{device}; {torch.get_num_threads()} threads"),
-        *(_dataset(name) for name in CHOICES["data"] if "path" not in choice_class("data", name).model_fields),
+        *(_component(found) for found in registry.foreign()),
+        *(_dataset(name) for name in registry.BUILT_IN["data"] if _comes_with_a_name(name)),
         *_studies(storage, fix),
         *_space(storage),
     ]
+
+
+def _component(found: registry.Foreign) -> Finding:
+    text = f"{found.path} of {found.origin}"
+    return Finding(f"{found.section} {found.name}", not found.problem, found.problem or text)
+
+
+def _comes_with_a_name(name: str) -> bool:
+    """Whether a dataset is known by its name alone, and not read from a path that it is given."""
+    return "path" not in registry.component("data", name).model_fields
 
 
 def _dataset(name: str) -> Finding:

@@ -16,7 +16,7 @@ import torch
 from ray import tune
 
 from gfe_study import names
-from gfe_study.config import Trial
+from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Splits
 from gfe_study.provenance import code, unlike
 from gfe_study.study.images import data_key
@@ -24,9 +24,25 @@ from gfe_study.study.runner import FAILURE_FILE, Report, device_name, pin_thread
 from gfe_study.study.storage import Mirror
 
 POINTS, PROBLEMS, WAITING, PLACE, FAILURE = "points", "problems", "waiting", "place", "failure"
-NODE, PID, CODE = "node", "pid", "code"
+NODE, PID, CODE, PACKAGES = "node", "pid", "code", "packages"
 WAIT_INTERVAL_S = 0.2
 """Interval between the results of a worker that waits for its next trial."""
+
+
+def built(job: Mapping[str, Any]) -> Trial:
+    """Return the trial of a job. Raises `InputError` if this node lacks a package that it needs, or has another one."""
+    needed = ", ".join(job[PACKAGES])
+    try:
+        trial = Trial.build(job["trial"])
+    except InputError as error:
+        if not needed:
+            raise
+        there = str(error).removeprefix("configuration: ")
+    else:
+        there = ", ".join(trial.packages()) or "none"
+        if trial.packages() == job[PACKAGES]:
+            return trial
+    raise InputError(f"this sweep needs {needed}; install the same on all nodes; on {socket.gethostname()}: {there}")
 
 
 class StudyTrainable(tune.Trainable):
@@ -56,7 +72,7 @@ class StudyTrainable(tune.Trainable):
 
     def _run(self, job: dict[str, Any], images: Mapping[str, Splits]) -> Iterator[Report]:
         """Run the trial; a generator, so that what goes wrong at the beginning is a failure of this trial too."""
-        trial, splits = Trial.build(job["trial"]), images[data_key(job["trial"])]
+        trial, splits = built(job), images[data_key(job["trial"])]
         yield from run_trial(
             trial, splits, Mirror(self._folder, job["remote"]), self._device, may_be_stopped=job["may_be_stopped"]
         )

@@ -14,7 +14,7 @@ import ray
 from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as RayTrial
-from ray.tune.result import TRAINING_ITERATION
+from ray.tune.result import TRAINING_ITERATION  # type: ignore[attr-defined]
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,6 +27,7 @@ from gfe_study.study.ray_trainable import (
     CODE,
     FAILURE,
     NODE,
+    PACKAGES,
     PID,
     PLACE,
     POINTS,
@@ -78,6 +79,7 @@ class Bridge:
             "remote": mirror.remote,
             "cpus": self.options.cpus,
             CODE: code(),
+            PACKAGES: run.job.trial.packages(),
             "may_be_stopped": self.engine.plan.study.stops_early,
         }
 

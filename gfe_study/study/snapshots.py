@@ -165,7 +165,8 @@ def _losses(learner: Learner, latent_ML: Tensor, target: Observed, image_M: Tens
 def _spread(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Some of many observations, evenly spread over the logarithm of their number, both ends among them."""
     places = np.unique(np.geomspace(1, len(index), OBSERVATIONS).round().astype(int)) - 1
-    return index[places]
+    spread: np.ndarray[Any, Any] = index[places]
+    return spread
 
 
 def _read(path: Path) -> Arrays:

@@ -1,1 +1,1 @@
-"""Distributions that latents are pulled to. One file each; registered in `config.CHOICES`."""
+"""Distributions that latents are pulled to. One file each; found by `gfe_study.registry`."""

@@ -13,15 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gfe_study.config import CHOICES, InputError, Section, suggestion
-from gfe_study.config.base import explained
-from gfe_study.config.trial import choice_class, named
+from gfe_study.config import Component, InputError
+from gfe_study.config.trial import build, named
 
 
-class Target(Section, ABC):
+class Target(Component, ABC):
     """A known distribution p_t on R^L, a mixture of K isotropic normals of equal weights and widths."""
-
-    name: str
 
     @property
     @abstractmethod
@@ -71,10 +68,6 @@ def parse_target(name: str, assigned: Mapping[str, Any]) -> Target:
     settings = named("target", assigned.get("target", {}))
     if not isinstance(settings, Mapping):
         raise InputError(f"--set target: given {settings!r}; allowed: a name, or settings like target.radius=4")
-    chosen = settings.get("name", name)
-    if chosen not in CHOICES["target"]:
-        raise InputError(f"target: given {chosen!r}; {suggestion(str(chosen), list(CHOICES['target']))}")
-    with explained("target"):
-        target = choice_class("target", chosen).model_validate({**settings, "name": chosen})
+    target = build("target", {"name": name, **settings})
     assert isinstance(target, Target)
     return target

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -17,7 +15,6 @@ class MixtureOfGaussians(Target):
     The first mode is at (radius, 0), the others follow counter-clockwise: mode k is that of class k.
     """
 
-    name: Literal["mixture_of_gaussians"] = "mixture_of_gaussians"
     components: int = Field(10, gt=0)
     """Modes."""
     radius: float = Field(4.0, gt=0)

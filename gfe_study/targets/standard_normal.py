@@ -1,7 +1,5 @@
 """The standard normal distribution: the usual prior."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -10,8 +8,6 @@ from gfe_study.targets.base import Target
 
 class StandardNormal(Target):
     """N(0, I)."""
-
-    name: Literal["standard_normal"] = "standard_normal"
 
     @property
     def width(self) -> float:
