@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from stores import DECLARED, fresh, opened, point, trial
 
-from gfe_study import names
+from gfe_study import names, registry
 from gfe_study.analysis import paper
 from gfe_study.analysis.embedding import label_accuracy
 from gfe_study.analysis.evidence import Evidence
@@ -33,10 +33,10 @@ from gfe_study.analysis.html import exhibit_html, formatted
 from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.report import write_exhibit, write_report
-from gfe_study.analysis.style import COLOURS, GREY, PALETTE, styles
+from gfe_study.analysis.style import GREY, PALETTE, colour_of, styles
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.analysis.verdict_table import verdict_table as verdict_listing
-from gfe_study.config import Range, space_files
+from gfe_study.config import Component, Range, space_files
 from gfe_study.metrics import IMAGES_SEEN, TRAIN_LOSS, UNIQUE_IMAGES
 from gfe_study.tracking.runs import Change
 
@@ -232,11 +232,32 @@ def test_methods_keep_their_colours_and_the_adjoint_is_dashed() -> None:
         }
     )
     found = styles(trials, ["one", "two", "three"])
-    assert found["one"].colour == COLOURS["ae"]
-    assert found["two"].colour == found["three"].colour == COLOURS["rk4"]
+    assert found["one"].colour == colour_of("method", "ae")
+    assert found["two"].colour == found["three"].colour == colour_of("solver", "rk4")
     assert (found["two"].line, found["three"].line) == ("-", "--")
     like = styles(trials.assign(**{"params.gradient.name": "approx"}), ["one", "two", "three"])
     assert len({style.colour for style in like.values()}) == 3
+
+
+def test_a_component_without_a_colour_gets_a_free_one_in_every_figure() -> None:
+    """Of another package, or of this one: the plain gfe with a solver that is not installed here."""
+    kinds = [("gfe", "theirs:Solver"), ("gfe", "amd"), ("gfe", "others:Solver"), ("ae", "amd")]
+    trials = pd.DataFrame(kinds, columns=[names.METHOD, "params.solver.name"]).assign(**{names.ARM: list("abcd")})
+    found = styles(trials, list("abcd"))
+    assert found["b"].colour == colour_of("solver", "amd")
+    assert found["d"].colour == colour_of("method", "ae")
+    assert len({look.colour for look in found.values()}) == 4
+    assert {look.colour for look in found.values()} <= {*PALETTE}
+    assert styles(trials, ["c"]) == {"c": found["c"]}
+    assert styles(trials.iloc[::-1], list("dcba")) == found
+
+
+@pytest.mark.parametrize("section", ["method", "solver"])
+def test_colours_stand_beside_the_class_and_are_of_the_palette(section: str) -> None:
+    for name in registry.BUILT_IN[section]:
+        found: type[Component] = registry.component(section, name)
+        assert colour_of(section, name) == found.colour
+        assert found.colour in PALETTE or name == "gfe"
 
 
 def test_importance_finds_the_key_that_matters() -> None:
@@ -405,8 +426,8 @@ def test_pictures_in_colour_are_drawn_in_their_colours(tmp_path: Path) -> None:
     figure = shown(snapshots, of)["reconstructions"].figure
     assert figure is not None
     figure.canvas.draw()
-    colours = [axes.images[0].make_image(None, unsampled=True)[0][..., :3] for axes in figure.axes]
-    np.testing.assert_array_equal(colours, np.concatenate([target, decoded]))
+    colours = [axes.images[0].make_image(None, unsampled=True)[0] for axes in figure.axes]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.array(colours)[..., :3], np.concatenate([target, decoded]))
 
 
 def test_samples_and_interpolations_are_those_of_the_last_moment(tmp_path: Path) -> None:
@@ -429,10 +450,10 @@ def test_samples_and_interpolations_are_those_of_the_last_moment(tmp_path: Path)
     panels = [axes for axes in drawn["samples"].axes if axes.images]  # type: ignore[union-attr]
     assert [axes.get_title() for axes in panels] == ["gen\nafter 960 images seen"]
     best = of.chosen[(of.chosen[names.ARM] == "gen") & (of.chosen[names.SEED] == 0)]
-    arrays = of.snapshots(str(best[RUN_ID].iloc[0]))
-    assert arrays is not None
+    kept = of.snapshots(str(best[RUN_ID].iloc[0]))
+    assert kept is not None
     sheet = np.asarray(panels[0].images[0].get_array())
-    np.testing.assert_array_equal(sheet[5:9, 4:7], arrays["960/sample"][9])  # second row, second column
+    np.testing.assert_array_equal(sheet[5:9, 4:7], kept["960/sample"][9])  # second row, second column
     assert (sheet[4] == 255).all()
     lines = [axes for axes in drawn["interpolations"].axes if axes.images]  # type: ignore[union-attr]
     assert [axes.get_title().partition("\n")[0] for axes in lines] == ["ae", "gen"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from gfe_study import names
+from gfe_study import names, registry
 from gfe_study.analysis.tidy import PARAMS
 from gfe_study.pictures import is_image, is_line, plane, value_range
 
@@ -30,24 +31,6 @@ GREY, INK = "#8a8a8a", "#222222"
 
 PALETTE = matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
 """Ten colours that people who see colours differently tell apart (Petroff, arXiv:2107.02270)."""
-
-COLOURS = {
-    "ae": PALETTE[1],
-    "mixed": PALETTE[3],
-    "amd": PALETTE[0],
-    "amd_spectral": PALETTE[6],
-    "amd_nesterov": PALETTE[9],
-    "rk4": PALETTE[2],
-    "euler": PALETTE[5],
-    "dopri5": PALETTE[7],
-    "gauss_newton": PALETTE[8],
-    "lbfgs": PALETTE[4],
-    "gfe_gen": PALETTE[0],
-    "gen": PALETTE[2],
-    "vae": PALETTE[8],
-    "aae": PALETTE[9],
-}
-"""A method, or of gradient flow encoding its solver; those that share a colour are seldom compared."""
 
 MARKERS = "osD^vPX*<>"
 INCHES_OF_HANDLE, INCHES_OF_LETTER = 0.55, 0.058
@@ -92,17 +75,13 @@ def styles(trials: pd.DataFrame, arms: Sequence[str]) -> dict[str, Style]:
     Of arms that differ in how they are trained through the flow, those that are not `approx` are dashed.
     """
     first = {str(trial[names.ARM]): trial for trial in trials.drop_duplicates(names.ARM).to_dict("records")}
-    kinds = {arm: _kind(first[arm]) if arm in first else "" for arm in arms}
+    kinds = {arm: _kind(first[arm]) for arm in arms if arm in first}
+    colours = _colours(map(_kind, first.values()))
     dashed = {arm: arm in first and _param(first[arm], "gradient.name") not in ("approx", "") for arm in arms}
-    looks = {(COLOURS.get(kinds[arm]), dashed[arm]) for arm in arms}
-    if len(looks) == len(arms) and all(kinds[arm] in COLOURS for arm in arms):
-        order = list(COLOURS)
-        return {
-            arm: Style(
-                COLOURS[kinds[arm]], "--" if dashed[arm] else "-", MARKERS[order.index(kinds[arm]) % len(MARKERS)]
-            )
-            for arm in arms
-        }
+    if all(kind in colours for kind in map(kinds.get, arms)):
+        looks = {arm: Style(colours[kinds[arm]], "--" if dashed[arm] else "-", _marker(*kinds[arm])) for arm in arms}
+        if len({(look.colour, look.line) for look in looks.values()}) == len(arms):
+            return looks
     lines = ("-", "--", ":")
     return {
         arm: Style(
@@ -112,9 +91,33 @@ def styles(trials: pd.DataFrame, arms: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def _kind(trial: Mapping[Any, Any]) -> str:
+Kind = tuple[str, str]
+"""A section and the name of one of its components."""
+
+
+def colour_of(section: str, name: str) -> str | None:
+    """The colour that a component's class has, if any. Those that share one are seldom compared."""
+    colour: str | None = registry.constant(section, name, "colour")
+    return colour
+
+
+def _colours(kinds: Iterable[Kind]) -> dict[Kind, str]:
+    """The colours of a study's methods and solvers; those that have none get those that are free, in one order."""
+    found = {kind: colour_of(*kind) for kind in sorted({*kinds}) if kind[1]}
+    taken = {colour for colour in found.values() if colour is not None}
+    free = itertools.cycle([colour for colour in PALETTE if colour not in taken] or PALETTE)
+    return {kind: colour or next(free) for kind, colour in found.items()}
+
+
+def _marker(section: str, name: str) -> str:
+    known = registry.names(section)
+    return MARKERS[(known.index(name) if name in known else len(known)) % len(MARKERS)]
+
+
+def _kind(trial: Mapping[Any, Any]) -> Kind:
+    """A method, or of gradient flow encoding its solver."""
     method = str(trial[names.METHOD])
-    return _param(trial, "solver.name") if method == "gfe" else method
+    return ("solver", _param(trial, "solver.name")) if method == "gfe" else ("method", method)
 
 
 def _param(trial: Mapping[Any, Any], key: str) -> str:

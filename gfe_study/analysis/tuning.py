@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -133,4 +135,5 @@ def _jackknife(ranked: NDArray[np.float64]) -> NDArray[np.float64]:
     worse = moved.sum(axis=1, keepdims=True) - np.cumsum(moved, axis=1)
     without = better + worse
     spread = np.square(without - without.mean(axis=1, keepdims=True)).sum(axis=1)
-    return np.sqrt((count - 1) / count * spread)
+    errors: np.ndarray[Any, np.dtype[np.float64]] = np.sqrt((count - 1) / count * spread)
+    return errors

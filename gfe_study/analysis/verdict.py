@@ -238,7 +238,8 @@ def best_configuration(group: pd.DataFrame, select: str, mode: str) -> pd.DataFr
     sign = 1 if mode == "min" else -1
     means = (sign * group[select].where(usable)).groupby(group[NUMBER]).mean()
     ranks = pd.DataFrame({"lost": lost, "mean": means}).sort_values(["lost", "mean"], kind="stable")
-    return group[group[NUMBER] == ranks.index[0]].sort_values("seed")
+    best: pd.DataFrame = group[group[NUMBER] == ranks.index[0]]
+    return best.sort_values("seed")
 
 
 def _limit(

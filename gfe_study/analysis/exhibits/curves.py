@@ -15,10 +15,10 @@ from gfe_study.analysis.evidence import Evidence, floors_of
 from gfe_study.analysis.exhibits.base import Exhibit, capitalised, level_text, seeds_text
 from gfe_study.analysis.stats import mean_interval
 from gfe_study.analysis.style import (
-    COLOURS,
     GREY,
     INK,
     PALETTE,
+    colour_of,
     draw_mean,
     drawing,
     figure,
@@ -163,7 +163,7 @@ def _papers_own(axes: Axes, evidence: Evidence, means: pd.DataFrame) -> None:
     reached = float(means[IMAGES_SEEN].max())
     for column in dict.fromkeys(filter(None, map(paper.column_of, trials[names.METHOD]))):
         known = {at: loss for at, loss in paper.TABLE_1[column].items() if at <= reached}
-        colour = {paper.AE: COLOURS["ae"], paper.GFE: COLOURS["amd"]}[column]
+        colour = {paper.AE: colour_of("method", "ae"), paper.GFE: colour_of("solver", "amd")}[column]
         if known:
             text = f"{column}, the paper's Table 1"
             axes.plot(list(known), list(known.values()), "o", mfc="none", color=colour, label=text, markersize=4.5)
