@@ -104,7 +104,8 @@ test-slow: $(READY)
 lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy
+	@$(VENV)/bin/mypy gfe_study benchmarks
+	@MYPYPATH=tests $(VENV)/bin/mypy tests  # which import one another
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

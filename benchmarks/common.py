@@ -87,7 +87,7 @@ class Bench:
         for column in shown:
             text = formats.get(str(column), "{}")
             shown[column] = [text.format(value) if pd.notna(value) else "" for value in shown[column]]
-        lines = ["| " + " | ".join(map(str, row)) + " |" for row in [shown.columns, ["---"] * len(shown.columns)]]
+        lines = ["| " + " | ".join(map(str, row)) + " |" for row in [[*shown.columns], ["---"] * len(shown.columns)]]
         lines += ["| " + " | ".join(row) + " |" for row in shown.astype(str).to_numpy()]
         (self.out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         drawn = Table(title=title, title_justify="left")

@@ -6,14 +6,15 @@ import functools
 import statistics
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from benchmarks.common import COLOURS, LOSS, RECIPES, Bench
-from gfe_study.config.trial import choice_class
+from gfe_study import registry
+from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Decoder
 from gfe_study.solvers.base import Result, Solver
 from gfe_study.solvers.fields import GradientFlow
@@ -27,7 +28,7 @@ FEW, MANY, REPEATS = 64, 1000, 5
 
 def budgets(name: str) -> Iterator[Solver]:
     """A solver, allowed more and more evaluations."""
-    kind = choice_class("solver", name)
+    kind = registry.component("solver", name)
     if name == "amd":
         yield from (kind(**PAPER, max_nfe=nfe) for nfe in (25, 50, 100, 200, 400, 800))
         yield kind(**PAPER)
@@ -45,14 +46,14 @@ def budgets(name: str) -> Iterator[Solver]:
             yield from (kind(max_nfe=nfe, min_slope=0) for nfe in (200, 400))
 
 
-def measure(bench: Bench, decoder: Decoder, solver: Solver, count: int) -> dict[str, float | str]:
+def measure(bench: Bench, decoder: Decoder, solver: Solver, count: int) -> dict[str, Any]:
     rows = [measure_once(bench.images(count), decoder, solver)]
     while len(rows) < REPEATS and rows[0]["seconds"] < 1:
         rows.append(measure_once(bench.images(count), decoder, solver))
     return {**rows[0], "solver": solver.name, "seconds": statistics.median(row["seconds"] for row in rows)}
 
 
-def measure_once(images: Tensor, decoder: Decoder, solver: Solver) -> dict[str, float]:
+def measure_once(images: Observed, decoder: Decoder, solver: Solver) -> dict[str, float]:
     count = len(images)
     loss = forward = backward = unfinished = 0.0
     started = time.perf_counter()
@@ -90,9 +91,9 @@ def run(bench: Bench) -> None:
         bench.keep(f"encoding_{recipe}_{MANY}", title, summary(many), FORMATS)
 
 
-def until_reference(bench: Bench, decoder: Decoder) -> Iterator[dict[str, float | str]]:
+def until_reference(bench: Bench, decoder: Decoder) -> Iterator[dict[str, Any]]:
     """The paper's AMD, then what is fast: budgets up to the one that reaches AMD's loss, and its default."""
-    reference = measure(bench, decoder, choice_class("solver", "amd")(**PAPER), MANY)
+    reference = measure(bench, decoder, registry.component("solver", "amd")(**PAPER), MANY)
     yield reference
     for name in ("amd_nesterov", "amd_spectral", "lbfgs", "gauss_newton"):
         for solver in budgets(name):
@@ -100,7 +101,7 @@ def until_reference(bench: Bench, decoder: Decoder) -> Iterator[dict[str, float 
             yield row
             if row["loss"] <= reference["loss"]:
                 break
-        yield measure(bench, decoder, choice_class("solver", name)(), MANY)
+        yield measure(bench, decoder, registry.component("solver", name)(), MANY)
 
 
 FORMATS = {

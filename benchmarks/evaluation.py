@@ -17,7 +17,7 @@ BATCHES = (1, 8, 16, 64, 250)
 def run(bench: Bench) -> None:
     decoder = bench.decoder()
     assert isinstance(decoder, MLPDecoder)
-    weights = [layer.weight.detach() for layer in decoder.layers]
+    weights = [layer.weight.detach() for layer in decoder.linears()]
     rows = []
     for batch in BATCHES:
         target = bench.images(batch)

@@ -40,7 +40,8 @@ def run(bench: Bench) -> None:
             _wait(device)
 
         def loss(params: dict[str, torch.Tensor], z: torch.Tensor, target: Observed = target) -> torch.Tensor:
-            return LOSS(functional_call(decoders[0], params, (z,)), target).sum()
+            loss_B: torch.Tensor = LOSS(functional_call(decoders[0], params, (z,)), target)
+            return loss_B.sum()
 
         def together(latent: torch.Tensor = latent) -> None:
             vmap(grad(loss, argnums=1))(stacked, latent)

@@ -55,7 +55,7 @@ def autoencoder(bench: Bench, batch: int, lr: float) -> Trial:
 
 def curve(bench: Bench, label: str, trial: Trial, goal: float | None, most: float = math.inf) -> list[dict[str, Any]]:
     """The points of one trial, up to the one that reaches the goal or has taken the `most` seconds."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for step in train(trial, bench.splits):
         if step.metrics is None:
             continue

@@ -81,7 +81,8 @@ class LinearProblem(Problem):
     decoder: MLPDecoder
 
     def _gram_and_end(self) -> tuple[Tensor, Tensor]:
-        weight, bias = self.decoder.layers[0].weight.detach(), self.decoder.layers[0].bias.detach()
+        (layer,) = self.decoder.linears()
+        weight, bias = layer.weight.detach(), layer.bias.detach()
         gram = weight.t() @ weight
         return gram, torch.linalg.solve(gram, weight.t() @ (self.target_BD - bias).t()).t()
 
@@ -96,7 +97,8 @@ class LinearProblem(Problem):
         eigenvalues, basis = torch.linalg.eigh(gram)
         phase = eigenvalues.sqrt().numpy() * t
         travelled = torch.from_numpy(np.asarray(1 - 2 * scipy.special.j1(phase) / phase))
-        return end_BL @ basis * travelled @ basis.t()
+        latent_BL: Tensor = end_BL @ basis * travelled @ basis.t()
+        return latent_BL
 
 
 def _decoder(widths: list[int], seed: int, gain: float) -> MLPDecoder:
@@ -119,8 +121,9 @@ def scalar_problem(targets: list[float], weight: float = 1.0) -> Problem:
     """½(w·z − y)² in one dimension: steps can be followed by hand."""
     decoder = MLPDecoder([1, 1]).double()
     with torch.no_grad():
-        decoder.layers[0].weight.fill_(weight)
-        decoder.layers[0].bias.zero_()
+        (layer,) = decoder.linears()
+        layer.weight.fill_(weight)
+        layer.bias.zero_()
     return Problem(decoder, SquaredError(), Observed(torch.tensor(targets, dtype=torch.float64)[:, None]))
 
 
@@ -138,7 +141,8 @@ class SmoothDecoder(Decoder):
         self.net = nn.Sequential(nn.Linear(latent, hidden), nn.Tanh(), nn.Linear(hidden, pixels))
 
     def forward(self, latent_KL: Tensor) -> Tensor:
-        return self.net(latent_KL)
+        output_KD: Tensor = self.net(latent_KL)
+        return output_KD
 
 
 def smooth_problem(batch: int = 3, seed: int = 0) -> Problem:

@@ -28,7 +28,7 @@ def files(path: Path) -> list[str]:
 
 
 def test_what_is_written_is_read(path: Path) -> None:
-    content = {
+    content: dict[str, Any] = {
         "weights": torch.randn(3, 4),
         "points": [{"val_loss": 0.1}],
         "best": float("inf"),

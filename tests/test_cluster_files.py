@@ -49,7 +49,8 @@ def check_launcher(config: dict[str, Any]) -> None:
 
 @pytest.fixture
 def launcher() -> dict[str, Any]:
-    return yaml.safe_load(text("ray-cluster.yaml"))
+    config: dict[str, Any] = yaml.safe_load(text("ray-cluster.yaml"))
+    return config
 
 
 def test_ray_accepts_the_launchers_cluster(launcher: dict[str, Any]) -> None:

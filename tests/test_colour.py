@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gfe_study import names
+from gfe_study import names, registry
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
-from gfe_study.config import CHOICES, InputError, Trial
+from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Scale, Split, Splits, image_shape
 from gfe_study.metrics import DIVERGED, VAL_LOSS
 from gfe_study.study.artifacts import read_learner, write_best, write_reconstruction
@@ -47,8 +47,8 @@ def sky_and_grass(count: int, seed: int) -> Split:
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    parts = [sky_and_grass(count, seed) for seed, count in enumerate((200, 30, 30))]
-    return Splits(*parts, shape=SHAPE)
+    train, val, test = (sky_and_grass(count, seed) for seed, count in enumerate((200, 30, 30)))
+    return Splits(train, val, test, shape=SHAPE)
 
 
 def run(splits: Splits, *changes: dict[str, Any], folder: Path | None = None) -> TrainingState:
@@ -80,7 +80,7 @@ def test_pictures_have_their_channels_last_and_grey_ones_have_none(splits: Split
     assert np.array_equal(grey.from_file(grey.to_file(values_ND)), values_ND)
 
 
-@pytest.mark.parametrize("model", CHOICES["model"])
+@pytest.mark.parametrize("model", registry.names("model"))
 @pytest.mark.parametrize("method", ["gfe", "ae"])
 def test_every_architecture_learns_images_in_colour(splits: Splits, method: str, model: str) -> None:
     changes = {"method": method, **({"model": {"name": model}} if model != "conv" else {})}

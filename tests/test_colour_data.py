@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
-from gfe_study.config import CHOICES, InputError, Trial
-from gfe_study.config.trial import choice_class
+from gfe_study import registry
+from gfe_study.config import InputError, Trial
 from gfe_study.data.base import DataError, Splits, image_shape
 from gfe_study.data.celeba import CACHE, CROP, CelebA
 from gfe_study.data.digits import Digits
@@ -181,7 +183,7 @@ def _other_side(home: Path) -> None:
     Image.new("RGB", (100, 90)).save(home / "img_align_celeba" / "000001.jpg")
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], Any]] = {
     "000005.jpg": lambda home: (home / "img_align_celeba" / "000005.jpg").unlink(),
     "100 × 90": _other_side,
     "000006.jpg": lambda home: (home / "list_attr_celeba.txt").write_text(
@@ -268,8 +270,8 @@ def test_a_held_out_class_is_in_the_test_split_alone(label: int, digits: Splits)
 
 
 def test_every_dataset_can_hold_a_class_out(svhn: Path, celeba: Path) -> None:
-    for name in CHOICES["data"]:
-        assert "held_out" in choice_class("data", name).model_fields
+    for name in registry.names("data"):
+        assert "held_out" in registry.component("data", name).model_fields
     assert set(SVHN(held_out=3).load([svhn]).train.labels_N) == {0, 1, 2, 4, 5, 6, 7, 8, 9}
     smiling = CelebA(attribute="Smiling")
     assert smiling.load([celeba]).train.labels_N.tolist() == [1, 0, 1]

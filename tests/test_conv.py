@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from problems import CONSTANT, Problem, properties, solve
 from torch import Tensor, nn
 
-from gfe_study.config import CHOICES, InputError, Trial
-from gfe_study.config.trial import choice_class
+from gfe_study import registry
+from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Shape, image_shape
 from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.unrolled import Unrolled
@@ -160,9 +160,9 @@ def test_latent_gradient_can_be_differentiated_once_more(decoder: ConvDecoder, l
         torch.testing.assert_close(found, (late - early) / (2 * step), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", CHOICES["solver"])
+@pytest.mark.parametrize("name", registry.names("solver"))
 def test_every_solver_encodes_with_it(problem: Problem, name: str) -> None:
-    solution = solve(choice_class("solver", name)(), problem)
+    solution = solve(registry.component("solver", name)(), problem)
     first = problem.loss(problem.decoder(problem.start()), problem.target).detach()
     assert (solution.loss_B < first).all()
     assert Result.NONFINITE not in solution.result_B

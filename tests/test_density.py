@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from scipy.special import logsumexp
 from scipy.stats import gaussian_kde, multivariate_normal, norm
 from torch import Tensor
 
-from gfe_study.config import CHOICES, InputError
+from gfe_study import registry
+from gfe_study.config import InputError
 from gfe_study.density import kde
 from gfe_study.density.entropy import latent_entropy, leave_one_out, normal_entropy, whitened
 from gfe_study.density.jsd import encoded_term, jsd, log_ratio
@@ -38,7 +40,8 @@ def oracle(point_PL: Tensor, centre_ML: Tensor, bandwidth: float) -> np.ndarray:
     points, centres = point_PL.double().numpy(), centre_ML.double().numpy()
     kernel = multivariate_normal(np.zeros(points.shape[1]), bandwidth**2 * np.eye(points.shape[1]))
     each_PM = kernel.logpdf(points[:, None] - centres).reshape(len(points), len(centres))
-    return logsumexp(each_PM, axis=1) - math.log(len(centres))
+    density_P: np.ndarray[Any, Any] = logsumexp(each_PM, axis=1) - math.log(len(centres))
+    return density_P
 
 
 def naive(point_PL: Tensor, centre_ML: Tensor, bandwidth: float) -> Tensor:
@@ -173,7 +176,7 @@ def test_the_divergence_is_between_nothing_and_log_2(target: Target) -> None:
 @pytest.mark.parametrize(("mean", "width"), [(0.0, 0.5), (1.5, 1.0), (-1.0, 2.0)])
 def test_the_divergence_of_normals_is_that_of_quadrature(mean: float, width: float) -> None:
     def integrand(z: float) -> float:
-        densities = (norm.pdf(z, mean, width), norm.pdf(z))
+        densities = (float(norm.pdf(z, mean, width)), float(norm.pdf(z)))
         middle = sum(densities) / 2
         return sum(density * math.log(density / middle) for density in densities if density > 0) / 2
 
@@ -322,7 +325,7 @@ def test_modes_are_on_a_circle_in_the_order_of_their_classes() -> None:
         MixtureOfGaussians().means(1)
 
 
-@pytest.mark.parametrize("name", CHOICES["target"])
+@pytest.mark.parametrize("name", registry.names("target"))
 def test_every_target_is_had_by_its_name(name: str) -> None:
     assert parse_target(name, {}).name == name
     assert parse_target("standard_normal", {"target": {"name": name}}).name == name
@@ -330,12 +333,13 @@ def test_every_target_is_had_by_its_name(name: str) -> None:
 
 def test_a_targets_settings_are_checked() -> None:
     assert parse_target("mixture_of_gaussians", {"target": {"radius": 2}}) == MixtureOfGaussians(radius=2.0)
-    for name, assigned, part in [
+    refused: list[tuple[str, dict[str, Any], str]] = [
         ("standard_norm", {}, "given 'standard_norm'; did you mean 'standard_normal'"),
         ("standard_normal", {"target": {"radius": 2}}, "target: radius: unknown key"),
         ("mixture_of_gaussians", {"target": {"radius": -1}}, "target: radius: given -1"),
         ("standard_normal", {"solver": {"beta": 1}}, "--set solver: unknown key"),
         ("standard_normal", {"target": 3}, "--set target: given 3"),
-    ]:
+    ]
+    for name, assigned, part in refused:
         with pytest.raises(InputError, match=part):
             parse_target(name, assigned)

@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfe_study.config import InputError, Range, Study, space_files
+from gfe_study.config import InputError, Range, Study, flatten, space_files
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import image_shape
+from gfe_study.solvers.amd import AMD
 from gfe_study.training import training_order
 
 BASE: dict[str, Any] = {
@@ -41,8 +42,7 @@ def references(study: Study) -> dict[str, str | None]:
 def test_arms_are_laid_over_fixed_and_compared_with_the_first() -> None:
     study = compared({"arms": {"slow": {"solver.beta": 0.9}, "ae": {"method": "ae"}}})
     assert references(study) == {"slow": None, "ae": "slow"}
-    assert study.trial({}, 3, "slow").solver.beta == 0.9
-    assert study.trial({}, 3, "slow").solver.max_nfe == 12
+    assert study.trial({}, 3, "slow").solver == AMD(beta=0.9, max_nfe=12)
     assert study.trial({}, 3, "ae").method.name == "ae"
     assert study.trial({}, 3, "ae").seed == 3
 
@@ -147,7 +147,7 @@ def test_ablations(design: str, expected: dict[str, tuple[float, float, int, str
     found = {}
     for arm in study.arms:
         trial = study.trial({}, 0, arm)
-        found[arm.name] = (trial.optim.lr, trial.solver.s_max, trial.optim.batch_size, arm.reference)
+        found[arm.name] = (trial.optim.lr, flatten(trial.dump())["solver.s_max"], trial.optim.batch_size, arm.reference)
     assert found == expected
 
 

@@ -69,8 +69,8 @@ def one(kind: str, trials: pd.DataFrame, ranges: dict[str, Range] = RANGES, **op
 def with_best(**best: Any) -> pd.DataFrame:
     """The healthy sweep with other values of the keys where it is best."""
     trials = sweep()
-    winner = trials.groupby("number")["value"].transform("mean").idxmin()
-    rows = trials["number"] == trials.loc[winner, "number"]
+    winner = int(trials.groupby("number")["value"].transform("mean").argmin())
+    rows = trials["number"] == trials["number"].iloc[winner]
     for key, value in best.items():
         trials[key] = trials[key].mask(rows, value) if key in trials else pd.Series(value, trials.index)
     return trials
@@ -258,10 +258,11 @@ def test_noise_that_the_seeds_share_is_none() -> None:
 
 def test_a_decision_is_no_noise() -> None:
     # The s.d. is larger than the difference, and 12 seeds tell the arms apart all the same.
-    differences = [0.8 + 1.1 * sign for sign in (1, -1)] * 6
+    differences: list[float | None] = [0.8 + 1.1, 0.8 - 1.1] * 6
     verdict = judged(amd=[0.0] * 12, rk4=differences)
     assert verdict.rows[1].paired is not None
-    assert (verdict.rows[1].verdict, verdict.rows[1].paired.sd) == ("worse", pytest.approx(1.1489, abs=1e-4))
+    assert verdict.rows[1].verdict == "worse"
+    assert verdict.rows[1].paired.sd == pytest.approx(1.1489, abs=1e-4)
     assert kinds(verdict) == []
     assert kinds(judged(0.99, amd=[0.0] * 12, rk4=differences)) == ["noise"]
 
@@ -276,7 +277,8 @@ def test_few_seeds_are_those_of_the_comparisons() -> None:
     assert sign.text == (
         "fewer than 3 paired seeds in 1 of 2 comparisons (rk4 2): run at least 3; fewer decide nothing"
     )
-    many = judged(**{arm: [1.0] for arm in "abcdefg"})
+    alone: dict[str, Any] = {arm: [1.0] for arm in "abcdefg"}
+    many = judged(**alone)
     assert "in 6 of 6 comparisons (b 1, c 1, d 1, e 1, …)" in doubts(many)[0].text
 
 
@@ -378,6 +380,6 @@ def test_only_finished_configurations_and_keys_searched_in_the_arm_count() -> No
 
 def test_a_space_that_is_exhausted_is_not_short_of_configurations() -> None:
     ranges = {NAME: drawn("choice", "adam", "rmsprop"), SLICES: drawn("int", 2, 3)}
-    keys = {NAME: np.repeat(["adam", "rmsprop"], 6), SLICES: np.tile(np.repeat([2, 3], 3), 2)}
+    keys: dict[str, Any] = {NAME: np.repeat(["adam", "rmsprop"], 6), SLICES: np.tile(np.repeat([2, 3], 3), 2)}
     assert found("few", sweep(configurations=4, **keys), ranges) == []
     assert "run at least 4" in one("few", sweep(configurations=4, **keys).head(9), ranges).text

@@ -349,7 +349,7 @@ def test_random_histories(study: str, count: int) -> None:
     histories(STUDIES[study], count)
 
 
-MUTANTS = {
+MUTANTS: dict[str, Any] = {
     "a trial that is lost before it starts stays away": {(Status.STARTING, Event.LOSE): None},
     "a lost trial counts as failed": {(Status.RUNNING, Event.LOSE): Status.FAILED},
     "a complete trial counts as stopped": {(Status.RUNNING, Event.COMPLETE): Status.STOPPED},

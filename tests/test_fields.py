@@ -1,25 +1,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from problems import image_problem, linear_problem
 
-from gfe_study.solvers.fields import GradientFlow, NesterovFlow, alpha_at
+from gfe_study.solvers.fields import Alpha, GradientFlow, NesterovFlow, alpha_at
 from gfe_study.solvers.fixed_grid import RK4
 
-SCHEDULES = {"constant": lambda t, tau: 1.0, "exponential": lambda t, tau: math.exp(-2 * t / tau)}
+SCHEDULES: dict[Alpha, Any] = {"constant": lambda t, tau: 1.0, "exponential": lambda t, tau: math.exp(-2 * t / tau)}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("t", [0.0, 1.5, 10.0])
-def test_alpha(schedule: str, t: float) -> None:
+def test_alpha(schedule: Alpha, t: float) -> None:
     assert alpha_at(schedule, t, 10.0) == pytest.approx(SCHEDULES[schedule](t, 10.0), rel=1e-15)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_gradient_flow_is_minus_alpha_times_the_gradient(schedule: str) -> None:
+def test_gradient_flow_is_minus_alpha_times_the_gradient(schedule: Alpha) -> None:
     problem = image_problem()
     z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     rate = GradientFlow(alpha=schedule).derivative(problem.objective(), 3.0, 10.0, z)
@@ -27,7 +28,7 @@ def test_gradient_flow_is_minus_alpha_times_the_gradient(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_nesterov_flow_is_damped_by_3_over_t(schedule: str) -> None:
+def test_nesterov_flow_is_damped_by_3_over_t(schedule: Alpha) -> None:
     problem = image_problem()
     z, v = torch.randn(2, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     flow = NesterovFlow(alpha=schedule)
@@ -37,7 +38,7 @@ def test_nesterov_flow_is_damped_by_3_over_t(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_nesterov_flow_has_its_limit_at_t_0(schedule: str) -> None:
+def test_nesterov_flow_has_its_limit_at_t_0(schedule: Alpha) -> None:
     problem, flow = image_problem(), NesterovFlow(alpha=schedule)
     at_0 = flow.derivative(problem.objective(), 0.0, 10.0, flow.lift(problem.start()))
     # Where v = c·t, dv/dt must be c: the velocity that the limit starts is the one that the damping keeps.

@@ -12,8 +12,8 @@ import torch
 from problems import Problem, image_problem
 from torch import Tensor
 
-from gfe_study.config import CHOICES, Trial
-from gfe_study.config.trial import choice_class
+from gfe_study import registry
+from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
@@ -29,8 +29,8 @@ pytestmark = [
 
 METHODS_AND_STARTS = [
     (method, start)
-    for method, start in itertools.product(CHOICES["method"], CHOICES["start"])
-    if start != "previous" or not issubclass(choice_class("method", method), EncoderMethod)
+    for method, start in itertools.product(registry.names("method"), registry.names("start"))
+    if start != "previous" or not issubclass(registry.component("method", method), EncoderMethod)
 ]
 FEW: dict[str, dict[str, Any]] = {
     "amd": {"s_max": 100, "max_nfe": 25},
@@ -55,9 +55,9 @@ def solve(problem: Problem, solver: Solver) -> Solution:
     return solver.solve(flow, problem.objective(), problem.start(), keep_path=True)
 
 
-@pytest.mark.parametrize("name", CHOICES["solver"])
+@pytest.mark.parametrize("name", registry.names("solver"))
 def test_a_solver_gives_the_same_on_both(name: str) -> None:
-    solver = choice_class("solver", name)(**FEW.get(name, {}))
+    solver = registry.component("solver", name)(**FEW.get(name, {}))
     problem = image_problem(batch=32)
     here, there = (solve(on(device, problem), solver) for device in ("cpu", "cuda"))
     torch.testing.assert_close(there.latent_BL.cpu(), here.latent_BL, rtol=1e-6, atol=1e-8)
@@ -66,14 +66,14 @@ def test_a_solver_gives_the_same_on_both(name: str) -> None:
     assert torch.equal(there.result_B.cpu(), here.result_B)
 
 
-@pytest.mark.parametrize("name", CHOICES["gradient"])
+@pytest.mark.parametrize("name", registry.names("gradient"))
 @pytest.mark.parametrize("solver", ["euler", "rk4", "amd", "amd_spectral", "dopri5"])
 def test_a_gradient_is_the_same_on_both(name: str, solver: str) -> None:
     gradients: list[list[Tensor]] = []
     for device in ("cpu", "cuda"):
         problem = on(device, image_problem(batch=8))
-        solution = solve(problem, choice_class("solver", solver)(**FEW[solver]))
-        choice_class("gradient", name)().backward(problem.objective(), solution)
+        solution = solve(problem, registry.component("solver", solver)(**FEW[solver]))
+        registry.component("gradient", name)().backward(problem.objective(), solution)
         gradients.append([w.grad.cpu() for w in problem.decoder.parameters() if w.grad is not None])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-9)
 

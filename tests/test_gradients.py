@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from gfe_study.config import CHOICES
-from gfe_study.config.trial import choice_class
+from gfe_study import registry
 from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Gradient
@@ -69,7 +68,7 @@ def differentiate(problem: Problem, gradient: Gradient, solution: Solution) -> T
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
+    return float((a - b).norm() / b.norm())
 
 
 def slopes(problem: Problem, case: Case, directions: Tensor, step: float = 1e-5) -> Tensor:
@@ -151,12 +150,14 @@ def closed_form(problem: LinearProblem, flow_end: Callable[[], Tensor]) -> Tenso
 @pytest.mark.parametrize("form", ["discrete", "continuous"])
 def test_adjoint_of_a_linear_decoder_has_its_closed_form(form: str) -> None:
     problem = linear_problem()
-    weight, bias = problem.decoder.layers[0].weight, problem.decoder.layers[0].bias
+    (layer,) = problem.decoder.linears()
+    weight, bias = layer.weight, layer.bias
 
     def flow_end() -> Tensor:
         gram = weight.t() @ weight
         end_BL = torch.linalg.solve(gram, weight.t() @ (problem.target_BD - bias).t()).t()
-        return end_BL - end_BL @ torch.matrix_exp(-gram * 0.2)
+        ended_BL: Tensor = end_BL - end_BL @ torch.matrix_exp(-gram * 0.2)
+        return ended_BL
 
     solution = solve(problem, (RK4(tau=0.2, slices=101, base=1), CONSTANT))
     adjoint = differentiate(problem, Adjoint(form=form), solution)
@@ -209,7 +210,7 @@ def test_the_gradient_of_a_sample_ignores_its_neighbours(
     company: list[tuple[Problem, Solution]], gradient: Gradient
 ) -> None:
     together, *alone = (differentiate(problem, gradient, solution) for problem, solution in company)
-    assert relative(together, sum(alone)) < 1e-11
+    assert relative(together, torch.stack(alone).sum(0)) < 1e-11
 
 
 def test_path_ends_where_the_solution_is(solved: tuple[Problem, Solution]) -> None:
@@ -263,14 +264,14 @@ class Counting(SmoothDecoder):
         return super().forward(latent_KL)
 
 
-@pytest.mark.parametrize("name", CHOICES["gradient"])
+@pytest.mark.parametrize("name", registry.names("gradient"))
 @pytest.mark.parametrize("case", [CASES[8], CASES[-2]], ids=label)
 def test_the_evaluations_told_are_the_decoders(name: str, case: Case) -> None:
     problem = smooth_problem(batch=5)
     decoder = Counting(2, 9, 7).double()
     decoder.load_state_dict(problem.decoder.state_dict())
     problem = dataclasses.replace(problem, decoder=decoder)
-    gradient, solution = choice_class("gradient", name)(), solve(problem, case)
+    gradient, solution = registry.component("gradient", name)(), solve(problem, case)
     decoder.rows = 0
     done = gradient.backward(problem.objective(), solution)
     assert done.nfe_forward_B.sum() == decoder.rows
@@ -317,23 +318,25 @@ def test_adjoint_keeps_at_most_twice_what_approx_keeps_whatever_the_slices() -> 
     assert kept["unrolled", 9] > 2 * kept["unrolled", 3]
 
 
-@pytest.mark.parametrize("name", CHOICES["gradient"])
+@pytest.mark.parametrize("name", registry.names("gradient"))
 def test_no_gradient_is_taken_of_a_loss_that_is_not_finite(name: str) -> None:
     problem = linear_problem()
     start = problem.start()
     start[1] = 1e200
     solution = Euler(tau=1, slices=3).solve(CONSTANT, problem.objective(), start, keep_path=True)
-    done = choice_class("gradient", name)().backward(problem.objective(), solution)
+    done = registry.component("gradient", name)().backward(problem.objective(), solution)
     assert done.loss_B.isfinite().tolist() == [True, False, True, True]
     assert all(weight.grad is None for weight in problem.decoder.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in CHOICES["gradient"] if choice_class("gradient", name).needs_path])
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names("gradient") if registry.component("gradient", name).needs_path]
+)
 def test_a_gradient_that_needs_the_path_says_so(name: str) -> None:
     problem = image_problem()
     solution = solve(problem, CASES[0], keep_path=False)
     with pytest.raises(ValueError, match="keep_path=True"):
-        choice_class("gradient", name)().backward(problem.objective(), solution)
+        registry.component("gradient", name)().backward(problem.objective(), solution)
 
 
 def test_gradients_add_up() -> None:

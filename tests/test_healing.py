@@ -55,7 +55,7 @@ def trials(loss: Callable[[TrialRun], float] = lambda run: 0.5, **last: float) -
 
 def again(declared: dict[str, Any], folder: Path) -> Outcome:
     options = Options(str(folder / "results"), again=True, reuse=False)
-    return run_sweep(Study.build(declared, "edited.yaml"), "edited", options, Quiet(), backend=at_once)  # type: ignore[arg-type]
+    return run_sweep(Study.build(declared, "edited.yaml"), "edited", options, Quiet(), backend=at_once)
 
 
 def dies(*_: object, **__: object) -> Any:
@@ -169,7 +169,7 @@ def test_nothing_finished_names_no_best(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_diverged_trials_are_no_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_one_route, "made_up", trials(**{DIVERGED: 1.0}))
+    monkeypatch.setattr(test_one_route, "made_up", trials(diverged=1.0))
     outcome = sweep(TWO_ARMS, folder)
     check(outcome)
     assert outcome.plan.best() is None

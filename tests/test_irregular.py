@@ -33,7 +33,7 @@ def found(uri: str) -> list[tuple[str, str, str]]:
     listed = irregularities(*frames(uri))
     assert all(f"({each.run_id[:8]})" in each.text for each in listed)
     run_ids = set(frames(uri)[0]["run_id"])
-    texts = []
+    texts: list[tuple[str, str, str]] = []
     for each in listed:
         text = each.text
         for run_id in run_ids:
@@ -197,9 +197,9 @@ def test_a_verdict_comes_from_a_store_with_everything_in_it(uri: str) -> None:
     runs, curves = frames(uri)
     kinds = [each.kind for each in irregularities(runs, curves)]
     assert sorted(kinds) == ["diverged", "duplicate", "failed", "foreign", "running", "running"]
-    trials, points = ended(runs, curves)
+    trials, curve = ended(runs, curves)
     assert (len(trials), str(trials["number"].dtype), str(trials["seed"].dtype)) == (12, "int64", "int64")
-    verdict = judge(trials, points, {"a": None, "b": "a"}, metric=TEST_LOSS, select=VAL_LOSS)
+    verdict = judge(trials, curve, {"a": None, "b": "a"}, metric=TEST_LOSS, select=VAL_LOSS)
     reference, other = verdict.rows
     assert (reference.seeds, other.seeds, reference.lost, other.lost) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], 1, 1)
     assert other.paired is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given
@@ -19,7 +20,7 @@ VERDICT = [
     Column("verdict", left=True, detail=True, prefix=""),
     Column("p Holm", detail=True, prefix="Holm p"),
 ]
-ROWS = [
+ROWS: list[Sequence[str]] = [
     ("amd", "0.3278", "", "reference", ""),
     ("rk4, second order", "0.3583", "+0.0305 [+0.0135, +0.0475]", "worse than amd at 1,920 images", "0.033"),
 ]
@@ -66,7 +67,7 @@ cells = st.lists(words, max_size=4).map(" ".join)
     st.lists(st.tuples(words, cells, cells, cells, cells), min_size=1, max_size=4),
     st.integers(20, 160),
 )
-def test_nothing_is_ever_cut(rows: list[tuple[str, ...]], width: int) -> None:
+def test_nothing_is_ever_cut(rows: list[Sequence[str]], width: int) -> None:
     """Whatever the width, every word of every cell is printed whole, and no line is wider than the terminal."""
     lines = Listing("A title of some words", VERDICT, rows).lines(width)
     shown = " ".join(line.plain.replace(";", " ") for line in lines).split()

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from problems import CONSTANT, Problem, SmoothDecoder, SquaredError
 from torch import Tensor, distributions
 
-from gfe_study.config import CHOICES, InputError, Trial
-from gfe_study.config.trial import choice_class
+from gfe_study import registry
+from gfe_study.config import InputError, Trial
 from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Gradient
@@ -42,7 +42,7 @@ CASES: dict[str, Likelihood] = {
 
 
 def test_every_likelihood_is_tested() -> None:
-    assert {case.name for case in CASES.values()} == set(CHOICES["likelihood"])
+    assert {case.name for case in CASES.values()} == set(registry.names("likelihood"))
 
 
 def observed(likelihood: Likelihood, *, missing: bool, seed: int = 0) -> Observed:
@@ -283,7 +283,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def test_gradients_are_autograds(likelihood: Likelihood, kind: str, gradient: Gradient, flow: Any) -> None:
     """Relative to autograd through steps that are written out here."""
     problem = problem_of(likelihood, kind)
-    solver = choice_class("solver", "rk4").model_validate({"tau": 3.0, "slices": 4})
+    solver = registry.component("solver", "rk4").model_validate({"tau": 3.0, "slices": 4})
     assert isinstance(solver, Solver)
     objective = problem.objective()
     solution = solver.solve(flow, objective, problem.start(), keep_path=True)
@@ -355,12 +355,12 @@ def test_the_objectives_gradient_and_matrix_are_autograds(likelihood: Likelihood
     torch.testing.assert_close(normal_KLL, matrix.detach())
 
 
-@pytest.mark.parametrize("name", CHOICES["solver"])
+@pytest.mark.parametrize("name", registry.names("solver"))
 @every
 def test_every_solver_descends_every_likelihood(name: str, likelihood: Likelihood) -> None:
     """To a lower loss than at the start, which the gaps' content does not change, nor the rest of the batch."""
     problem = problem_of(likelihood)
-    solver = choice_class("solver", name)()
+    solver = registry.component("solver", name)()
     assert isinstance(solver, Solver)
     quick = {"tau": 20.0, "slices": 40} if name in ("euler", "rk4") else {"tau": 20.0} if name == "dopri5" else {}
     solver = solver.model_copy(update=quick)
@@ -389,7 +389,7 @@ def test_every_solver_descends_every_likelihood(name: str, likelihood: Likelihoo
 def test_latents_under_a_linear_decoder_are_probabilistic_pcas_posterior_means(solver: dict[str, Any]) -> None:
     """With λ = 1: ⟨z⟩ = (WᵀW + σ²I)⁻¹ Wᵀ(y − μ), over the observed values of each sample."""
     settings = {key: value for key, value in solver.items() if key != "name"}
-    found = choice_class("solver", solver["name"]).model_validate({"name": solver["name"], **settings})
+    found = registry.component("solver", solver["name"]).model_validate({"name": solver["name"], **settings})
     assert isinstance(found, Solver)
     generator = torch.Generator().manual_seed(7)
     linear = MLPDecoder([L, D]).double()

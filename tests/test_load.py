@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -111,14 +112,15 @@ def test_a_trial_that_arms_share_is_a_row_of_each(uri: str) -> None:
 
 def test_configurations_without_a_number_are_counted_by_the_time_they_were_started(uri: str) -> None:
     tracker = opened(uri)
-    for name, group, tags in [
+    started: list[tuple[str, str, dict[str, Any]]] = [
         ("f1", "first", {}),
         ("f2", "second", {}),
         ("f3", "first", {names.SEED: 1}),
         ("f4", "other arm", {names.ARM: "b"}),
         ("f5", "numbered", {names.NUMBER: 1}),
         ("f6", "numbered", {names.SEED: 1}),
-    ]:
+    ]
+    for name, group, tags in started:
         tracker.write([trial(name, [], group=group, **tags)])
         time.sleep(0.002)
     runs = Store(uri).frames(STUDY)[0].set_index("fingerprint")

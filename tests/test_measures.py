@@ -47,7 +47,8 @@ def normals(count: int, features: int, seed: int) -> Tensor:
     """Features whose mean is exactly 0 and covariance exactly I."""
     draw = torch.randn(count, features, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     draw -= draw.mean(0)
-    return draw @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(draw.t()))).t()
+    white: Tensor = draw @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(draw.t()))).t()
+    return white
 
 
 def last_point(splits: Splits, *changes: dict[str, Any]) -> dict[str, float]:
@@ -169,7 +170,8 @@ def test_frechet_is_of_samples_reconstructions_and_real_images(cached: Path, dig
 
 
 def full_jacobian(decoder: nn.Module, latent_L: Tensor) -> Tensor:
-    return torch.autograd.functional.jacobian(lambda z: decoder(z[None])[0].sigmoid(), latent_L)
+    found: Tensor = torch.autograd.functional.jacobian(lambda z: decoder(z[None])[0].sigmoid(), latent_L)
+    return found
 
 
 @pytest.mark.parametrize("problem", [image_problem, smooth_problem])
@@ -199,10 +201,11 @@ def test_no_linear_map_of_the_latent_space_changes_the_probability() -> None:
     draw = torch.Generator().manual_seed(3)
     latent_NL, train_ML, val_VL = (torch.randn(n, 2, dtype=torch.float64, generator=draw) for n in (6, 40, 25))
     mapped = MLPDecoder([2, 9, 7]).double()
+    assert isinstance(given.decoder, MLPDecoder)
     mapped.load_state_dict(given.decoder.state_dict())
     turn = torch.tensor([[1.0, 2.0], [-0.5, 3.0]], dtype=torch.float64)
     with torch.no_grad():
-        mapped.layers[0].weight.copy_(given.decoder.layers[0].weight @ torch.linalg.inv(turn))
+        mapped.linears()[0].weight.copy_(given.decoder.linears()[0].weight @ torch.linalg.inv(turn))
     one = log_probability(
         given.decoder, given.loss, LatentDensity.fit(train_ML, val_VL), 0.1, given.target_BD, latent_NL
     )
@@ -215,7 +218,7 @@ def test_no_linear_map_of_the_latent_space_changes_the_probability() -> None:
 def test_a_decoder_that_ignores_a_latent_has_no_volume() -> None:
     decoder, loss = image_problem().decoder, image_problem().loss
     with torch.no_grad():
-        decoder.layers[0].weight[:, 1] = 0
+        decoder.linears()[0].weight[:, 1] = 0
     assert decoded_with_volume(decoder, loss, torch.ones(3, 2, dtype=torch.float64))[1].tolist() == [-math.inf] * 3
 
 

@@ -154,6 +154,7 @@ def test_the_tracker_writes_what_has_changed_alone(tmp_path: Path) -> None:
         tracker.open_study({}, TWO_ARMS["question"], {views.STUDY_FILE: declared})
         experiment = tracker.client.get_experiment(tracker.experiment_id)
         study = views.read_study(declared)
+        assert experiment.creation_time is not None
         wanted = views.experiment_tags(study, "two", tracker.experiment_id, experiment.creation_time)
         assert {key: experiment.tags.get(key) for key in wanted} == wanted
     tracker.client.set_experiment_tag(tracker.experiment_id, NOTE, wanted[NOTE] + "\n\nMine.")

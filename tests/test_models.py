@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from problems import SquaredError, image_problem
 from torch import Tensor, nn
 
-from gfe_study.config import CHOICES
-from gfe_study.config.trial import choice_class
+from gfe_study import registry
 from gfe_study.data.base import Shape, image_shape
 from gfe_study.likelihoods.base import Loss, Observed
 from gfe_study.likelihoods.bernoulli import BernoulliLoss
@@ -32,7 +34,7 @@ def latents() -> Tensor:
 @pytest.mark.parametrize("selected", SELECTIONS, ids=str)
 @pytest.mark.parametrize("linearize", [MLPDecoder.linearize, Decoder.linearize], ids=["mlp", "by autograd"])
 def test_linearize_is_the_decoder_and_its_derivative(
-    linearize: object, decoder: MLPDecoder, latents: Tensor, selected: Tensor | None
+    linearize: Callable[..., Any], decoder: MLPDecoder, latents: Tensor, selected: Tensor | None
 ) -> None:
     output, vjp = linearize(decoder, latents)
     chosen = torch.arange(5) if selected is None else selected
@@ -47,7 +49,9 @@ def test_linearize_is_the_decoder_and_its_derivative(
 
 
 @pytest.mark.parametrize("jacobian", [MLPDecoder.jacobian, Decoder.jacobian], ids=["mlp", "by autograd"])
-def test_jacobian_is_the_derivative_by_every_latent(jacobian: object, decoder: MLPDecoder, latents: Tensor) -> None:
+def test_jacobian_is_the_derivative_by_every_latent(
+    jacobian: Callable[..., Any], decoder: MLPDecoder, latents: Tensor
+) -> None:
     output, tangents = jacobian(decoder, latents)
     torch.testing.assert_close(output, decoder(latents).detach())
     for row in range(5):
@@ -73,22 +77,25 @@ def test_latent_gradient_is_autograds_and_so_is_its_derivative(
 
 
 def test_elu_stands_between_the_layers(decoder: MLPDecoder, latents: Tensor) -> None:
-    *inner, last = decoder.layers
+    *inner, last = decoder.linears()
     chain = nn.Sequential(*(layer for linear in inner for layer in (linear, nn.ELU())), last)
     torch.testing.assert_close(decoder(latents), chain(latents))
 
 
 def test_the_encoder_mirrors_the_decoder() -> None:
     model, shape = MLP(latent_dim=4, hidden=(6, 8)), image_shape(2, 5, 1)
-    widths = [tuple(layer.weight.shape) for layer in model.decoder(shape).layers]
+    decoder, encoder = model.decoder(shape), model.encoder(shape)
+    assert isinstance(decoder, MLPDecoder)
+    widths = [tuple(layer.weight.shape) for layer in decoder.linears()]
     assert widths == [(6, 4), (8, 6), (10, 8)]
-    assert [tuple(layer.weight.shape) for layer in model.encoder(shape).layers] == [s[::-1] for s in reversed(widths)]
+    mirrored = [tuple(layer.weight.shape) for layer in encoder.modules() if isinstance(layer, nn.Linear)]
+    assert mirrored == [s[::-1] for s in reversed(widths)]
 
 
 @pytest.mark.parametrize("shape", [image_shape(8, 8, 1), image_shape(13, 10, 3)], ids=str)
-@pytest.mark.parametrize("name", CHOICES["model"])
+@pytest.mark.parametrize("name", registry.names("model"))
 def test_every_model_maps_latents_to_images_and_back(name: str, shape: Shape) -> None:
-    model = choice_class("model", name)()
+    model = registry.component("model", name)()
     images = model.decoder(shape)(torch.zeros(4, model.latent_dim))
     assert images.shape == (4, shape.size)
     assert model.encoder(shape)(images).shape == (4, model.latent_dim)

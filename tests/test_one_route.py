@@ -93,7 +93,7 @@ def at_once(
 
 def sweep(declared: dict[str, Any], folder: Path, label: str = "edited") -> Outcome:
     study = Study.build(declared, f"{label}.yaml")
-    return run_sweep(study, label, Options(str(folder / "results")), Quiet(), backend=at_once)  # type: ignore[arg-type]
+    return run_sweep(study, label, Options(str(folder / "results")), Quiet(), backend=at_once)
 
 
 def check(outcome: Outcome, label: str = "edited") -> None:
@@ -123,6 +123,7 @@ def check_tags(outcome: Outcome, label: str) -> None:
     """Every member is a run under its own name, arm, stage, number and seed; no other run is a trial of the study."""
     client, plan = MlflowClient(), outcome.plan
     experiment = client.get_experiment_by_name(label)
+    assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
     by_name = {run.data.tags[names.FINGERPRINT]: run for run in runs}
     assert len(runs) == len(by_name)
@@ -159,7 +160,8 @@ class Editor:
         if "arms" not in self.declared["scientific"]:
             self.declared["scientific"] = {"arms": dict(ARMS)}
             self.declared.pop("compare", None)
-        return self.declared["scientific"]["arms"]
+        arms: dict[str, Any] = self.declared["scientific"]["arms"]
+        return arms
 
     def swap(self) -> None:
         one, *_, other = self.arms

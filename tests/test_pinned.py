@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gfe_study.config import CHOICES, Trial
+from gfe_study import registry
+from gfe_study.config import Trial
 from gfe_study.metrics import VAL_LOSS
 from gfe_study.training import train
 
@@ -42,7 +43,7 @@ def losses(changes: dict[str, Any]) -> tuple[float, ...]:
 
 
 def test_every_method_is_pinned() -> None:
-    assert {Trial.build(SMALL, changes).method.name for changes, _ in PINNED.values()} == set(CHOICES["method"])
+    assert {Trial.build(SMALL, changes).method.name for changes, _ in PINNED.values()} == set(registry.names("method"))
 
 
 @pytest.mark.parametrize("name", PINNED)

@@ -156,7 +156,7 @@ def test_choices_may_be_lists(tmp_path: Path) -> None:
         for number, params in enumerate(asked):
             assert params is not None
             plan.add(number, params)
-    assert {job.trial.model.hidden for job in plan.jobs.values()} == {(16,), (16, 32)}
+    assert [job.trial.dump()["model"]["hidden"] for job in plan.jobs.values()] == [[16], [16, 32]]
 
 
 CONDITIONAL: dict[str, Any] = {
@@ -174,7 +174,7 @@ def conditional(**declared: Any) -> Study:
 
 def conditional_loss(job: Job) -> float:
     shape = abs(job.params["solver.beta"] - 0.5) if "solver.beta" in job.params else job.params["solver.slices"] / 10
-    return shape + abs(math.log10(job.params["optim.lr"]) + 3) + 0.01 * job.seed
+    return float(shape) + abs(math.log10(job.params["optim.lr"]) + 3) + 0.01 * job.seed
 
 
 def run_in_any_order(study: Study, folder: Path, draw: random.Random, slots: int, kills: float) -> list[Any]:

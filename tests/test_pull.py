@@ -15,8 +15,11 @@ from torch import Tensor
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.density.bandwidth import BandwidthError, optimal_bandwidth
+from gfe_study.methods.aae import AAELearner
 from gfe_study.methods.base import Learner
+from gfe_study.methods.gfe_gen import GFEGENLearner
 from gfe_study.methods.pull import OWN_SHARE, Pull, Puller, places
+from gfe_study.methods.vae import VAELearner
 from gfe_study.metrics import ENTROPY_GAP, TEST_LOSS
 from gfe_study.targets.mixture_of_gaussians import MixtureOfGaussians
 from gfe_study.targets.standard_normal import StandardNormal
@@ -254,11 +257,12 @@ def autoencoder(digits: Splits) -> tuple[dict[str, float], Learner]:
 def test_an_encoder_learns_to_fill_the_normal(
     method: str, autoencoder: tuple[dict[str, float], Learner], digits: Splits
 ) -> None:
-    settings: dict[str, Any] = {
+    own: dict[str, dict[str, Any]] = {
         "gen": {"weight": 0.05, "refresh_updates": 2},
         "aae": {"weight": 0.05, "hidden": [64, 64]},
         "vae": {},
-    }[method] | {"name": method}
+    }
+    settings = {"name": method, **own[method]}
     plain, unpulled = autoencoder
     metrics, learner = trained(small(settings, budget=BUDGET), digits)
     with torch.no_grad():
@@ -302,7 +306,9 @@ def test_the_flow_descends_the_loss_and_the_term(digits: Splits) -> None:
     torch.testing.assert_close(pullback(torch.tensor([1])), slope_BL[1:2])
 
     def total(at_BL: Tensor) -> Tensor:
-        term_B = learner.puller.term(at_BL)  # type: ignore[union-attr,operator]
+        assert isinstance(learner, GFEGENLearner)
+        term_B = learner.puller.term(at_BL)
+        assert term_B is not None
         loss_B: Tensor = learner.loss(learner.decoder(at_BL), target) + term_B
         return loss_B
 
@@ -334,7 +340,8 @@ def test_the_evidence_bound_is_that_of_torchs_distributions(digits: Splits) -> N
         name: weight.grad.clone() for name, weight in learner.networks.named_parameters() if weight.grad is not None
     }
     learner.optimiser.zero_grad()
-    mean_BL, log_variance_BL = learner.posterior.moments(target.value_BD)  # type: ignore[union-attr,operator]
+    assert isinstance(learner, VAELearner)
+    mean_BL, log_variance_BL = learner.posterior.moments(target.value_BD)
     posterior = torch.distributions.Normal(mean_BL, (log_variance_BL / 2).exp())
     torch.manual_seed(5)
     logits_BD = learner.decoder(posterior.rsample())
@@ -349,12 +356,13 @@ def test_the_evidence_bound_is_that_of_torchs_distributions(digits: Splits) -> N
 
 def test_the_discriminator_learns_and_the_optimiser_of_the_rest_leaves_it_alone(digits: Splits) -> None:
     learner = begun(small({"name": "aae", "hidden": [16]}), digits, 16)
-    own = {id(weight) for weight in learner.discriminator.parameters()}  # type: ignore[union-attr,operator]
+    assert isinstance(learner, AAELearner)
+    own = {id(weight) for weight in learner.discriminator.parameters()}
     stepped = {id(weight) for group in learner.optimiser.param_groups for weight in group["params"]}
     assert not own & stepped
-    before = [weight.clone() for weight in learner.discriminator.parameters()]  # type: ignore[union-attr,operator]
+    before = [weight.clone() for weight in learner.discriminator.parameters()]
     learner.update(digits.train.batch(slice(0, 16)), torch.arange(16), 1)
-    after = list(learner.discriminator.parameters())  # type: ignore[union-attr,operator]
+    after = list(learner.discriminator.parameters())
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(bool(weight.isfinite().all()) for weight in after)
 

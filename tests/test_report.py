@@ -124,7 +124,7 @@ def test_the_best_trial_comes_with_commands_that_work(folder: Path) -> None:
     commands = re.search(r"encode images with it:<pre>(.*?)</pre>", page, re.DOTALL)
     assert commands is not None
     download, train, encode = (shlex.split(line)[1:] for line in commands[1].splitlines())
-    mlflow = [Path(sys.executable).with_name("mlflow"), *download]
+    mlflow: list[str | Path] = [Path(sys.executable).with_name("mlflow"), *download]
     subprocess.run(mlflow, cwd=folder, env=environment(), check=True, capture_output=True)
     again = gfe_study(folder, *train, "--json", "--storage", "again")
     assert f"{json.loads(again.stdout)['val_loss']:.4f}" == best[4]

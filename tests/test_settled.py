@@ -39,7 +39,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     def settle(outcome: Outcome) -> tuple[str, dict[str, Any], list[Any]]:
         return "key", {"trials": {"finished": len(outcome.plan.jobs)}}, [["sentence", "done", ""]]
 
-    run_sweep(study, LABEL, Options(folder), Quiet(), settle, at_once)  # type: ignore[arg-type]
+    run_sweep(study, LABEL, Options(folder), Quiet(), settle, at_once)
     return folder
 
 
@@ -74,6 +74,7 @@ def lose_store(storage: str) -> None:
 def lose_run(storage: str) -> None:
     client = MlflowClient()
     experiment = client.get_experiment_by_name(LABEL)
+    assert experiment is not None
     run, *_ = client.search_runs([experiment.experiment_id], f"tags.{names.ROLE} = '{names.ROLE_TRIAL}'")
     client.delete_run(run.info.run_id)
 
@@ -109,7 +110,7 @@ def test_a_failed_trial_leaves_something_to_do(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("test_one_route.made_up", lambda run: ([], "MemoryError: no more"))
     study = Study.build({**BASE, "seeds": 1, "scientific": ARMS}, "small.yaml")
     options = Options(str(tmp_path / "results"))
-    outcome = run_sweep(study, LABEL, options, Quiet(), lambda _: pytest.fail("settled"), at_once)  # type: ignore[arg-type]
+    outcome = run_sweep(study, LABEL, options, Quiet(), lambda _: pytest.fail("settled"), at_once)
     assert len(outcome.failed) == 2
     assert Journal.read(tmp_path / "results" / LABEL).settled is None
 

@@ -14,8 +14,7 @@ import torch
 from problems import CONSTANT, Problem, image_problem, linear_problem, solve
 from torch import Tensor
 
-from gfe_study.config import CHOICES
-from gfe_study.config.trial import choice_class
+from gfe_study import registry
 from gfe_study.models.base import Linearizable
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.solvers.amd import AMD
@@ -65,7 +64,7 @@ class CountingDecoder(MLPDecoder):
 
     evaluated = pulled_back = 0
 
-    def frozen(self) -> Linearizable:
+    def frozen(self) -> Linearizable:  # type: ignore[override]
         return self
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
@@ -131,10 +130,10 @@ def test_a_sample_does_not_depend_on_its_batch(solver: Solver) -> None:
         torch.testing.assert_close(rows(together, row), rows(apart, slice(None)), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", CHOICES["solver"])
+@pytest.mark.parametrize("name", registry.names("solver"))
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_bad_numbers_are_refused_by_sample(name: str, bad: float) -> None:
-    solver, problem = choice_class("solver", name)(), image_problem()
+    solver, problem = registry.component("solver", name)(), image_problem()
     start = problem.start()
     start[2, 1] = bad
     with pytest.raises(ValueError, match=r"start latent of sample 2\b"):
@@ -171,7 +170,12 @@ def test_different_solvers_agree_on_a_minimum_of_the_cross_entropy() -> None:
     problem = image_problem(gain=1.0)
     # The loss of sample 0 has no minimiser: it falls on and on.
     problem = dataclasses.replace(problem, target=problem.target[1:])
-    solvers = [SpectralAMD(min_slope=0), LBFGS(min_slope=0), GaussNewton(min_slope=0), NesterovAMD(min_slope=0)]
+    solvers: list[Solver] = [
+        SpectralAMD(min_slope=0),
+        LBFGS(min_slope=0),
+        GaussNewton(min_slope=0),
+        NesterovAMD(min_slope=0),
+    ]
     solutions = [solve(solver, problem) for solver in solvers]
     for solution in solutions:
         torch.testing.assert_close(solution.loss_B, solutions[0].loss_B, rtol=1e-10, atol=0)

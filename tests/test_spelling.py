@@ -254,7 +254,8 @@ def test_a_level_may_be_called_like_its_section() -> None:
 
 
 def test_a_section_without_ranges_is_refused() -> None:
-    for nothing in ({}, [], {"name": {}}):
+    nothings: list[Any] = [{}, [], {"name": {}}]
+    for nothing in nothings:
         assert "nuisance.solver" in meaning({"nuisance": {"solver": nothing, **RATE}})
 
 

@@ -9,22 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gfe_study import registry
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
-from gfe_study.config import CHOICES, Trial
-from gfe_study.config.trial import choice_class
+from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
 from gfe_study.methods.base import Learner
 from gfe_study.metrics import MIXED, TEST_LOSS, TRAIN_LOSS
+from gfe_study.starts.encoder import EncoderStarter
 from gfe_study.training import train
 
 METHODS_AND_STARTS = [
     (method, start)
-    for method, start in itertools.product(CHOICES["method"], CHOICES["start"])
-    if start != "previous" or not issubclass(choice_class("method", method), EncoderMethod)
+    for method, start in itertools.product(registry.names("method"), registry.names("start"))
+    if start != "previous" or not issubclass(registry.component("method", method), EncoderMethod)
 ]
 TINY: dict[str, Any] = {
     "preset": "paper",
@@ -85,7 +86,7 @@ def test_previous_is_where_the_same_image_ended(digits: Splits) -> None:
 def test_the_encoder_start_descends_its_own_reconstruction_and_leaves_the_decoder_alone(digits: Splits) -> None:
     gfe, zero = learner("encoder", digits), learner("zero", digits)
     images, index = batch(digits, 0)
-    encoder = gfe.start.encoder
+    encoder = encoder_of(gfe)
     assert torch.equal(gfe.start(images), encoder(images.value_BD).detach())
     latent = encoder(images.value_BD)
     loss = gfe.loss(gfe.decoder(latent), images).sum()
@@ -101,7 +102,12 @@ def test_the_encoder_start_descends_its_own_reconstruction_and_leaves_the_decode
     torch.testing.assert_close(*decoder_gradients)
 
 
-def objective_of(one: Learner, images: Tensor) -> Any:
+def encoder_of(one: Learner) -> nn.Module:
+    assert isinstance(one.start, EncoderStarter)
+    return one.start.encoder
+
+
+def objective_of(one: Learner, images: Observed) -> Any:
     from gfe_study.solvers.objective import Objective
 
     return Objective(one.decoder, one.loss, images)
@@ -110,10 +116,10 @@ def objective_of(one: Learner, images: Tensor) -> Any:
 def test_an_autoencoders_own_encoder_starts_its_mixed_encoding(digits: Splits) -> None:
     ae = learner("encoder", digits, method="ae")
     images, index = batch(digits, 0)
-    assert ae.start.encoder is ae.networks["encoder"]
-    before = [weight.clone() for weight in ae.start.encoder.parameters()]
+    assert encoder_of(ae) is ae.networks["encoder"]
+    before = [weight.clone() for weight in encoder_of(ae).parameters()]
     ae.update(images, index, 1)
-    assert any(not torch.equal(a, b) for a, b in zip(before, ae.start.encoder.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, encoder_of(ae).parameters(), strict=True))
     mixed, plain = ae.encode(images, MIXED), ae.encode(images)
     assert (mixed.loss_B <= plain.loss_B + 1e-6).all()
     assert (mixed.loss_B < plain.loss_B - 1e-3).any()

@@ -151,7 +151,7 @@ def test_the_effect_size_by_hand() -> None:
 def test_the_effect_size_is_unbiased() -> None:
     samples = normal(4, 4000, 5) + 0.5
     sizes = [paired(sample, np.zeros(5)).effect_size or 0.0 for sample in samples]
-    assert np.mean(sizes) == pytest.approx(0.5, abs=4 * np.std(sizes) / math.sqrt(4000))
+    assert np.mean(sizes) == pytest.approx(0.5, abs=4 * float(np.std(sizes)) / math.sqrt(4000))
 
 
 def test_two_pairs_have_no_effect_size() -> None:
@@ -330,7 +330,8 @@ def decided(
     # Of the means that do not leave out 0, those whose interval stays inside the margin.
     reach = np.clip(np.minimum(apart, margin - inner), 0, None)
     inside = special.ndtr((reach - difference) / error) - special.ndtr((-reach - difference) / error)
-    return np.mean(special.ndtr((difference - apart) / error) + inside, axis=1)
+    shares: np.ndarray[Any, np.dtype[np.float64]] = np.mean(special.ndtr((difference - apart) / error) + inside, axis=1)
+    return shares
 
 
 # Words.

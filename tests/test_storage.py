@@ -206,7 +206,8 @@ def test_what_only_this_machine_has_is_not_continued_from(tmp_path: Path, remote
 
 def test_a_trial_waits_for_a_storage_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "UPLOAD_RETRY_S", 0.0)
-    folder, answers = Mirror(tmp_path), iter([StorageError("away"), StorageError("away"), []])
+    told: list[StorageError | list[str]] = [StorageError("away"), StorageError("away"), []]
+    folder, answers = Mirror(tmp_path), iter(told)
 
     def fetch(*wanted: str) -> list[str]:
         answer = next(answers)

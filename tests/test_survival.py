@@ -93,10 +93,17 @@ def test_trials_that_hang_run_out_of_memory_or_diverge_are_named_and_the_study_g
         "diverges": {"optim.lr": 1e30},
     }
     space(tmp_path, "bad", scientific={"arms": arms}, nuisance={}, start_from=[], trials=1, hang_seconds=8.0)
-    journal = lambda: Journal.read(tmp_path / "results" / "bad")  # noqa: E731
+
+    def journal() -> Journal:
+        return Journal.read(tmp_path / "results" / "bad")
+
+    def slow() -> list[str]:
+        return [c.fingerprints[0] for c in journal().membership if c.arm == "slow"]
+
+    def under_way() -> bool:
+        return bool(slow()) and bool(journal().points.get(slow()[0]))
+
     with started(tmp_path, "sweep", "bad.yaml", "--json") as process:
-        slow = lambda: [c.fingerprints[0] for c in journal().membership if c.arm == "slow"]  # noqa: E731
-        under_way = lambda: bool(slow()) and bool(journal().points.get(slow()[0]))  # noqa: E731
         wait_until(under_way, process, tmp_path / "output.log")
         (worker,) = owners(tmp_path / "results" / "bad" / "trials" / slow()[0] / ".lock")
         os.kill(worker, signal.SIGSTOP)

@@ -280,7 +280,8 @@ def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -
 def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = start(uri)
     tracker._writer = ClientWriter(tracker.client, uri, tracker.experiment_id)  # as with a server
-    real, lost = getattr(tracker.client, call), []
+    real = getattr(tracker.client, call)
+    lost: list[Any] = []
 
     def answer_lost(*given: Any, **named: Any) -> Any:
         answer = real(*given, **named)
@@ -305,7 +306,8 @@ def test_a_lost_commit_writes_nothing_twice(uri: str, monkeypatch: pytest.Monkey
     tracker = start(uri)
     writer = tracker._writer
     assert isinstance(writer, DatabaseWriter)
-    real, lost = writer._engine.dialect.do_commit, []
+    real = writer._engine.dialect.do_commit
+    lost: list[Any] = []
 
     def commit(connection: Any) -> None:
         real(connection)

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gfe_study import training
+from gfe_study import registry, training
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
-from gfe_study.config import CHOICES, Trial
+from gfe_study.config import Trial
 from gfe_study.data.base import Split, Splits, image_shape
 from gfe_study.gradients.approx import Approximate
 from gfe_study.likelihoods.base import Observed
@@ -127,7 +127,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # The contract
 
 
-@pytest.mark.parametrize("method", CHOICES["method"])
+@pytest.mark.parametrize("method", registry.names("method"))
 def test_every_method_learns_and_reports(method: str, digits: Splits) -> None:
     trial = tiny({"method": method, "optim": {"lr": 3e-3}, "budget": {"images": 640}, "eval": {"schedule": [16, 300]}})
     points, learner = run(train(trial, digits))
@@ -336,7 +336,7 @@ def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digit
     assert points[-1][MIXED_TEST_LOSS] == by_flow.loss != points[-1][TEST_LOSS]
 
 
-@pytest.mark.parametrize("method", CHOICES["method"])
+@pytest.mark.parametrize("method", registry.names("method"))
 def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, digits: Splits) -> None:
     trial = tiny({"method": method})
     learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
@@ -353,7 +353,7 @@ def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:
     learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
     images = digits.train.batch(slice(0, 16))
     learner.update(images, torch.arange(16), 1)
-    logits = before.decoder(before.encoder(images.value_BD))
+    logits = before.decoder(before.networks["encoder"](images.value_BD))
     total = 16 * torch.nn.functional.binary_cross_entropy_with_logits(logits, images.value_BD)
     expected = torch.autograd.grad(total, list(before.networks.parameters()))
     gradients = [parameter.grad for parameter in learner.networks.parameters()]

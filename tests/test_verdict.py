@@ -86,19 +86,19 @@ def two_arms() -> list[dict[str, Any]]:
 
 def test_differences_are_paired_by_seed_whatever_the_order_of_the_rows() -> None:
     rows = two_arms()
-    np.random.default_rng(0).shuffle(rows)  # type: ignore[arg-type]
+    np.random.default_rng(0).shuffle(rows)
     verdict = judged(rows)
-    (reference, treated) = verdict.rows
+    reference, treated = verdict.rows
     assert treated.paired is not None
     expected = stats.ttest_rel(RIGHT, LEFT)
     low, high = expected.confidence_interval(0.95)
     assert treated.paired.difference == pytest.approx(np.mean(np.subtract(RIGHT, LEFT)))
-    assert (treated.paired.low, treated.paired.high) == (pytest.approx(low), pytest.approx(high))
+    assert [treated.paired.low, treated.paired.high] == pytest.approx([low, high])
     assert treated.paired.p_value == pytest.approx(expected.pvalue)
     assert (reference.text, treated.text) == ("reference", "better than a")
     assert (reference.verdict, treated.verdict) == (None, "better")
     assert treated.value.mean == pytest.approx(np.mean(RIGHT))
-    assert (treated.seconds_ratio, treated.nfe_ratio) == (pytest.approx(2.0), pytest.approx(2.0))
+    assert [treated.seconds_ratio, treated.nfe_ratio] == pytest.approx([2.0, 2.0])
     assert verdict.warnings == []
 
 
@@ -281,11 +281,11 @@ def test_verdicts_are_those_of_scipy_and_holm(
     references = {"a": None, **dict.fromkeys(words, "a")}
     verdict = judged(rows, references, margin=margin, confidence=confidence)
     assert {each.arm: each.verdict for each in verdict.rows} == {"a": None, **words}
-    for each in verdict.rows[1:]:
-        needed, count = each.seeds_to_decide, each.paired.count if each.paired else 0
-        said = {0: "not comparable with a", 1: "no interval: one seed"}.get(count, str(each.verdict))
-        assert each.text.startswith(said)
-        assert needed is None or (each.verdict == "undecided" and needed > count >= 3)
+    for arm in verdict.rows[1:]:
+        needed, count = arm.seeds_to_decide, arm.paired.count if arm.paired else 0
+        said = {0: "not comparable with a", 1: "no interval: one seed"}.get(count, str(arm.verdict))
+        assert arm.text.startswith(said)
+        assert needed is None or (arm.verdict == "undecided" and needed > count >= 3)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_two_pairs_decide_nothing() -> None:
     assert found.text == "undecided: at least 3 paired seeds are needed"
 
 
-LOST = [{"diverged": True}, {"failed": True}, {METRIC: math.nan}]
+LOST: list[dict[str, Any]] = [{"diverged": True}, {"failed": True}, {METRIC: math.nan}]
 
 
 def losing(own: int, of_reference: int, how: dict[str, Any], better: bool = True, **options: Any) -> Row:

@@ -85,7 +85,7 @@ class Postgres:
         """Execute a statement outside a transaction."""
         about = {"host": "127.0.0.1", "port": self.port, "user": USER, "password": PASSWORD, "dbname": "postgres"}
         with psycopg.connect(autocommit=True, **about) as connection:  # type: ignore[arg-type]
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
     def database(self, name: str) -> str:
         """Create a database, and return its URI."""
@@ -95,7 +95,12 @@ class Postgres:
     def dump(self, uri: str) -> bytes:
         """Return all that a database holds, as text."""
         settings = {**os.environ, "PGPASSWORD": PASSWORD}
-        command = [self._programs / "pg_dump", "--host=127.0.0.1", f"--port={self.port}", f"--username={USER}"]
+        command: list[str | Path] = [
+            self._programs / "pg_dump",
+            "--host=127.0.0.1",
+            f"--port={self.port}",
+            f"--username={USER}",
+        ]
         return subprocess.run([*command, uri.rpartition("/")[2]], env=settings, check=True, capture_output=True).stdout
 
 

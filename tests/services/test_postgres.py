@@ -156,7 +156,7 @@ def test_output_is_one_json_value_without_the_password(kind: str, database: Post
     assert "the tracking store cannot be used" in down.stderr
     assert in_arguments == []
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    texts = {"output": shown, "error": down.stderr.encode(), "dump": dump, **files}
+    texts: dict[Any, bytes] = {"output": shown, "error": down.stderr.encode(), "dump": dump, **files}
     assert [where for where, text in texts.items() for secret in secrets if secret in text] == []
 
 

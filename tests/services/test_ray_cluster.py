@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,7 +73,10 @@ def test_study_survives_nodes_that_join_and_die(tmp_path: Path) -> None:
     line = ["sweep", "longer.yaml", "--trials", str(TRIALS), "--gpus-per-trial", "0.5"]
     line += ["--address", f"127.0.0.1:{port}"]
     log = tmp_path / "output.log"
-    done = lambda count: lambda: finished_count(tmp_path, "longer") >= count  # noqa: E731
+
+    def done(count: int) -> Callable[[], bool]:
+        return lambda: finished_count(tmp_path, "longer") >= count
+
     with node(tmp_path, *head):
         wait_until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), None, tmp_path / "nodes.log")
         with node(tmp_path, *worker) as lost, started(tmp_path, *line) as process:

@@ -6,7 +6,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,10 @@ def test_workers_come_and_go(slurm: Slurm) -> None:
     head = slurm.submit("slurm-head.sh", "longer.yaml", "--study", "array", *longer)
     for worker in workers:
         slurm.wait_for_output(worker, f"joining the Ray of job {head}")
-    finished = lambda count: lambda: finished_count(slurm.project, "array") >= count  # noqa: E731
+
+    def finished(count: int) -> Callable[[], bool]:
+        return lambda: finished_count(slurm.project, "array") >= count
+
     slurm.wait_for_output(head, "at a time")
     wait_for(finished(1), lambda: slurm.report(head))
     file = slurm.project / ".slurm-head"
