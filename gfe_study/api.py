@@ -18,6 +18,7 @@ from gfe_study import training as _training
 from gfe_study.analysis.judgement import verdict_of
 from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import InputError, Study, Trial
+from gfe_study.data.base import load_splits
 from gfe_study.metrics import DIVERGED, VAL_LOSS, text_of
 from gfe_study.observers import bar, study_observer
 from gfe_study.study.frames import curves_frame, trials_frame
@@ -221,7 +222,7 @@ def train(trial: Trial, *, device: str | torch.device | None = None, progress: b
     Raises:
         InputError: the data cannot be used, or the trial diverged before its first evaluation.
     """
-    splits = trial.data.load(download=True)
+    splits = load_splits(trial, download=True)
     where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     best_loss, best, state = math.inf, None, None
     with bar(trial.budget.images, "images", progress) as advance:
@@ -234,5 +235,5 @@ def train(trial: Trial, *, device: str | torch.device | None = None, progress: b
     if state is None or best is None:
         raise InputError("the trial diverged before its first evaluation; lower optim.lr")
     state.learner.networks.load_state_dict(best)
-    decoder = TrainedDecoder(state.learner, splits.shape, splits.train.levels)
+    decoder = TrainedDecoder(state.learner, splits.shape, splits.train.scale)
     return Trained(trial, pd.DataFrame(state.points), decoder)

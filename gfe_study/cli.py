@@ -29,7 +29,7 @@ from gfe_study.config import (
 )
 from gfe_study.interrupts import INTERRUPTED, Interrupted
 from gfe_study.layout import say, wrapped
-from gfe_study.metrics import COUNTS, TEST_LOSS, Values, is_loss, text_of, unit_of
+from gfe_study.metrics import COUNTS, TEST_LOSS, is_loss, text_of, unit_of
 from gfe_study.provenance import own_version
 from gfe_study.terminal import DONE, SOME_FAILED, Json, Sturdy, console, fail, output, print_json
 
@@ -376,9 +376,8 @@ def encode(
     if json_:
         print_json(mean)
     else:
-        values = Values(data.noun, data.unit)
-        loss = f"mean loss {text_of(TEST_LOSS, mean['loss'])} {unit_of(TEST_LOSS, values)}"
-        error = f"RMSE {mean['rmse']:.4g} {data.unit}".strip()
+        loss = f"mean loss {text_of(TEST_LOSS, mean['loss'])} {unit_of(TEST_LOSS, data.called)}"
+        error = f"RMSE {mean['rmse']:.4g} {data.called.unit}".strip()
         say(output(), f"{mean['images']} samples, {loss}, {error}, written to {out}")
 
 

@@ -127,7 +127,14 @@ def _count(name: str, label: str, unit: str, description: str) -> MetricInfo:
 def _quality(split: Literal["val", "test"], of: str) -> tuple[MetricInfo, ...]:
     uses: tuple[Use, ...] = ("search",) if split == "val" else ("compare",)
     about: tuple[tuple[str, str, str, Better, str, str], ...] = (
-        (RMSE, "root-mean-square error", "{unit}", "lower", ".5g", "Root of the mean squared error of the {0} values."),
+        (
+            RMSE,
+            "root-mean-square error",
+            "{unit}",
+            "lower",
+            ".5g",
+            "Root of the mean squared error of the {0} values.",
+        ),
         (MAE, "mean absolute error", "{unit}", "lower", ".5g", "Mean absolute error of the {0} values."),
         (
             R2,
@@ -135,8 +142,7 @@ def _quality(split: Literal["val", "test"], of: str) -> tuple[MetricInfo, ...]:
             "",
             "higher",
             ".4f",
-            "Share of the variance of the {0} values that the reconstructions explain; 1 is perfect, 0 is no better "
-            "than the mean.",
+            "Share of the variance of the {0} values, about the mean of each, that is explained; 1 is perfect.",
         ),
         (
             RELATIVE_L2,
@@ -144,7 +150,7 @@ def _quality(split: Literal["val", "test"], of: str) -> tuple[MetricInfo, ...]:
             "",
             "lower",
             ".4f",
-            "L2 norm of the errors of the {0} values, divided by the L2 norm of these values.",
+            "L2 norm of a sample's errors, divided by the L2 norm of its values; mean over the {0} samples.",
         ),
     )
     return tuple(

@@ -5,6 +5,7 @@ Shapes: N samples, D values of a sample, L latents.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import ImageShape
-from gfe_study.methods.base import Learner
+from gfe_study.data.base import Scale, Shape
+from gfe_study.data.samples import Samples
+from gfe_study.likelihoods.base import Observed
+from gfe_study.methods.base import Encoding, Learner
 from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH
 
@@ -27,13 +30,13 @@ class TrainedDecoder(nn.Module):
         shape: the shape of a sample.
     """
 
-    def __init__(self, learner: Learner, shape: ImageShape, levels: int) -> None:
+    def __init__(self, learner: Learner, shape: Shape, scale: Scale) -> None:
         super().__init__()
         self.networks = learner.networks
         self.trial: Trial = learner.trial
         self.shape = shape
         self._learner = learner
-        self._levels = levels
+        self._scale = scale
         self.eval()
 
     @classmethod
@@ -50,42 +53,56 @@ class TrainedDecoder(nn.Module):
         """
         return cls(*read_learner(path, changes, torch.device(device)))
 
-    @torch.no_grad()
     def encode(self, samples: Any) -> Tensor:
         """Return the latents of samples, shape (N, L).
 
         Args:
-            samples: an array or tensor of shape (N, D), channels first, or of N pictures; floats in [0, 1], or uint8 as
-                the training data were stored.
+            samples: an array or tensor of N samples, each in the shape of the training data or flat, in the units of
+                the training data; of images whole numbers as they were stored, or floats in [0, 1]. NaN is a missing
+                value.
 
         Raises:
-            InputError: samples of another shape or type.
+            InputError: samples of another shape, type or domain.
         """
-        target_ND = self._target(samples)
-        batches = target_ND.split(ENCODE_BATCH)
-        return torch.cat([self._learner.encode(target_BD).latent_BL for target_BD in batches])
+        return torch.cat([found.latent_BL for _, found in self.encodings(samples)])
+
+    @torch.no_grad()
+    def encodings(self, samples: Any) -> list[tuple[Observed, Encoding]]:
+        """Return the samples as the decoder reproduces them and their encodings, in batches; see `encode`."""
+        given = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
+        if given.dtype.kind not in "biuf":
+            raise InputError(f"samples: given {given.dtype}; allowed: numbers")
+        shapes = self.shape.file, (self.shape.size,)
+        if given.shape[1:] not in shapes or not len(given):
+            allowed = " or ".join(dict.fromkeys(f"(N, {', '.join(map(str, each))})" for each in shapes))
+            raise InputError(f"samples: given shape {given.shape}; allowed: {allowed}")
+        scale = self._shades if given.dtype.kind == "f" else self._scale
+        stored = Samples("samples", given, None, None, self.shape, "samples")
+        likelihood, found = self.trial.likelihood, []
+        for start in range(0, len(given), ENCODE_BATCH):
+            split = replace(stored.batch(slice(start, start + ENCODE_BATCH)), scale=scale)
+            target = split.batch(slice(None), self._device)
+            if not likelihood.accepts(target):
+                raise InputError(f"samples: given values outside the domain; allowed: {likelihood.domain}")
+            found.append((target, self._learner.encode(target)))
+        return found
 
     def decode(self, latents: Any) -> Tensor:
-        """Return the reconstructions of latents (N, L), shape (N, D), in [0, 1]."""
+        """Return the reconstructions of latents (N, L), in the shape and the units of the data; of images in [0, 1]."""
         latent_NL = torch.as_tensor(latents, dtype=torch.float32, device=self._device)
-        return torch.cat([self._learner.decode(latent_BL) for latent_BL in latent_NL.split(ENCODE_BATCH)])
+        decoded_ND = torch.cat([self._learner.decode(latent_BL) for latent_BL in latent_NL.split(ENCODE_BATCH)])
+        stored_ND = self._shades.undo(decoded_ND).float().cpu().numpy()
+        return torch.from_numpy(np.ascontiguousarray(self.shape.to_file(stored_ND))).to(self._device)
 
     def forward(self, latents: Any) -> Tensor:
         """Return `decode(latents)`."""
         return self.decode(latents)
 
     @property
+    def _shades(self) -> Scale:
+        """The scale of floats: images are then shades from 0 to 1."""
+        return self._scale.of_shades() if self._scale.levels is not None else self._scale
+
+    @property
     def _device(self) -> torch.device:
         return next(self.networks.parameters()).device
-
-    def _target(self, samples: Any) -> Tensor:
-        given = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
-        picture, flat = self.shape.picture, (self.shape.pixels,)
-        if given.shape[1:] not in (picture, flat) or not len(given):
-            raise InputError(f"samples: given shape {given.shape}; allowed: (N, {flat[0]}) or (N, *{picture})")
-        flat_ND = given if given.shape[1:] == flat else self.shape.from_pictures(given)
-        if given.dtype == np.uint8:
-            flat_ND = flat_ND / self._levels
-        elif not np.issubdtype(given.dtype, np.floating):
-            raise InputError(f"samples: given {given.dtype}; allowed: floats in [0, 1], or uint8")
-        return torch.as_tensor(np.ascontiguousarray(flat_ND, dtype=np.float32), device=self._device)

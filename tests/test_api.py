@@ -164,13 +164,13 @@ def test_the_best_decoder_encodes_and_decodes(without_ray: Path, digits: Splits)
     write_best(folder, step.state, digits)
     decoder = best.decoder()
     assert decoder.trial == best.trial
-    images = digits.test.images(slice(300))  # more than one batch
+    images = digits.test.batch(slice(300)).value_BD  # more than one batch
     latents = decoder.encode(images)
     assert latents.shape == (300, 2)
     learner = step.state.learner
     expected = evaluate(learner, digits.test, 300, torch.device("cpu"))
     assert torch.allclose(latents, expected.latent_NL)
-    assert torch.equal(decoder.decode(latents), learner.decode(latents))
+    assert torch.allclose(decoder.decode(latents), learner.decode(latents).reshape(300, 8, 8))
     assert torch.equal(decoder(latents.numpy()), decoder.decode(latents))
     assert not decoder.training
     assert sum(weights.numel() for weights in decoder.parameters()) > 0
@@ -178,15 +178,28 @@ def test_the_best_decoder_encodes_and_decodes(without_ray: Path, digits: Splits)
 
 def test_a_decoder_takes_samples_in_every_form(digits: Splits) -> None:
     decoder = train(Trial.build(TINY)).decoder
-    flat = digits.test.images(slice(6))
+    flat = digits.test.batch(slice(6)).value_BD
     expected = decoder.encode(flat)
-    stored = digits.test.pixels_ND[:6]
+    stored = digits.test.values_ND[:6]
     for form in (flat.numpy(), flat.double(), stored, stored.reshape(6, 8, 8), flat.reshape(6, 8, 8).tolist()):
         assert torch.allclose(decoder.encode(form), expected, atol=1e-6)
-    with pytest.raises(InputError, match=r"samples: given shape \(6, 63\); allowed: \(N, 64\) or \(N, \*\(8, 8\)\)"):
+    with pytest.raises(InputError, match=r"samples: given shape \(6, 63\); allowed: \(N, 8, 8\) or \(N, 64\)"):
         decoder.encode(flat[:, :63])
-    with pytest.raises(InputError, match="samples: given int64; allowed: floats"):
-        decoder.encode(stored.astype(np.int64))
+    assert torch.allclose(decoder.encode(stored.astype(np.int64)), expected, atol=1e-6)
+    with pytest.raises(InputError, match="samples: given <U1; allowed: numbers"):
+        decoder.encode(np.full((6, 64), "a"))
+    with pytest.raises(InputError, match="outside the domain; allowed: "):
+        decoder.encode(1.5 * np.ones((2, 64)))
+
+
+def test_a_missing_value_has_no_influence() -> None:
+    decoder = train(Trial.build(TINY)).decoder
+    images = np.random.default_rng(0).uniform(size=(3, 8, 8))
+    gone = images.copy()
+    gone[:, 2:4] = np.nan
+    found = decoder.encode(gone)
+    assert bool(found.isfinite().all())
+    assert not torch.allclose(found, decoder.encode(images))
 
 
 def test_one_trial_trains_in_this_process(digits: Splits) -> None:

@@ -329,7 +329,10 @@ def qualities(loss: float, r2: float, rmse: float) -> dict[str, float]:
     return {VAL_LOSS: loss, TEST_LOSS: loss, **found}
 
 
-def regression(folder: Path, declared: str, **tags: Any) -> Evidence:
+HEIGHTS = "fixed: {data: {name: arrays, path: heights.npy, unit: m}, likelihood: gaussian}\n"
+
+
+def regression(folder: Path, declared: str | None, **tags: Any) -> Evidence:
     """Two arms of a study on data in metres, without an entropy floor; `b` is better in everything."""
     about = {names.VALUE_NOUN: "value", names.UNIT: "m", names.ENTROPY_FLOOR: "", **tags}
     deliveries = [
@@ -348,6 +351,10 @@ def regression(folder: Path, declared: str, **tags: Any) -> Evidence:
     return evidence(folder, deliveries, declared)
 
 
+def test_runs_say_what_their_values_are_called_where_the_declaration_is_lost(tmp_path: Path) -> None:
+    assert regression(tmp_path, None).values == METRES
+
+
 def words(of: Evidence) -> Iterator[str]:
     """Every text of every exhibit."""
     for maker in MAKERS:
@@ -362,7 +369,7 @@ def words(of: Evidence) -> Iterator[str]:
 @pytest.mark.parametrize("metric", ["test_r2", "test_rmse", TEST_LOSS])
 def test_a_report_on_data_that_are_no_images(tmp_path: Path, metric: str) -> None:
     """No pixel and no floor anywhere; the metric with its unit; the better arm is called so."""
-    of = regression(tmp_path, f"{ARMS}compare: {{metric: {metric}}}\n")
+    of = regression(tmp_path, f"{HEIGHTS}{ARMS}compare: {{metric: {metric}}}\n")
     assert of.values == METRES
     page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
     told = " ".join([*words(of), re.sub(r"base64,[\w+/=]*", "", page.partition("<body>")[2])])
@@ -396,7 +403,7 @@ def test_the_table_of_trials_is_sorted_by_the_studys_metric(tmp_path: Path) -> N
 
 
 def test_formats_of_a_verdict_are_the_metrics(tmp_path: Path) -> None:
-    of = regression(tmp_path, f"{ARMS}compare: {{metric: test_rmse}}\n")
+    of = regression(tmp_path, f"{HEIGHTS}{ARMS}compare: {{metric: test_rmse}}\n")
     formats = shown(verdict, of)["verdict"].formats
     assert (formats["mean"], formats["diff. low"]) == (".5g", "+.5g")
     listing = verdict_table(of.verdict)  # type: ignore[arg-type]
@@ -515,7 +522,7 @@ def test_a_view_in_mlflow_sorts_by_direction() -> None:
 
 
 def test_curves_of_another_metric_have_its_name(tmp_path: Path) -> None:
-    of = regression(tmp_path, f"{ARMS}compare: {{metric: test_rmse}}\n")
+    of = regression(tmp_path, f"{HEIGHTS}{ARMS}compare: {{metric: test_rmse}}\n")
     exhibits = shown(curves_of, of)
     assert set(exhibits) == {f"test_rmse_over_{axis}" for axis in ("images", "seconds", "evaluations")}
     figure = exhibits["test_rmse_over_images"].figure

@@ -9,11 +9,11 @@ import pytest
 import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
-from gfe_study import names
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.pca import axes_with_gaps, principal_axes
+from gfe_study.metrics import TRAIN_SECONDS, VAL_LOSS
 from gfe_study.training import train
 
 CPU = torch.device("cpu")
@@ -94,7 +94,7 @@ def test_a_trial_of_it_is_sklearns_projection_of_the_samples_seen(digits: Splits
     assert metrics["test_r2"] == pytest.approx(1 - np.square(back - test).sum() / total, rel=1e-5)
     relative = np.linalg.norm(back - test, axis=1) / np.linalg.norm(test, axis=1)
     assert metrics["test_relative_l2"] == pytest.approx(relative.mean(), rel=1e-5)
-    assert metrics[names.TRAIN_SECONDS] > 0
+    assert metrics[TRAIN_SECONDS] > 0
 
 
 def test_an_interrupted_trial_of_it_ends_where_another_does() -> None:
@@ -104,7 +104,7 @@ def test_an_interrupted_trial_of_it_ends_where_another_does() -> None:
     steps = train(trial, splits)
     halfway = next(step.state.state_dict() for step in steps if step.images_seen >= 200)
     resumed, _ = last(trial, splits, state=halfway)
-    for name in ("test_rmse", names.VAL_LOSS):
+    for name in ("test_rmse", VAL_LOSS):
         assert resumed[name] == whole[name]
 
 

@@ -156,7 +156,9 @@ class Evidence:
 
     @cached_property
     def values(self) -> Values:
-        """What the values of the study's data are called; runs of older versions do not say, and are of images."""
+        """What the values of the study's data are called; of a study whose declaration is lost, as its runs say."""
+        if self.study is not None:
+            return self.study.values
         known = self.runs[self.runs[names.VALUE_NOUN] != ""]
         return Values.shared(Values(*each) for each in zip(known[names.VALUE_NOUN], known[names.UNIT], strict=True))
 

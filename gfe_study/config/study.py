@@ -235,8 +235,7 @@ class Study(Section):
     @property
     def values(self) -> Values:
         """What the values of the study's data are called."""
-        every = [self.example(arm).data for arm in self._arms]
-        return Values.shared(Values(data.noun, data.unit) for data in every)
+        return Values.shared(self.example(arm).data.called for arm in self._arms)
 
     @property
     def explores(self) -> bool:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gfe_study.config import Component, InputError
 from gfe_study.likelihoods.base import Observed
+from gfe_study.metrics import Values
 from gfe_study.names import DATA_DIR_VARIABLE
 
 if TYPE_CHECKING:
@@ -310,8 +311,6 @@ class Dataset(Component, ABC):
 
     noun: ClassVar[str] = "pixel"
     """What one of a sample's values is called: `pixel`, or `value` of data that are not images."""
-    unit: ClassVar[str] = ""
-    """Unit of the values; empty if it is unknown."""
 
     train_images: int | None = Field(None, gt=0)
     """Different training images there are: a stratified subset, contained in every larger one; None for all."""
@@ -324,6 +323,11 @@ class Dataset(Component, ABC):
     zero mean and unit variance, the range to [0, 1], or as they are. Vectors are scaled by value, samples with
     channels by channel, all others as a whole. None: images from black 0 to white 1, anything else as it is. Whatever
     is shown or written is in the data's own units."""
+
+    @property
+    def called(self) -> Values:
+        """What its values are called and measured in, for texts about it."""
+        return Values(self.noun, getattr(self, "unit", None) or "")
 
     @abstractmethod
     def read(self, folders: list[Path], *, download: bool) -> Splits:

@@ -334,8 +334,8 @@ def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:
         names.PRESET: trial.preset,
         names.DATASET: trial.data.name,
         names.DATASET_SHA256: dataset_sha256,
-        names.VALUE_NOUN: trial.data.noun,
-        names.UNIT: trial.data.unit,
+        names.VALUE_NOUN: trial.data.called.noun,
+        names.UNIT: trial.data.called.unit,
     }
 
 
