@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gfe_study.api import results, run, train
     from gfe_study.config import InputError, Study, Trial
+    from gfe_study.estimator import GradientFlowEncoder
 
-__all__ = ["InputError", "Study", "Trial", "__version__", "results", "run", "train"]
+__all__ = ["GradientFlowEncoder", "InputError", "Study", "Trial", "__version__", "results", "run", "train"]
 
 _HOMES = {
+    "GradientFlowEncoder": "gfe_study.estimator",
     "InputError": "gfe_study.config",
     "Study": "gfe_study.config",
     "Trial": "gfe_study.config",

@@ -20,7 +20,8 @@ from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.data.base import load_splits
 from gfe_study.metrics import DIVERGED, VAL_LOSS, text_of
-from gfe_study.observers import bar, study_observer
+from gfe_study.observers import study_observer
+from gfe_study.progress import bar
 from gfe_study.study.frames import curves_frame, trials_frame
 from gfe_study.study.journal import Journal
 from gfe_study.study.options import Options

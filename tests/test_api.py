@@ -26,7 +26,8 @@ from gfe_study.console import closing
 from gfe_study.data.base import Splits
 from gfe_study.layout import NotebookLine, drawn_bar
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
-from gfe_study.observers import bar, study_observer
+from gfe_study.observers import study_observer
+from gfe_study.progress import bar
 from gfe_study.study.artifacts import write_best
 from gfe_study.study.engine import Snapshot
 from gfe_study.study.sweep import Outcome
@@ -279,6 +280,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> Cell:
     monkeypatch.setattr(IPython.display, "display", cell.display)
     shown = Console(file=io.StringIO(), force_jupyter=True)
     monkeypatch.setattr("gfe_study.observers.console", lambda: shown)
+    monkeypatch.setattr("gfe_study.progress.console", lambda: shown)
     return cell
 
 

@@ -1,0 +1,217 @@
+"""Gradient flow encoding as an estimator of scikit-learn.
+
+Shapes: N samples, D features, L latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from gfe_study.checkpoint import read_checkpoint, write_checkpoint
+from gfe_study.config import InputError, Trial, to_yaml
+from gfe_study.data.base import Array, Scale, Shape, Split, Splits, check_data, fitted_scale
+from gfe_study.likelihoods.base import Observed
+from gfe_study.measures.errors import errors
+from gfe_study.methods.base import Learner
+from gfe_study.metrics import DIVERGED, R2, TRAIN_LOSS
+from gfe_study.progress import bar
+from gfe_study.study.artifacts import read_learner
+from gfe_study.training import ENCODE_BATCH, train
+
+EVALUATED = 256
+"""Training samples that are encoded at the end of training."""
+
+
+class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """An autoencoder without an encoder: the latent of a sample is found by following a gradient flow.
+
+    Samples may have missing values: NaN has no influence. `inverse_transform(transform(X))` fills them in. No sample is
+    held out; a pipeline or `GridSearchCV` does that.
+
+    Args:
+        n_components: latent dimensions.
+        likelihood: `gaussian`, `bernoulli` (values in [0, 1]), `poisson` (counts) or `student_t`, or its settings.
+        solver: what finds latents, by name or with settings; None takes that of `preset: best`.
+        hidden_layer_sizes: widths of the decoder's hidden layers, from the latent outwards.
+        epochs: passes over the samples.
+        batch_size: samples per batch.
+        learning_rate: of Adam. A batch's loss is the sum over its samples.
+        scale: `standard`, `minmax` or `none`; None is `standard` for `gaussian` and `student_t`, else `none`.
+        random_state: seeds the initial weights and the order of the samples.
+        device: where to train, like `cuda`.
+        verbose: whether to show a progress bar.
+
+    Attributes:
+        trial_: the configuration that was trained.
+        loss_: mean training loss since the last evaluation, nats per observed value.
+        n_iter_: passes over the samples.
+    """
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        *,
+        likelihood: str | Mapping[str, Any] = "gaussian",
+        solver: str | Mapping[str, Any] | None = None,
+        hidden_layer_sizes: Sequence[int] = (64, 128),
+        epochs: int = 20,
+        batch_size: int = 32,
+        learning_rate: float = 1e-3,
+        scale: Literal["standard", "minmax", "none"] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "cpu",
+        verbose: bool = False,
+    ) -> None:
+        self.n_components = n_components
+        self.likelihood = likelihood
+        self.solver = solver
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.scale = scale
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Train a decoder on samples X, shape (N, D); y is ignored.
+
+        Raises:
+            ValueError: a setting is invalid, a value is outside the likelihood's domain, or training diverges.
+        """
+        values_ND = self._validated(X, reset=True)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self.trial_ = trial = self._trial(len(values_ND), seed)
+        split = _split(values_ND, Scale())
+        shape = Shape(1, (values_ND.shape[1],))
+        scaled = replace(split, scale=fitted_scale(trial.data.scale or "none", Splits(split, split, split, shape)))
+        splits = Splits(scaled, scaled, scaled, shape)
+        check_data(trial, splits)
+        with torch.random.fork_rng(), bar(trial.budget.images, "samples", bool(self.verbose)) as advance:
+            for step in train(trial, splits, device=self.device):
+                advance(step.images_seen)
+                last = step
+        assert last.metrics is not None
+        if last.metrics[DIVERGED]:
+            raise InputError("training diverged; allowed: a smaller learning_rate")
+        self.loss_ = last.metrics[TRAIN_LOSS]
+        self.n_iter_ = self.epochs
+        self._keep(last.state.learner, scaled.scale)
+        return self
+
+    def transform(self, X: Any) -> Array:
+        """Return the latents of samples, shape (N, L); NaN in X is a missing value."""
+        check_is_fitted(self)
+        return self._encoded(self._new(X)).cpu().numpy()
+
+    def inverse_transform(self, X: Any) -> Array:
+        """Return the reconstructions of latents X, shape (N, D), in the units of the samples."""
+        check_is_fitted(self)
+        latent_NL = torch.as_tensor(np.asarray(X, dtype=np.float64), device=self._device)
+        return self._scale.undo(self._learner.decode(latent_NL)).cpu().numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Return the share of the variance of X that reconstructions explain, over all observed values: R².
+
+        It is the metric `r2` of a study; higher is better, 1 is perfect.
+        """
+        check_is_fitted(self)
+        split = self._new(X)
+        return errors(self._learner, split, self._encoded(split))[R2]
+
+    def save(self, path: str | Path) -> None:
+        """Write a file for `load`, from which `gfe-study encode` can encode, too."""
+        check_is_fitted(self)
+        networks = {name: values.float() for name, values in self._learner.networks.state_dict().items()}
+        content = {
+            "trial": to_yaml(self.trial_.dump()),
+            "networks": networks,
+            "shape": asdict(self._learner.shape),
+            "scale": self._scale.state_dict(),
+            "metrics": {TRAIN_LOSS: self.loss_},
+            "estimator": {**self.get_params(), "random_state": None, "feature_names": self._names()},
+        }
+        write_checkpoint(Path(path), content)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Self:
+        """Read an estimator that `save` wrote. Raises `InputError` if that is impossible."""
+        learner, shape, scale = read_learner(Path(path), {}, torch.device(device))
+        content = read_checkpoint(Path(path))
+        if "estimator" not in content:
+            raise InputError(f"{path}: holds no estimator; allowed: a file that GradientFlowEncoder.save wrote")
+        names = content["estimator"].pop("feature_names")
+        estimator = cls(**{**content["estimator"], "device": device})
+        estimator.trial_, estimator.loss_ = learner.trial, content["metrics"][TRAIN_LOSS]
+        estimator.n_iter_, estimator.n_features_in_ = estimator.epochs, shape.size
+        if names is not None:
+            estimator.feature_names_in_ = np.array(names, dtype=object)
+        estimator._keep(learner, scale)
+        return estimator
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _trial(self, count: int, seed: int) -> Trial:
+        solver = {} if self.solver is None else {"solver": self.solver}
+        images = self.epochs * count
+        data: dict[str, Any] = {"name": "arrays", "path": "X"}
+        settings = {
+            "preset": "best",
+            "likelihood": self.likelihood,
+            **solver,
+            "model": {"name": "mlp", "latent_dim": self.n_components, "hidden": list(self.hidden_layer_sizes)},
+            "optim": {"name": "adam", "lr": self.learning_rate, "batch_size": self.batch_size},
+            "data": data if self.scale is None else {**data, "scale": self.scale},
+            "budget": {"images": images},
+            "eval": {"schedule": [images], "val_images": EVALUATED, "test_images": EVALUATED, "mixed": False},
+            "seed": seed,
+        }
+        return Trial.build(settings, where=type(self).__name__)
+
+    def _validated(self, X: Any, *, reset: bool) -> Array:
+        return validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset)
+
+    def _new(self, X: Any) -> Split:
+        return _split(self._validated(X, reset=False), self._scale)
+
+    def _encoded(self, split: Split) -> Tensor:
+        batches = range(0, len(split), ENCODE_BATCH)
+        # In float64, so that a latent does not depend on the other samples of its batch by rounding.
+        targets: list[Observed] = [
+            split.batch(slice(start, start + ENCODE_BATCH), self._device).double() for start in batches
+        ]
+        return torch.cat([self._learner.encode(target).latent_BL for target in targets])
+
+    def _keep(self, learner: Learner, scale: Scale) -> None:
+        learner.networks.double()
+        learner.optimiser.state.clear()
+        self._learner, self._scale = learner, scale
+        self._n_features_out = self.trial_.model.latent_dim
+
+    def _names(self) -> list[str] | None:
+        names = getattr(self, "feature_names_in_", None)
+        return None if names is None else [str(name) for name in names]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._learner.networks.parameters()).device
+
+
+def _split(values_ND: Array, scale: Scale) -> Split:
+    observed_ND = ~np.isnan(values_ND)
+    return Split(values_ND, observed_ND=None if observed_ND.all() else observed_ND, scale=scale)
