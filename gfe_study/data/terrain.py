@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -26,11 +27,10 @@ class Terrain(Dataset):
     """
 
     noun = "value"
+    unit: ClassVar[str] = "m"
 
     size: int = Field(16, ge=4, le=48)
     """Points along each side of a patch."""
-    unit: str | None = "m"
-    """The unit of the elevations."""
 
     def read(self, folders: list[Path], *, download: bool) -> Splits:
         elevation = _elevation()
@@ -46,13 +46,14 @@ class Terrain(Dataset):
                 windows = sliding_window_view(here, (self.size, self.size))[:: STRIDES[part], :: STRIDES[part]]
                 patches.append(windows.reshape(-1, self.size**2))
             parts[part] = Split(np.concatenate(patches))
-        return Splits(**parts, shape=Shape(1, (self.size, self.size)))
+        return Splits(parts["train"], parts["val"], parts["test"], Shape(1, (self.size, self.size)))
 
 
 def _elevation() -> Array:
     from matplotlib.cbook import get_sample_data
 
     try:
-        return np.asarray(get_sample_data("jacksboro_fault_dem.npz")["elevation"], dtype=np.float32)
+        with np.load(get_sample_data("jacksboro_fault_dem.npz", asfileobj=False)) as content:
+            return np.asarray(content["elevation"], dtype=np.float32)
     except (OSError, KeyError) as error:
         raise DataError(f"data.name: terrain: matplotlib's sample data cannot be read ({error})") from error
