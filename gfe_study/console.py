@@ -131,7 +131,7 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
     unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
     state += f", {len(unfinished)} to continue" if unfinished else ""
     told = [
-        f"{trial.data.name}: {len(splits.train):,} training, {len(splits.val):,} validation, "
+        f"{trial.data.label}: {len(splits.train):,} training, {len(splits.val):,} validation, "
         f"{len(splits.test):,} test {samples}{bound}",
         f"{shape(study)}{state}",
         *(f"skipped: {hole.name}: {hole.reason}" for hole in study.holes),

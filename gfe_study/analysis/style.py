@@ -209,7 +209,7 @@ def draw_picture(axes: Axes, picture: np.ndarray, span: tuple[float, float]) -> 
     axes.imshow(picture, interpolation="nearest", **look)
 
 
-def draw_samples(grid: np.ndarray, rows: list[np.ndarray]) -> None:
+def draw_samples(grid: np.ndarray, rows: list[np.ndarray], unit: str) -> None:
     """Samples of snapshots, a row of axes each: images, fields in the colours of one bar, or vectors as lines."""
     span = value_range([samples for samples in rows if not is_image(samples)])
     for line, samples in zip(grid, rows, strict=True):
@@ -223,7 +223,7 @@ def draw_samples(grid: np.ndarray, rows: list[np.ndarray]) -> None:
             axes.set_xticks([])
             axes.set_yticks([])
     if not any(is_image(samples) or is_line(samples) for samples in rows):
-        grid[0][0].figure.colorbar(ScalarMappable(Normalize(*span)), ax=list(grid.ravel()), shrink=0.6)
+        grid[0][0].figure.colorbar(ScalarMappable(Normalize(*span)), ax=list(grid.ravel()), shrink=0.6, label=unit)
 
 
 def save(fig: Figure, path: Path) -> list[Path]:

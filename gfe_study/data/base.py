@@ -325,6 +325,11 @@ class Dataset(Component, ABC):
     is shown or written is in the data's own units."""
 
     @property
+    def label(self) -> str:
+        """What texts call the dataset."""
+        return self.name
+
+    @property
     def called(self) -> Values:
         """What its values are called and measured in, for texts about it."""
         return Values(self.noun, getattr(self, "unit", None) or "")

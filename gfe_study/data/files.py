@@ -82,6 +82,10 @@ class OwnFiles(Dataset):
     path: str
     """A file or a folder: absolute, or below the working directory, `GFE_DATA_DIR` or `./data`."""
 
+    @property
+    def label(self) -> str:
+        return Path(self.path).stem or self.name
+
     def places(self, folders: list[Path]) -> list[Path]:
         """Where the files may be, first to last."""
         given = Path(self.path).expanduser()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 200
 """Of expectation maximisation, at most."""
-SETTLED = 1e-6
+SETTLED = 1e-5
 """Relative change of the noise at which it ends."""
 
 

@@ -332,7 +332,7 @@ def trial_tags(trial: Trial, dataset_sha256: str) -> dict[str, str]:
         names.SEED: str(trial.seed),
         names.METHOD: trial.method.name,
         names.PRESET: trial.preset,
-        names.DATASET: trial.data.name,
+        names.DATASET: trial.data.label,
         names.DATASET_SHA256: dataset_sha256,
         names.VALUE_NOUN: trial.data.called.noun,
         names.UNIT: trial.data.called.unit,

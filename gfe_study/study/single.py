@@ -97,6 +97,6 @@ def _opening(trial: Trial, splits: Splits, fingerprint: str, device: str) -> Cha
         names.DEVICE: device_name(device),
         names.VERSIONS: package_versions(),
     }
-    name = f"{trial.method.name}·{trial.solver.name} {trial.data.name} seed {trial.seed}"
+    name = f"{trial.method.name}·{trial.solver.name} {trial.data.label} seed {trial.seed}"
     texts = {names.TRIAL_FILE: to_yaml(dumped)}
     return Change(fingerprint, name, RUNNING, initial_tags=tags, params=flatten(dumped), texts=texts)

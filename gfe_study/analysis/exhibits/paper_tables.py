@@ -23,7 +23,7 @@ def table_1(evidence: Evidence) -> Iterator[Exhibit]:
     """Test loss by images seen of AE, GFE and mixed, where the study has an autoencoder and gradient flow encoding."""
     points = _on_all_images(evidence)
     methods = set(points[names.METHOD])
-    if not {"ae", "gfe"} <= methods or not points[TEST_LOSS].notna().any():
+    if not {"ae", "gfe"} <= methods or not points[TEST_LOSS].notna().any() or evidence.values.noun != "pixel":
         return
     if points[names.DATASET].nunique() > 1:
         return

@@ -55,7 +55,7 @@ def snapshots(evidence: Evidence) -> Iterator[Exhibit]:
     flows = [each for each in shown if any(each.has(point, "flow/nfe") for point in each.points)]
     if flows:
         yield _flows(flows, told)
-    yield from _reconstructions(shown, told)
+    yield from _reconstructions(evidence, shown, told)
     yield from _latents(evidence, known, shown, told)
 
 
@@ -135,7 +135,7 @@ def _seeds(shown: list[Snapshots]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
 
 
-def _reconstructions(shown: list[Snapshots], told: str) -> Iterator[Exhibit]:
+def _reconstructions(evidence: Evidence, shown: list[Snapshots], told: str) -> Iterator[Exhibit]:
     several = len({each.dataset for each in shown}) > 1
     shown = sorted(shown, key=lambda each: [one.dataset for one in shown].index(each.dataset))
     rows: list[tuple[str, np.ndarray]] = []
@@ -152,7 +152,7 @@ def _reconstructions(shown: list[Snapshots], told: str) -> Iterator[Exhibit]:
     with drawing():
         fig = figure(PAGE, 0.52 * len(rows))
         grid = fig.subplots(len(rows), count, squeeze=False)
-        draw_samples(grid, [samples[:count] for _, samples in rows])
+        draw_samples(grid, [samples[:count] for _, samples in rows], evidence.values.unit)
         for (text, _), line in zip(rows, grid, strict=True):
             line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
     datasets = " and ".join(dict.fromkeys(each.dataset for each in shown))
