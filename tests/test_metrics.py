@@ -518,7 +518,15 @@ def test_a_view_in_mlflow_sorts_by_direction() -> None:
     ]
     drawn = {chart["metricKey"]: chart["scaleType"] for chart in state["compareRunCharts"] if "metricKey" in chart}
     assert (drawn["test_r2"], drawn["val_r2"]) == ("linear", "linear")
+    assert drawn[VAL_LOSS] == "log"
     assert state["orderByAsc"] is False
+
+
+def test_losses_that_may_be_negative_have_a_linear_axis() -> None:
+    study = Study.build({**SEARCH, "fixed": {"likelihood": "gaussian"}}, "mine.yaml")
+    _, state = views.views(study)[views.COMPARISON]
+    drawn = {chart["metricKey"]: chart["scaleType"] for chart in state["compareRunCharts"] if "metricKey" in chart}
+    assert drawn[VAL_LOSS] == "linear"
 
 
 def test_curves_of_another_metric_have_its_name(tmp_path: Path) -> None:

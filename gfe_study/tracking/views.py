@@ -52,6 +52,8 @@ FIRST_COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 130}
 """Always there: a run's name, and when it was made."""
 OTHERS = "Model metrics"
 """The UI's own name of a section of charts."""
+POSITIVE_LOSSES = ("bernoulli", "poisson")
+"""Likelihoods of discrete values, whose losses are never negative."""
 MOST_NAMES = 8
 """Arms that a description names; the table has the others."""
 
@@ -135,7 +137,7 @@ def _compared(study: Study) -> str:
 
 def _units(study: Study) -> str:
     """Say the units and better directions of the losses, and of what else a study optimises or compares by."""
-    values = study.values
+    values, of_losses = study.values, _loss_scale(study)
     told = [f"Losses are {unit_and_direction(VAL_LOSS, values)}."]
     for name in _others(study):
         known = unit_and_direction(name, values)
@@ -254,12 +256,14 @@ def _charts(study: Study, *, grouped: bool) -> tuple[list[dict[str, Any]], list[
     metric, _ = ranking(study)
     every = dict.fromkeys([metric, study.metric.name, TEST_LOSS, VAL_LOSS, TRAIN_LOSS])
     losses = [name for name in every if is_loss(name)]
-    values = study.values
+    values, of_losses = study.values, _loss_scale(study)
     # Over seconds the UI takes no means: it joins the points of all seeds of a group.
     seconds = _line(TRAIN_SECONDS, scale="linear") if grouped else _line(metric, over=TRAIN_SECONDS)
     sections = {
         **{_over_images(name, values): [_line(name, scale="linear")] for name in _others(study)},
-        f"Loss over images seen, {unit_of(VAL_LOSS, values)}": [_line(name) for name in losses],
+        f"Loss over images seen, {unit_of(VAL_LOSS, values)}": [
+            _line(name, scale=_loss_scale(study)) for name in losses
+        ],
         "What it costs": [seconds, *(_line(name, scale="linear") for name in (NFE_FORWARD, ENCODE_NFE))],
         "What was searched, and what came of it": [_parallel([*study.nuisance], metric)] if study.nuisance else [],
     }
@@ -270,6 +274,12 @@ def _charts(study: Study, *, grouped: bool) -> tuple[list[dict[str, Any]], list[
         for place, chart in enumerate(cards)
     ]
     return [*(_section(title) for title in sections), _section(OTHERS, display=False)], charts
+
+
+def _loss_scale(study: Study) -> str:
+    """Return the scale of an axis of losses: logarithmic, unless a likelihood's losses can be negative."""
+    positive = all(study.example(arm).likelihood.name in POSITIVE_LOSSES for arm in study.arms)
+    return "log" if positive else "linear"
 
 
 def _over_images(metric: str, values: Values) -> str:

@@ -1,0 +1,202 @@
+"""Gradient flow encoding as an estimator of scikit-learn."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from gfe_study import GradientFlowEncoder, InputError
+from gfe_study.data.base import Scale, Shape, Split
+from gfe_study.methods.base import Learner
+from gfe_study.study.artifacts import read_learner
+
+FAST: dict[str, Any] = {"hidden_layer_sizes": (16,), "epochs": 4, "learning_rate": 3e-3, "random_state": 0}
+
+
+def plane(count: int = 60, features: int = 6) -> np.ndarray:
+    """Samples on a plane, far from 0 and of unequal spread."""
+    generator = np.random.default_rng(0)
+    latent = generator.normal(size=(count, 2))
+    return 50.0 + latent @ generator.normal(size=(2, features)) * np.linspace(1, 9, features)
+
+
+def encoder(**settings: Any) -> GradientFlowEncoder:
+    return GradientFlowEncoder(**{"n_components": 2, **FAST, **settings})
+
+
+@pytest.fixture(scope="module")
+def fitted() -> GradientFlowEncoder:
+    return encoder(epochs=30).fit(plane())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_it_is_an_estimator_of_scikit_learn() -> None:
+    check_estimator(GradientFlowEncoder())
+
+
+def test_it_learns(fitted: GradientFlowEncoder) -> None:
+    X = plane()
+    latent = fitted.transform(X)
+    assert latent.shape == (60, 2)
+    assert fitted.score(X) > 0.9
+    rebuilt = fitted.inverse_transform(latent)
+    assert rebuilt.shape == X.shape
+    explained = 1 - np.square(X - rebuilt).sum() / np.square(X - X.mean(0)).sum()
+    assert fitted.score(X) == pytest.approx(explained, abs=1e-4)
+    assert fitted.score(X) > encoder(epochs=1).fit(X).score(X)
+    assert list(fitted.get_feature_names_out()) == ["gradientflowencoder0", "gradientflowencoder1"]
+    assert (fitted.n_features_in_, fitted.n_iter_) == (6, 30)
+    assert np.isfinite(fitted.loss_)
+
+
+def test_missing_values_are_filled_in(fitted: GradientFlowEncoder) -> None:
+    X = plane()
+    gone = X.copy()
+    gone[::2, 1] = gone[1::3, 4] = np.nan
+    known = ~np.isnan(gone)
+    filled = fitted.inverse_transform(fitted.transform(gone))
+    assert np.isfinite(filled).all()
+    error, spread = (filled - X)[~known], (X - X.mean(0))[~known]
+    assert np.square(error).mean() < 0.25 * np.square(spread).mean()
+    assert encoder().fit(gone).score(gone) > 0
+    assert GradientFlowEncoder().__sklearn_tags__().input_tags.allow_nan
+
+
+def test_what_stands_in_for_a_missing_value_has_no_influence(fitted: GradientFlowEncoder) -> None:
+    gone = plane()
+    gone[:, 3] = np.nan
+    first = fitted.transform(gone)
+    assert not np.allclose(first, fitted.transform(plane()))
+    assert np.allclose(first[:5], fitted.transform(gone[:5]), atol=1e-9)  # nor have the neighbours
+
+
+def test_the_seed_decides() -> None:
+    X = plane()
+    state = torch.get_rng_state()
+    one, same, other = (encoder(random_state=seed).fit(X).transform(X) for seed in (3, 3, 4))
+    assert np.array_equal(one, same)
+    assert not np.allclose(one, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_scale_is_fitted_on_the_samples() -> None:
+    X = plane()
+    shifted = encoder().fit(1000 * X + 7)
+    assert np.allclose(shifted.transform(1000 * X + 7), encoder().fit(X).transform(X), atol=1e-3)
+    assert encoder().fit(X).trial_.data.scale == "standard"
+    assert encoder(scale="minmax").fit(X).trial_.data.scale == "minmax"
+    binary = (X.mean(0) < X).astype(float)
+    bernoulli = encoder(likelihood="bernoulli").fit(binary)
+    assert bernoulli.trial_.data.scale is None
+    rebuilt = bernoulli.inverse_transform(bernoulli.transform(binary))
+    assert 0 <= rebuilt.min() <= rebuilt.max() <= 1
+
+
+def test_settings_reach_the_trial() -> None:
+    trial = (
+        encoder(solver={"name": "amd", "max_nfe": 30}, likelihood={"name": "student_t"}, batch_size=7, epochs=2)
+        .fit(plane())
+        .trial_
+    )
+    assert (trial.solver.name, trial.solver.max_nfe, trial.likelihood.name) == ("amd", 30, "student_t")
+    assert (trial.optim.batch_size, trial.optim.lr, trial.budget.images) == (7, 3e-3, 120)
+    assert (trial.model.latent_dim, trial.model.hidden) == (2, (16,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"likelihood": "gausian"}, "GradientFlowEncoder: likelihood: given 'gausian'.*did you mean 'gaussian'"),
+        ({"epochs": 0}, "budget.images: given 0"),
+        ({"learning_rate": -1.0}, "optim.lr: given -1.0"),
+        ({"n_components": 0}, "model.latent_dim: given 0"),
+        ({"likelihood": "bernoulli"}, "allowed"),
+        ({"learning_rate": 1e12, "epochs": 8}, "diverged"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        encoder(**settings).fit(plane())
+    assert "\n" not in str(caught.value)
+
+
+def test_it_works_in_a_pipeline_and_a_grid_search() -> None:
+    X = pd.DataFrame(plane(), columns=list("abcdef"))
+    pipeline = make_pipeline(StandardScaler(), encoder(scale="none"))
+    pipeline.set_output(transform="pandas")
+    found = pipeline.fit_transform(X)
+    assert list(found) == ["gradientflowencoder0", "gradientflowencoder1"]
+    search = GridSearchCV(encoder(), {"epochs": [1, 12]}, cv=2).fit(X)
+    assert search.best_params_ == {"epochs": 12}  # the higher score is the better one
+    assert clone(search.best_estimator_).get_params()["hidden_layer_sizes"] == (16,)
+
+
+def test_it_is_kept_and_read(fitted: GradientFlowEncoder, tmp_path: Path) -> None:
+    X = plane()
+    expected = fitted.transform(X)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(again.transform(X), expected)
+    file = tmp_path / "encoder.pt"
+    fitted.save(file)
+    loaded = GradientFlowEncoder.load(file)
+    assert np.array_equal(loaded.transform(X), expected)
+    assert np.array_equal(loaded.inverse_transform(expected), fitted.inverse_transform(expected))
+    assert {**loaded.get_params(), "random_state": 0} == fitted.get_params()
+    assert (loaded.n_features_in_, loaded.n_iter_, loaded.loss_) == (6, 30, fitted.loss_)
+    learner, shape, _ = read_learner(file, {}, torch.device("cpu"))  # as `gfe-study encode` does
+    assert isinstance(learner, Learner)
+    assert shape == Shape(1, (6,))
+
+
+def test_names_of_features_are_kept(tmp_path: Path) -> None:
+    X = pd.DataFrame(plane(), columns=list("abcdef"))
+    encoder().fit(X).save(tmp_path / "encoder.pt")
+    loaded = GradientFlowEncoder.load(tmp_path / "encoder.pt")
+    assert list(loaded.feature_names_in_) == list("abcdef")
+    with pytest.raises(ValueError, match="feature names"):
+        loaded.transform(X.rename(columns={"a": "z"}))
+
+
+def test_it_must_be_fitted_first(tmp_path: Path) -> None:
+    unfitted, X = encoder(), plane()
+    for call in (
+        lambda: unfitted.transform(X),
+        lambda: unfitted.score(X),
+        lambda: unfitted.save(tmp_path / "x.pt"),
+        lambda: unfitted.inverse_transform([[0.0, 0.0]]),
+    ):
+        with pytest.raises(NotFittedError):
+            call()
+
+
+def test_it_needs_neither_ray_nor_mlflow() -> None:
+    code = (
+        "import sys; from gfe_study import GradientFlowEncoder; print({'ray', 'mlflow', 'matplotlib'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_splits_know_what_is_missing() -> None:
+    from gfe_study.estimator import _split
+
+    assert _split(plane(), Scale()).observed_ND is None
+    gone = plane()
+    gone[0, 0] = np.nan
+    found: Split = _split(gone, Scale())
+    assert found.observed_ND is not None
+    assert found.observed_ND.sum() == gone.size - 1
