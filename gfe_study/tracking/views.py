@@ -137,7 +137,7 @@ def _compared(study: Study) -> str:
 
 def _units(study: Study) -> str:
     """Say the units and better directions of the losses, and of what else a study optimises or compares by."""
-    values, of_losses = study.values, _loss_scale(study)
+    values = study.values
     told = [f"Losses are {unit_and_direction(VAL_LOSS, values)}."]
     for name in _others(study):
         known = unit_and_direction(name, values)
@@ -261,9 +261,7 @@ def _charts(study: Study, *, grouped: bool) -> tuple[list[dict[str, Any]], list[
     seconds = _line(TRAIN_SECONDS, scale="linear") if grouped else _line(metric, over=TRAIN_SECONDS)
     sections = {
         **{_over_images(name, values): [_line(name, scale="linear")] for name in _others(study)},
-        f"Loss over images seen, {unit_of(VAL_LOSS, values)}": [
-            _line(name, scale=_loss_scale(study)) for name in losses
-        ],
+        f"Loss over images seen, {unit_of(VAL_LOSS, values)}": [_line(name, scale=of_losses) for name in losses],
         "What it costs": [seconds, *(_line(name, scale="linear") for name in (NFE_FORWARD, ENCODE_NFE))],
         "What was searched, and what came of it": [_parallel([*study.nuisance], metric)] if study.nuisance else [],
     }
