@@ -32,7 +32,7 @@ EVALUATED = 256
 """Training samples that are encoded at the end of training."""
 
 
-class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """An autoencoder without an encoder: the latent of a sample is found by following a gradient flow.
 
     Samples may have missing values: NaN has no influence. `inverse_transform(transform(X))` fills them in. No sample is
@@ -184,7 +184,8 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return Trial.build(settings, where=type(self).__name__)
 
     def _validated(self, X: Any, *, reset: bool) -> Array:
-        return validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset)
+        values: Array = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset)
+        return values
 
     def _new(self, X: Any) -> Split:
         return _split(self._validated(X, reset=False), self._scale)

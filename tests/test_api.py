@@ -30,7 +30,7 @@ from gfe_study.observers import study_observer
 from gfe_study.progress import bar
 from gfe_study.study.artifacts import write_best
 from gfe_study.study.engine import Snapshot
-from gfe_study.study.sweep import Outcome
+from gfe_study.study.sweep import Outcome, run_sweep
 from gfe_study.study.trial_run import TrialRun
 from gfe_study.tracking.uri import URI_VARIABLE
 from gfe_study.training import evaluate
@@ -92,8 +92,12 @@ def test_a_study_runs_and_its_results_are_those_of_the_terminal(
     without_ray: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Outcome] = []
-    original = gfe_study.api.run_sweep
-    monkeypatch.setattr("gfe_study.api.run_sweep", lambda *given: kept.append(original(*given)) or kept[-1])
+
+    def kept_sweep(*given: Any) -> Outcome:
+        kept.append(run_sweep(*given))
+        return kept[-1]
+
+    monkeypatch.setattr("gfe_study.api.run_sweep", kept_sweep)
     result = run(Study.build(COMPARED, "mine.yaml"), without_ray)
     assert len(result.trials) == 6
     assert set(result.trials["arm"]) == {"slow", "fast"}
@@ -124,7 +128,7 @@ def test_a_search_says_its_best(without_ray: Path) -> None:
     assert result.label == "another"
     best = result.best
     assert set(best.params) == {"solver.beta"}
-    assert best.trial.solver.beta == best.params["solver.beta"]
+    assert best.trial.dump()["solver"]["beta"] == best.params["solver.beta"]
     assert (
         f"Best val_loss {best.metrics[VAL_LOSS]:.4f}: solver.beta={best.params['solver.beta']}" in result._repr_html_()
     )

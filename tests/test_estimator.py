@@ -113,9 +113,10 @@ def test_settings_reach_the_trial() -> None:
         .fit(plane())
         .trial_
     )
-    assert (trial.solver.name, trial.solver.max_nfe, trial.likelihood.name) == ("amd", 30, "student_t")
+    settings = trial.dump()
+    assert (trial.solver.name, settings["solver"]["max_nfe"], trial.likelihood.name) == ("amd", 30, "student_t")
     assert (trial.optim.batch_size, trial.optim.lr, trial.budget.images) == (7, 3e-3, 120)
-    assert (trial.model.latent_dim, trial.model.hidden) == (2, (16,))
+    assert (trial.model.latent_dim, settings["model"]["hidden"]) == (2, [16])
 
 
 @pytest.mark.parametrize(
