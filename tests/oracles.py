@@ -106,7 +106,8 @@ def euler_adjoint(problem: Problem, alphas: list[float], steps: list[float], lat
     total = [torch.zeros_like(weight) for weight in weights]
 
     def sample_loss(z: Tensor, sample: int) -> Tensor:
-        return problem.loss(problem.decoder(z[None]), problem.target[sample : sample + 1]).sum()
+        loss: Tensor = problem.loss(problem.decoder(z[None]), problem.target[sample : sample + 1]).sum()
+        return loss
 
     for sample in range(len(problem.target_BD)):
         z = latents[-1][sample].clone().requires_grad_()

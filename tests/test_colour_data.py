@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labels import labels_of
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
@@ -84,10 +85,10 @@ def test_svhn_is_what_torchvision_reads_channels_first(svhn: Path, monkeypatch: 
         found = {
             image.tobytes(): label
             for split in ours
-            for image, label in zip(split.values_ND, split.labels_N, strict=True)
+            for image, label in zip(split.values_ND, labels_of(split), strict=True)
         }
         assert found == wanted
-    assert np.array_equal(splits.test.labels_N, [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2])
+    assert np.array_equal(labels_of(splits.test), [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2])
     assert splits.sha256 == SVHN().load([svhn]).sha256 == SVHN().load([svhn / "SVHN"]).sha256
 
 
@@ -120,7 +121,7 @@ def test_celeba_has_its_official_partition_its_crop_and_its_attribute(celeba: Pa
     assert splits.shape == image_shape(20, 20, 3)
     for split, number in zip(splits.parts.values(), (0, 1, 2), strict=True):
         names = [name for name, part in PEOPLE.items() if part == number]
-        assert split.labels_N.tolist() == [max(0, SMILING[name]) for name in names]
+        assert labels_of(split).tolist() == [max(0, SMILING[name]) for name in names]
         # No white: the frame is cut away. A plane for each channel.
         planes = split.values_ND.reshape(-1, 3, 400).astype(int)
         colours = np.array([COLOURS[name] for name in names])
@@ -128,7 +129,7 @@ def test_celeba_has_its_official_partition_its_crop_and_its_attribute(celeba: Pa
         assert np.abs(planes - colours[:, :, None]).max() <= 12  # JPEG blurs the edge of the frame
     assert splits.train.batch(np.array([2])).value_BD.shape == (1, 1200)
     assert CelebA().load([celeba]).shape == image_shape(64, 64, 3)
-    assert CelebA().load([celeba]).train.labels_N.tolist() == [1, 1, 1]
+    assert labels_of(CelebA().load([celeba]).train).tolist() == [1, 1, 1]
 
 
 def test_images_are_decoded_once_and_again_when_one_changes(celeba: Path) -> None:
@@ -259,23 +260,24 @@ def test_a_held_out_class_is_in_the_test_split_alone(label: int, digits: Splits)
     splits = Digits(held_out=label).load()
     for part in ("train", "val"):
         whole, left = digits.parts[part], splits.parts[part]
-        assert np.array_equal(left.values_ND, whole.values_ND[whole.labels_N != label])
-        assert np.array_equal(left.labels_N, whole.labels_N[whole.labels_N != label])
+        others = labels_of(whole) != label
+        assert np.array_equal(left.values_ND, whole.values_ND[others])
+        assert np.array_equal(labels_of(left), labels_of(whole)[others])
     assert splits.test.digest() == digits.test.digest()
-    assert label in splits.test.labels_N
+    assert label in labels_of(splits.test)
     assert splits.sha256 != digits.sha256
     few = Digits(held_out=label, train_images=100).load()
     assert sizes(few) == (100, len(splits.val), 300)
-    assert label not in few.train.labels_N
+    assert label not in labels_of(few.train)
 
 
 def test_every_dataset_can_hold_a_class_out(svhn: Path, celeba: Path) -> None:
     for name in registry.names("data"):
         assert "held_out" in registry.component("data", name).model_fields
-    assert set(SVHN(held_out=3).load([svhn]).train.labels_N) == {0, 1, 2, 4, 5, 6, 7, 8, 9}
+    assert set(labels_of(SVHN(held_out=3).load([svhn]).train)) == {0, 1, 2, 4, 5, 6, 7, 8, 9}
     smiling = CelebA(attribute="Smiling")
-    assert smiling.load([celeba]).train.labels_N.tolist() == [1, 0, 1]
-    assert CelebA(attribute="Smiling", held_out=0).load([celeba]).train.labels_N.tolist() == [1, 1]
+    assert labels_of(smiling.load([celeba]).train).tolist() == [1, 0, 1]
+    assert labels_of(CelebA(attribute="Smiling", held_out=0).load([celeba]).train).tolist() == [1, 1]
 
 
 def test_a_class_that_cannot_be_held_out_is_refused_with_those_that_can(mnist_folder: Path, celeba: Path) -> None:

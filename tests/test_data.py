@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labels import labels_of
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST as TorchvisionMNIST
 
@@ -28,7 +29,7 @@ def contents(*splits: Split) -> Counter[tuple[bytes, int]]:
     return Counter(
         (hashlib.md5(row.tobytes()).digest(), int(label))
         for split in splits
-        for row, label in zip(split.values_ND, split.labels_N, strict=True)
+        for row, label in zip(split.values_ND, labels_of(split), strict=True)
     )
 
 
@@ -44,14 +45,14 @@ def test_hold_out_shares_no_image_and_loses_none(size: int, data: st.DataObject,
     everything = Split(np.stack([indices // 256, indices % 256], axis=1).astype(np.uint8), indices)
     kept, held = hold_out(everything, count, purpose)
     assert (len(kept), len(held)) == (size - count, count)
-    assert sorted([*kept.labels_N, *held.labels_N]) == indices.tolist()
+    assert sorted([*labels_of(kept), *labels_of(held)]) == indices.tolist()
     for part in (kept, held):
         assert np.array_equal(part.values_ND, everything.values_ND[part.labels_N])
 
 
 def test_hold_out_draws_by_purpose() -> None:
     everything = Split(np.zeros((100, 1), np.uint8), np.arange(100))
-    drawn = [set(hold_out(everything, 30, purpose)[1].labels_N) for purpose in ("a/val", "b/val", "a/val")]
+    drawn = [set(labels_of(hold_out(everything, 30, purpose)[1])) for purpose in ("a/val", "b/val", "a/val")]
     assert drawn[0] == drawn[2] != drawn[1]
     assert drawn[0] != set(range(70, 100))
 
@@ -79,7 +80,7 @@ def test_digits_are_split_into_disjoint_parts(digits: Splits) -> None:
     assert contents(digits.train, digits.val, digits.test) == contents(everything)
     assert digits.shape == Shape(1, (8, 8))
     assert digits.train.batch(slice(None)).value_BD.max() == 1
-    assert set(digits.val.labels_N) == set(digits.test.labels_N) == set(range(10))
+    assert set(labels_of(digits.val)) == set(labels_of(digits.test)) == set(range(10))
 
 
 def test_digits_are_the_same_at_each_load(digits: Splits) -> None:
@@ -116,8 +117,8 @@ def test_mnist_is_split_into_disjoint_parts(mnist_folder: Path) -> None:
 
 def test_seg_mnist_is_tested_on_digits_it_was_not_trained_on(mnist_folder: Path) -> None:
     splits = SegMNIST().load([mnist_folder])
-    assert set(splits.train.labels_N) == set(splits.val.labels_N) == {0, 1, 2, 3, 4}
-    assert set(splits.test.labels_N) == {5, 6, 7, 8, 9}
+    assert set(labels_of(splits.train)) == set(labels_of(splits.val)) == {0, 1, 2, 3, 4}
+    assert set(labels_of(splits.test)) == {5, 6, 7, 8, 9}
     assert sizes(splits) == (25_596, 5_000, 4_861)
     assert not contents(splits.train).keys() & contents(splits.val).keys()
 
@@ -205,8 +206,8 @@ def test_subsets_are_nested_stratified_and_seeded(counts: tuple[int, ...], digit
         size = len(smaller.train)
         assert np.array_equal(larger.train.values_ND[:size], smaller.train.values_ND)
     for subset in subsets:
-        shares = np.bincount(digits.train.labels_N, minlength=10) / len(digits.train)
-        found = np.bincount(subset.train.labels_N, minlength=10)
+        shares = np.bincount(labels_of(digits.train), minlength=10) / len(digits.train)
+        found = np.bincount(labels_of(subset.train), minlength=10)
         assert np.abs(found - shares * len(subset.train)).max() <= 1.5
         assert subset.test.digest() == digits.test.digest()
         assert subset.val.digest() == digits.val.digest()

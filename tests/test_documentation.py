@@ -22,7 +22,7 @@ from gfe_study import registry
 from gfe_study.cli import app
 from gfe_study.config import Budget, Evaluation, Section, Study, Trial, find_space, parse_assignments, space_files
 from gfe_study.config.files import parse_yaml
-from gfe_study.metrics import Group, choices, reference
+from gfe_study.metrics import Group, Use, choices, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -200,7 +200,8 @@ def test_the_metrics_in_the_reference_are_those_there_are() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     for group in get_args(Group):
         assert f"\n\n{reference(group)}\n" in text, f"docs/metrics.md lacks this table:\n{reference(group)}"
-    for key, use in (("metric.name", "search"), ("metric.against", "against"), ("compare.metric", "compare")):
+    uses: dict[str, Use] = {"metric.name": "search", "metric.against": "against", "compare.metric": "compare"}
+    for key, use in uses.items():
         row = f"| `{key}` | {', '.join(f'`{name}`' for name in choices(use))} |"
         assert f"\n{row}\n" in text, f"docs/metrics.md lacks this row:\n{row}"
 

@@ -75,8 +75,10 @@ def distribution(likelihood: Likelihood, output_BD: Tensor, target: Observed) ->
         case Bernoulli():
             return distributions.Bernoulli(logits=output_BD, validate_args=False)
         case Gaussian():
-            sigma = {"learned": learned, "data": target.sigma_BD}.get(str(likelihood.sigma), likelihood.sigma)
-            return distributions.Normal(output_BD, sigma)
+            if likelihood.sigma == "data":
+                assert target.sigma_BD is not None
+                return distributions.Normal(output_BD, target.sigma_BD)
+            return distributions.Normal(output_BD, learned if likelihood.sigma == "learned" else likelihood.sigma)
         case Poisson():
             return distributions.Poisson(output_BD.exp())
         case StudentT():
@@ -123,6 +125,7 @@ def test_gradient_and_hessian_are_autograds_and_the_curvature_is_not_negative(
 def test_the_curvature_of_student_t_is_the_expected_hessian() -> None:
     likelihood = CASES["student_t"]
     assert isinstance(likelihood, StudentT)
+    assert not isinstance(likelihood.scale, str)
     y = torch.linspace(-400, 400, 2_000_001, dtype=torch.float64)[:, None]
     density = distributions.StudentT(likelihood.dof, 0.0, likelihood.scale).log_prob(y).exp()
     loss, target = made(likelihood), Observed(y)
@@ -269,7 +272,8 @@ def total(problem: Problem, latent_BL: Tensor) -> Tensor:
     assert target.known_BD is not None
     count_B = target.known_BD.sum(1)
     prior_B = (problem.precision or 0.0) * latent_BL.square().sum(1) / (2 * count_B)
-    return (problem.loss(problem.decoder(latent_BL), target) + prior_B) * count_B / D
+    total_B: Tensor = (problem.loss(problem.decoder(latent_BL), target) + prior_B) * count_B / D
+    return total_B
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -292,14 +296,16 @@ def test_gradients_are_autograds(likelihood: Likelihood, kind: str, gradient: Gr
     found = [weight.grad for weight in weights]
     own = copy.deepcopy(problem)
     if gradient.needs_path:
-        assert solution.path is not None
+        path = solution.path
+        assert path is not None
         state = torch.cat([own.start()] * (2 if flow.name == "nesterov" else 1), 1)
 
         def rate(t: Any, state_BS: Tensor) -> Tensor:
-            return flow.derivative(_Autograd(own), t, solution.path.tau, state_BS)  # type: ignore[union-attr]
+            rate_BS: Tensor = flow.derivative(_Autograd(own), t, path.tau, state_BS)
+            return rate_BS
 
-        for n in range(len(solution.path)):
-            state = solution.path.scheme.step(rate, solution.path.time_NB[n], solution.path.length_NB[n], state)
+        for n in range(len(path)):
+            state = path.scheme.step(rate, path.time_NB[n], path.length_NB[n], state)
         latent_BL = state[:, :L]
     else:
         latent_BL = solution.latent_BL
@@ -394,13 +400,15 @@ def test_latents_under_a_linear_decoder_are_probabilistic_pcas_posterior_means(s
     generator = torch.Generator().manual_seed(7)
     linear = MLPDecoder([L, D]).double()
     target = observed(Gaussian(), missing=True)
+    assert target.known_BD is not None
     sigma = 0.5
     problem = Problem(linear, Gaussian(sigma=sigma).loss(), target, precision=1.0)
     start_BL = torch.randn(B, L, dtype=torch.float64, generator=generator)
     latent_BL = found.solve(CONSTANT, problem.objective(), start_BL).latent_BL
-    weight, bias = linear.layers[0].weight.detach(), linear.layers[0].bias.detach()
+    (layer,) = linear.linears()
+    weight, bias = layer.weight.detach(), layer.bias.detach()
     for row in range(B):
-        known = target.known_BD[row]  # type: ignore[index]
+        known = target.known_BD[row]
         seen, y = weight[known], target.value_BD[row][known] - bias[known]
         mean = torch.linalg.solve(seen.t() @ seen + sigma**2 * torch.eye(L).double(), seen.t() @ y)
         torch.testing.assert_close(latent_BL[row], mean, rtol=0, atol=1e-5)

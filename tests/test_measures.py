@@ -217,6 +217,7 @@ def test_no_linear_map_of_the_latent_space_changes_the_probability() -> None:
 
 def test_a_decoder_that_ignores_a_latent_has_no_volume() -> None:
     decoder, loss = image_problem().decoder, image_problem().loss
+    assert isinstance(decoder, MLPDecoder)
     with torch.no_grad():
         decoder.linears()[0].weight[:, 1] = 0
     assert decoded_with_volume(decoder, loss, torch.ones(3, 2, dtype=torch.float64))[1].tolist() == [-math.inf] * 3

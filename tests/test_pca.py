@@ -12,9 +12,10 @@ from sklearn.decomposition import PCA as SklearnPCA
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.likelihoods.base import Observed
-from gfe_study.methods.pca import axes_with_gaps, principal_axes
+from gfe_study.methods.pca import PCALearner, axes_with_gaps, principal_axes
 from gfe_study.metrics import TRAIN_SECONDS, VAL_LOSS
-from gfe_study.training import train
+from gfe_study.models.mlp import MLPDecoder
+from gfe_study.training import Metrics, TrainingState, train
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -74,15 +75,16 @@ def test_gaps_are_filled_from_the_axes_and_their_content_plays_no_part() -> None
     assert float(torch.linalg.svdvals(wanted.t() @ found).min()) > 0.999
 
 
-def last(trial: Trial, splits: Splits, **more: Any) -> tuple[dict[str, float], Any]:
-    *_, end = (step for step in train(trial, splits, **more) if step.metrics is not None)
-    return end.metrics, end.state
+def last(trial: Trial, splits: Splits, **more: Any) -> tuple[Metrics, TrainingState]:
+    *_, end = ((step.metrics, step.state) for step in train(trial, splits, **more) if step.metrics is not None)
+    return end
 
 
 def test_a_trial_of_it_is_sklearns_projection_of_the_samples_seen(digits: Splits) -> None:
     trial = Trial.build(SMALL)
     splits = trial.data.load()
     metrics, state = last(trial, splits)
+    assert isinstance(state.learner, PCALearner)
     seen = splits.train.values_ND[state.learner.seen_N.numpy()].astype(float)
     assert len(seen) == 400
     theirs = SklearnPCA(5).fit(seen)
@@ -116,7 +118,8 @@ def test_latents_of_samples_with_gaps_are_least_squares_over_what_is_observed() 
     learner.update(Observed(value), torch.arange(6), 1)
     known = torch.rand(6, 64, generator=torch.Generator().manual_seed(0)) < 0.5
     latent = learner.encode(Observed(value, known)).latent_BL
-    (linear,) = learner.decoder.layers
+    assert isinstance(learner.decoder, MLPDecoder)
+    (linear,) = learner.decoder.linears()
     for row in range(6):
         seen = known[row]
         expected = np.linalg.lstsq(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from labels import labels_of
 
 from gfe_study import names
 from gfe_study.config import Trial
@@ -57,7 +58,7 @@ def test_snapshots_hold_what_the_decoder_makes_of_the_test_images(splits: Splits
     state = run(splits, tmp_path)
     with np.load(tmp_path / names.SNAPSHOTS) as found:
         assert {key.partition("/")[0] for key in found.files if "/" in key} == {"16", "32", "96"}
-        np.testing.assert_array_equal(found["label"], splits.test.labels_N[:40])
+        np.testing.assert_array_equal(found["label"], labels_of(splits.test)[:40])
         latent_NL = torch.from_numpy(found["96/latent"])
         target_ND = splits.test.batch(slice(0, 40))
         with torch.no_grad():

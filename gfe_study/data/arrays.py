@@ -225,6 +225,7 @@ class Arrays(OwnFiles):
         groups = self._beside(contents, "groups", source)
         by = self.split.by or ("random" if groups is None else "group")
         shares = {"val": self.split.val} if whole else {"val": self.split.val, "test": self.split.test}
+        divided: Mapping[str, slice | Array]
         if by == "group":
             if groups is None:
                 raise DataError(
@@ -274,7 +275,7 @@ def by_sample(count: int, shares: Mapping[str, float], *, draw: bool) -> dict[st
     return {split: part if order is None else order[part] for split, part in zip(sizes, rows, strict=True)}
 
 
-def by_group(group_N: Array, shares: Mapping[str, float]) -> dict[str, slice | Array]:
+def by_group(group_N: Array, shares: Mapping[str, float]) -> dict[str, Array]:
     """The same, drawn by group: every group is in one split alone, and every split has at least one.
 
     Args:
