@@ -1,4 +1,4 @@
-"""One tiny trial of every method, pinned: studies reuse trials of earlier versions as long as the numbers stay."""
+"""One tiny trial of every method and likelihood, pinned: studies reuse trials of earlier versions as long as the numbers stay."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ PINNED: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {
         (0.69910872, 0.69856536),
     ),
     "gfe_gen": ({"method": {"name": "gfe_gen", **DENSITY}}, (0.64136927, 0.63636820)),
+    "pca": ({"method": "pca"}, (1.09842458, 1.08903623)),
+    "gfe, gaussian": ({"likelihood": "gaussian"}, (1.35234324, 1.31067011)),
+    "gfe, learned sigma": ({"likelihood": {"name": "gaussian", "sigma": "learned"}}, (1.34565984, 1.29395943)),
+    "gfe, poisson": ({"likelihood": "poisson"}, (7.52157646, 6.81446791)),
+    "gfe, student_t": ({"likelihood": "student_t"}, (1.41975014, 1.37668529)),
+    "gfe, learned scale of student_t": (
+        {"likelihood": {"name": "student_t", "scale": "learned"}},
+        (1.38389913, 1.31482116),
+    ),
 }
 """Name -> configuration, and the validation losses after 32 and 64 images."""
 
@@ -42,8 +51,10 @@ def losses(changes: dict[str, Any]) -> tuple[float, ...]:
     return tuple(point[VAL_LOSS] for point in points)
 
 
-def test_every_method_is_pinned() -> None:
-    assert {Trial.build(SMALL, changes).method.name for changes, _ in PINNED.values()} == set(registry.names("method"))
+@pytest.mark.parametrize("section", ["method", "likelihood"])
+def test_every_one_is_pinned(section: str) -> None:
+    trials = [Trial.build(SMALL, changes) for changes, _ in PINNED.values()]
+    assert {getattr(trial, section).name for trial in trials} == set(registry.names(section))
 
 
 @pytest.mark.parametrize("name", PINNED)
