@@ -1,4 +1,4 @@
-"""One tiny trial of every method and likelihood, pinned: studies reuse trials of earlier versions as long as the numbers stay."""
+"""One tiny trial of every method and likelihood, pinned: trials of earlier versions are reused while numbers stay."""
 
 from __future__ import annotations
 
