@@ -123,9 +123,8 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
     study, done = plan.study, len(plan.finished())
     trial = study.example(study.arms[0])
     floor = splits.floor(trial.likelihood, trial.eval.test_images)
-    kind = "entropy" if trial.likelihood.name == "bernoulli" else "loss"
     unit = unit_of(TEST_LOSS, study.values)
-    bound = "" if floor is None else f"; {kind} floor {text_of(TEST_LOSS, floor)} {unit}"
+    bound = "" if floor is None else f"; lowest possible loss {text_of(TEST_LOSS, floor)} {unit}"
     samples = "images" if trial.data.noun == "pixel" else "samples"
     state = f"; {done} already finished" if done else ""
     unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]

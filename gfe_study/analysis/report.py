@@ -216,7 +216,7 @@ def _asked_and_ran(evidence: Evidence) -> str:
             about[f"skipped: {hole.name}"] = hole.reason
     floors, unit = floors_of(trials), unit_of(TEST_LOSS, evidence.values)
     text = [
-        f"{name}, entropy floor {text_of(TEST_LOSS, floors[name])} {unit}" if name in floors else str(name)
+        f"{name}, lowest possible loss {text_of(TEST_LOSS, floors[name])} {unit}" if name in floors else str(name)
         for name in sorted(set(trials[names.DATASET]) - {""})
     ]
     about |= {"dataset": "; ".join(text)} if text else {}
@@ -279,7 +279,7 @@ def _best(evidence: Evidence) -> list[str]:
         floor = own[names.ENTROPY_FLOOR].iloc[0]
         if TEST_LOSS in known and not math.isnan(floor):
             above = text_of(TEST_LOSS, known[TEST_LOSS] - floor)
-            line += f", test loss {above} above the entropy floor {text_of(TEST_LOSS, floor)}"
+            line += f", test loss {above} above the lowest possible {text_of(TEST_LOSS, floor)}"
         line += f": trial {', '.join(own[names.FINGERPRINT])}"
         seen, used = own[IMAGES_SEEN].mean(), own[IMAGES_USED].mean()
         line += f", {seen:,.0f} training images seen" if not math.isnan(seen) else ""

@@ -1,4 +1,4 @@
-"""Loss over images seen, over decoder evaluations and over seconds, and above the entropy floor (Figures 3 and 4)."""
+"""Loss over images seen, over decoder evaluations and over seconds, and above the lowest possible loss (Figures 3 and 4)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ AXES = {
 }
 """What a curve runs over, and the key of the exhibit of a loss."""
 TEST_LOSSES = (TEST_LOSS, MIXED_TEST_LOSS)
-"""The losses that the entropy floor, of the test images, is a floor of."""
+"""The losses that the lowest possible one, of the test samples, is a floor of."""
 MARGIN = 0.06
 """Of a y axis, beyond the mean curves."""
 
@@ -174,7 +174,7 @@ def _draw_floor(axes: Axes, metric: str, points: pd.DataFrame) -> None:
         return
     for dataset, floor in floors_of(points).items():
         where = f" of {dataset}" if len(floors_of(points)) > 1 else ""
-        axes.axhline(floor, color=INK, linestyle=":", linewidth=0.8, label=f"entropy floor{where} {floor:.4f}")
+        axes.axhline(floor, color=INK, linestyle=":", linewidth=0.8, label=f"lowest possible{where} {floor:.4f}")
 
 
 def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
@@ -195,15 +195,15 @@ def _excess(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
         plain_log(axes, "y")
         show_means(axes)
         axes.set_xlabel(label_of(IMAGES_SEEN))
-        axes.set_ylabel(f"above the entropy floor\n({unit_of(evidence.metric, evidence.values)})")
+        axes.set_ylabel(f"above the lowest possible\n({unit_of(evidence.metric, evidence.values)})")
         legend(fig)
-    noun, shade = evidence.values.noun, "" if counts == {1} else _shade_text(evidence.confidence)
+    shade = "" if counts == {1} else _shade_text(evidence.confidence)
     floors = ", ".join(f"{floor:.4f} on {dataset}" for dataset, floor in floors_of(points).items())
     return Exhibit(
         "excess_over_floor",
-        "What is left above the entropy floor",
-        f"{capitalised(info_of(evidence.metric).label)} less the mean entropy of the {noun}s themselves ({floors}), "
-        f"which no decoder can go below; {seeds_text(counts)}.{shade}",
+        "What is left above the lowest possible loss",
+        f"{capitalised(info_of(evidence.metric).label)} less the lowest that any decoder can reach "
+        f"({floors}); {seeds_text(counts)}.{shade}",
         fig,
         data=means,
     )

@@ -129,7 +129,7 @@ def _caption(evidence: Evidence, table: pd.DataFrame, points: pd.DataFrame) -> s
         else "the"
     )
     floors = ", ".join(f"{floor:.4f} on {name}" for name, floor in floors_of(points).items())
-    lowest = f" (entropy floor {floors})" if floors else ""
+    lowest = f" (lowest possible loss {floors})" if floors else ""
     unit = capitalised(unit_of(TEST_LOSS, evidence.values))
     return (
         f"{unit}, {seeds_text(set(table['seeds']))}; the paper gives one number each, and no number of seeds. "
