@@ -376,7 +376,7 @@ def test_the_floor_of_test_images_is_drawn_under_test_losses_alone(tmp_path: Pat
     assert "excess_over_floor" not in exhibits
     figure = exhibits["loss_over_images"].figure
     assert figure is not None
-    assert not any("floor" in str(line.get_label()) for line in figure.axes[0].lines)
+    assert not any("lowest possible" in str(line.get_label()) for line in figure.axes[0].lines)
 
 
 def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures(tmp_path: Path) -> None:

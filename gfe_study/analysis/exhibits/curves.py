@@ -1,4 +1,4 @@
-"""Loss over images seen, over decoder evaluations and over seconds, and above the lowest possible loss (Figures 3 and 4)."""
+"""Loss over images seen, over evaluations and over seconds, and above the lowest possible loss (Figures 3 and 4)."""
 
 from __future__ import annotations
 
