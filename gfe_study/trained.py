@@ -5,7 +5,6 @@ Shapes: N samples, D values of a sample, L latents.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gfe_study.data.samples import Samples
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
 from gfe_study.study.artifacts import read_learner
+from gfe_study.study.encoding import encodings, scale_of
 from gfe_study.training import ENCODE_BATCH
 
 
@@ -66,7 +66,6 @@ class TrainedDecoder(nn.Module):
         """
         return torch.cat([found.latent_BL for _, found in self.encodings(samples)])
 
-    @torch.no_grad()
     def encodings(self, samples: Any) -> list[tuple[Observed, Encoding]]:
         """Return the samples as the decoder reproduces them and their encodings, in batches; see `encode`."""
         given = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
@@ -76,16 +75,8 @@ class TrainedDecoder(nn.Module):
         if given.shape[1:] not in shapes or not len(given):
             allowed = " or ".join(dict.fromkeys(f"(N, {', '.join(map(str, each))})" for each in shapes))
             raise InputError(f"samples: given shape {given.shape}; allowed: {allowed}")
-        scale = self._shades if given.dtype.kind == "f" else self._scale
         stored = Samples("samples", given, None, None, self.shape, "samples")
-        likelihood, found = self.trial.likelihood, []
-        for start in range(0, len(given), ENCODE_BATCH):
-            split = replace(stored.batch(slice(start, start + ENCODE_BATCH)), scale=scale)
-            target = split.batch(slice(None), self._device)
-            if not likelihood.accepts(target):
-                raise InputError(f"samples: given values outside the domain; allowed: {likelihood.domain}")
-            found.append((target, self._learner.encode(target)))
-        return found
+        return list(encodings(self._learner, stored, scale_of(stored, self._scale), self._device))
 
     def decode(self, latents: Any) -> Tensor:
         """Return the reconstructions of latents (N, L), in the shape and the units of the data; of images in [0, 1]."""

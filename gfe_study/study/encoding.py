@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +17,8 @@ from torch import Tensor
 from gfe_study.config import InputError
 from gfe_study.data.base import Array, Scale
 from gfe_study.data.samples import Samples, read_samples
-from gfe_study.likelihoods.base import Likelihood, Observed
+from gfe_study.likelihoods.base import Observed
+from gfe_study.methods.base import Encoding, Learner
 from gfe_study.solvers.base import Result
 from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH
@@ -47,9 +49,7 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
             raise InputError(f"--out: given {out}, which is {option}; allowed: another file")
     learner, shape, scale = read_learner(checkpoint, changes, torch.device("cpu"))
     samples = read_samples(images, shape, "--images")
-    if scale.levels is not None and samples.values.dtype.kind == "f":
-        scale = scale.of_shades()
-    likelihood = learner.trial.likelihood
+    scale = scale_of(samples, scale)
     try:
         columns = _Columns(out)
     except OSError as error:
@@ -57,24 +57,18 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
     with columns:
         loss_sum = square_sum = 0.0
         losses = values = 0
-        for start in range(0, len(samples), ENCODE_BATCH):
-            rows = slice(start, min(start + ENCODE_BATCH, len(samples)))
-            target = replace(samples.batch(rows), scale=scale).batch(slice(None))
-            if not likelihood.accepts(target):
-                raise InputError(f"--images {images}: {_refusal(target, scale, likelihood)}")
-            found = learner.encode(target)
+        for target, found in encodings(learner, samples, scale):
             decoded_BD = learner.decode(found.latent_BL)
             empty_B = torch.zeros(len(target), dtype=torch.bool) if target.share_B is None else target.share_B == 0
             loss_B = found.loss_B.masked_fill(empty_B, torch.nan)
-            results = (
-                None if found.result_B is None else [Result(code).name.lower() for code in found.result_B.tolist()]
-            )
+            codes = [] if found.result_B is None else found.result_B.tolist()
+            stopped = [Result(code).name.lower() for code in codes] or [ENCODER] * len(target)
             columns.add("latent", found.latent_BL.numpy())
             columns.add("reconstruction", _stored(decoded_BD, samples, scale))
             columns.add("loss", loss_B.numpy())
             columns.add("nfe_forward", found.nfe_forward_B.numpy())
             columns.add("nfe_backward", found.nfe_backward_B.numpy())
-            columns.add("stopped", np.array(results or [ENCODER] * len(target), dtype="U16"))
+            columns.add("stopped", np.array(stopped, dtype="U16"))
             error_BD = scale.stretch(decoded_BD - target.value_BD).double()
             if target.known_BD is not None:
                 error_BD = error_BD.masked_fill(~target.known_BD, 0.0)
@@ -90,18 +84,38 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
     }
 
 
+def scale_of(samples: Samples, scale: Scale) -> Scale:
+    """The scale of samples in a file: images that are not whole numbers are shades from 0 to 1."""
+    return scale.of_shades() if scale.levels is not None and samples.values.dtype.kind == "f" else scale
+
+
+def encodings(
+    learner: Learner, samples: Samples, scale: Scale, device: torch.device | None = None
+) -> Iterator[tuple[Observed, Encoding]]:
+    """Yield samples as the decoder reproduces them and their encodings, some at a time.
+
+    Raises:
+        InputError: a value is outside the domain of the likelihood.
+    """
+    likelihood = learner.trial.likelihood
+    for start in range(0, len(samples), ENCODE_BATCH):
+        split = replace(samples.batch(slice(start, min(start + ENCODE_BATCH, len(samples)))), scale=scale)
+        target = split.batch(slice(None), device)
+        if not likelihood.accepts(target):
+            values_BD = scale.undo(target.value_BD)
+            known = values_BD if target.known_BD is None else values_BD[target.known_BD]
+            levels = scale.levels
+            allowed = likelihood.domain if levels is None else f"whole numbers up to {levels}, or floats in [0, 1]"
+            raise InputError(
+                f"{samples.where}: given values from {known.min():g} to {known.max():g}; allowed: {allowed}"
+            )
+        yield target, learner.encode(target)
+
+
 def _stored(scaled_BD: Tensor, samples: Samples, scale: Scale) -> Array:
     """Scaled values in the shape and the units of the file, float32."""
     stored_BD = scale.undo(scaled_BD).float().numpy()
     return stored_BD if samples.flat else samples.shape.to_file(stored_BD)
-
-
-def _refusal(target: Observed, scale: Scale, likelihood: Likelihood) -> str:
-    values_BD = scale.undo(target.value_BD)
-    known = values_BD if target.known_BD is None else values_BD[target.known_BD]
-    levels = scale.levels
-    allowed = likelihood.domain if levels is None else f"whole numbers up to {levels}, or floats in [0, 1]"
-    return f"given values from {known.min():g} to {known.max():g}; allowed: {allowed}"
 
 
 class _Columns:
