@@ -216,7 +216,8 @@ def draw_samples(grid: np.ndarray, rows: list[np.ndarray], unit: str) -> None:
         for axes, sample in zip(line, samples, strict=True):
             if is_line(samples):
                 axes.plot(sample.T, linewidth=0.6)
-                axes.set_ylim(*span)
+                if span[0] < span[1]:
+                    axes.set_ylim(*span)
             else:
                 draw_picture(axes, sample if is_image(samples) else plane(sample), span)
                 axes.spines[:].set_visible(False)
