@@ -143,6 +143,8 @@ def check_solver(solver: Solver | type[Solver]) -> None:
             solver, _per_sample(beside)[name][others], found[others], f"{name} depends on a sample that overflows", 1e-9
         )
 
+    _observer_is_called(solver, problem, together)
+
     path = problem.solve(solver, keep_path=True).path
     _claim(solver, together.path is None, "keeps a path that was not asked for")
     _claim(solver, (path is None) == (solver.scheme is None), "keeps a path without a scheme, or none with one")
@@ -559,6 +561,20 @@ def _solution_is_whole(solver: Solver, problem: _Problem, solution: Solution) ->
     _claim(solver, bool((solution.loss_B <= at_start_B).all()), "ends with a higher loss than it started from")
     known = {int(result) for result in Result}
     _claim(solver, {*solution.result_B.tolist()} <= known, "has a result_B that is no `Result`")
+
+
+def _observer_is_called(solver: Solver, problem: _Problem, unobserved: Solution) -> None:
+    states: list[dict[str, Tensor]] = []
+    observed = solver.solve(FLOW, problem.objective(), problem.start(), states.append)
+    _claim(solver, _same(observed, unobserved), "gives other results when it is observed")
+    every_B = torch.arange(len(problem.target_BD))
+    for state in states:
+        missing = {"latent", "time"} - state.keys()
+        _claim(solver, not missing, f"shows an observer no {' and no '.join(sorted(missing))}")
+        count = len(state.get("row", every_B))
+        for name, shape in (("latent", (count, LATENT)), ("time", (count,))):
+            found = tuple(state[name].shape)
+            _claim(solver, found == shape, f"shows an observer a {name} of shape {found}, not {shape}")
 
 
 def _derivatives_are_right(model: Model, decoder: Decoder, latent_BL: Tensor, output_BD: Tensor) -> None:

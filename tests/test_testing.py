@@ -156,6 +156,39 @@ class WrongLoss(Solving):
         return changed(solution, loss_B=solution.loss_B - 1e-3)
 
 
+class Untimed(LBFGS):
+    """Shows its latents without their time."""
+
+    example: ClassVar[dict[str, Any]] = LBFGS.example
+
+    def solve(
+        self,
+        flow: Flow,
+        objective: Objective,
+        start_BL: Tensor,
+        observe: StepObserver | None = None,
+        keep_path: bool = False,
+    ) -> Solution:
+        seen = None if observe is None else lambda state: observe({name: state[name] for name in ("latent", "row")})
+        return super().solve(flow, objective, start_BL, seen, keep_path)
+
+
+class Whole(Untimed):
+    """Shows the times of the whole batch."""
+
+    def solve(
+        self,
+        flow: Flow,
+        objective: Objective,
+        start_BL: Tensor,
+        observe: StepObserver | None = None,
+        keep_path: bool = False,
+    ) -> Solution:
+        whole = start_BL.new_zeros(len(start_BL) + 1)
+        seen = None if observe is None else lambda state: observe({**state, "time": whole})
+        return LBFGS.solve(self, flow, objective, start_BL, seen, keep_path)
+
+
 class Replacing(Approximate):
     """Forgets the gradients that are there."""
 
@@ -343,6 +376,8 @@ BROKEN: list[tuple[type[Component], str]] = [
     (Scribbling, "changed the start it was given"),
     (Random, "gave other results the second time"),
     (WrongLoss, "loss_B is not the loss at latent_BL"),
+    (Untimed, "shows an observer no time"),
+    (Whole, r"shows an observer a time of shape \(65,\), not"),
     (Replacing, "replaces the gradients that are there"),
     (Downhill, "does not point uphill"),
     (Mean, "of a batch is not the sum over its samples"),

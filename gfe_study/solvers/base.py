@@ -69,7 +69,8 @@ class Solution:
 
 
 StepObserver = Callable[[dict[str, Tensor]], None]
-"""Called after every round of an adaptive solver; for tests and convergence figures."""
+"""Called after every step, for tests and convergence figures. Its argument holds at least `latent`, shape (K, L), and
+`time`, shape (K,), of the samples that are still active; `row`, shape (K,), says which these are, unless all are."""
 
 
 class Solver(Component, ABC):

@@ -46,7 +46,7 @@ class HeavyBall(Solver):
             best_B = torch.where(better_B, loss_B, best_B)
             best_BL = torch.where(better_B[:, None], latent_BL, best_BL)
             if observe is not None:
-                observe({"step": torch.full_like(best_B, step), "loss": best_B})
+                observe({"latent": best_BL, "time": torch.full_like(best_B, (step + 1) * self.step_size)})
         ended = torch.full_like(best_B, Result.MAX_NFE, dtype=torch.long)
         return Solution(
             latent_BL=best_BL,
