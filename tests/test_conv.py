@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import CONSTANT, Problem, properties, solve
+from problems import Problem, properties, solve
 from torch import Tensor, nn
 
 from gfe_study import registry
@@ -25,7 +25,6 @@ from gfe_study.likelihoods.bernoulli import BernoulliLoss
 from gfe_study.models.conv import Conv, ConvDecoder
 from gfe_study.solvers.base import Result
 from gfe_study.solvers.fixed_grid import RK4
-from gfe_study.solvers.lbfgs import LBFGS
 
 MODEL = Conv(latent_dim=3, channels=(4, 5))
 COLOUR = image_shape(9, 10, 3)
@@ -131,15 +130,6 @@ def test_linearize_is_the_decoder_and_its_derivative(
     assert all(parameter.grad is None for parameter in decoder.parameters())
 
 
-def test_jacobian_is_the_derivative_by_every_latent(decoder: ConvDecoder, latents: Tensor) -> None:
-    output, tangents = decoder.frozen().jacobian(latents)
-    torch.testing.assert_close(output, decoder(latents).detach())
-    for row in range(5):
-        expected = torch.autograd.functional.jacobian(lambda z: decoder(z[None])[0], latents[row])
-        torch.testing.assert_close(tangents[row], expected.t())
-    assert not tangents.requires_grad
-
-
 def test_latent_gradient_can_be_differentiated_once_more(decoder: ConvDecoder, latents: Tensor) -> None:
     loss, target = BernoulliLoss(), Observed(torch.rand(5, COLOUR.size, dtype=torch.float64))
     z = latents.clone().requires_grad_()
@@ -169,14 +159,6 @@ def test_every_solver_encodes_with_it(problem: Problem, name: str) -> None:
     torch.testing.assert_close(
         solution.loss_B, problem.loss(problem.decoder(solution.latent_BL), problem.target).detach()
     )
-
-
-def test_a_sample_does_not_depend_on_its_batch(problem: Problem) -> None:
-    solver = LBFGS(max_nfe=14)
-    together = solve(solver, problem)
-    for row in (slice(0, 1), slice(1, 3), slice(3, 5)):
-        apart = solver.solve(CONSTANT, problem.objective(row), problem.start()[row])
-        torch.testing.assert_close(together.latent_BL[row], apart.latent_BL, rtol=1e-9, atol=1e-11)
 
 
 def test_the_adjoint_is_the_gradient_through_the_whole_solve(problem: Problem) -> None:

@@ -318,36 +318,6 @@ def test_adjoint_keeps_at_most_twice_what_approx_keeps_whatever_the_slices() -> 
     assert kept["unrolled", 9] > 2 * kept["unrolled", 3]
 
 
-@pytest.mark.parametrize("name", registry.names("gradient"))
-def test_no_gradient_is_taken_of_a_loss_that_is_not_finite(name: str) -> None:
-    problem = linear_problem()
-    start = problem.start()
-    start[1] = 1e200
-    solution = Euler(tau=1, slices=3).solve(CONSTANT, problem.objective(), start, keep_path=True)
-    done = registry.component("gradient", name)().backward(problem.objective(), solution)
-    assert done.loss_B.isfinite().tolist() == [True, False, True, True]
-    assert all(weight.grad is None for weight in problem.decoder.parameters())
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in registry.names("gradient") if registry.component("gradient", name).needs_path]
-)
-def test_a_gradient_that_needs_the_path_says_so(name: str) -> None:
-    problem = image_problem()
-    solution = solve(problem, CASES[0], keep_path=False)
-    with pytest.raises(ValueError, match="keep_path=True"):
-        registry.component("gradient", name)().backward(problem.objective(), solution)
-
-
-def test_gradients_add_up() -> None:
-    problem = image_problem()
-    solution = solve(problem, CASES[0])
-    once = differentiate(problem, Adjoint(), solution)
-    Adjoint().backward(problem.objective(), solution)
-    twice = torch.cat([weight.grad.flatten() for weight in problem.decoder.parameters() if weight.grad is not None])
-    torch.testing.assert_close(twice, 2 * once)
-
-
 def test_a_path_knows_its_length() -> None:
     path = Path(CONSTANT, Euler().scheme, 1.0, torch.zeros(4, 2), torch.zeros(3, 2), torch.zeros(4, 2, 3))
     assert len(path) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from problems import SquaredError, image_problem
 from torch import Tensor, nn
 
-from gfe_study import registry
-from gfe_study.data.base import Shape, image_shape
+from gfe_study.data.base import image_shape
 from gfe_study.likelihoods.base import Loss, Observed
 from gfe_study.likelihoods.bernoulli import BernoulliLoss
 from gfe_study.models.base import Decoder
@@ -92,14 +92,12 @@ def test_the_encoder_mirrors_the_decoder() -> None:
     assert mirrored == [s[::-1] for s in reversed(widths)]
 
 
-@pytest.mark.parametrize("shape", [image_shape(8, 8, 1), image_shape(13, 10, 3)], ids=str)
-@pytest.mark.parametrize("name", registry.names("model"))
-def test_every_model_maps_latents_to_images_and_back(name: str, shape: Shape) -> None:
-    model = registry.component("model", name)()
-    images = model.decoder(shape)(torch.zeros(4, model.latent_dim))
-    assert images.shape == (4, shape.size)
-    assert model.encoder(shape)(images).shape == (4, model.latent_dim)
-    assert model.encoder(shape, outputs=3)(images).shape == (4, 3)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_refused_by_sample(bad: float) -> None:
+    problem = image_problem()
+    problem.target_BD[3, 0] = bad
+    with pytest.raises(ValueError, match=r"values in sample 3\b"):
+        problem.objective()
 
 
 @pytest.mark.parametrize("evaluated", [None, torch.tensor([4, 1, 2])], ids=str)

@@ -25,7 +25,8 @@ from gfe_study.methods.gfe import GFE, GFELearner
 from gfe_study.models.base import Model, Vjp
 from gfe_study.models.mlp import MLP, MLPDecoder
 from gfe_study.optim import RMSprop
-from gfe_study.solvers.base import Solution, StepObserver
+from gfe_study.solvers.base import Solution, Solver, StepObserver
+from gfe_study.solvers.descent import DescentSolver
 from gfe_study.solvers.fields import Flow, GradientFlow
 from gfe_study.solvers.lbfgs import LBFGS
 from gfe_study.solvers.objective import Objective
@@ -75,6 +76,17 @@ def test_every_section_has_a_check() -> None:
 def test_only_components_are_checked() -> None:
     with pytest.raises(TypeError, match=r"is no component; allowed: a method, flow, solver"):
         testing.check(Component)
+
+
+@pytest.mark.parametrize("name", registry.names("solver"))
+def test_descents_are_checked_where_samples_end_apart(name: str) -> None:
+    """A sample that depends on its batch shows only if the others end earlier or later, and for other reasons."""
+    solver = testing.example(registry.component("solver", name))
+    assert isinstance(solver, Solver)
+    if isinstance(solver, DescentSolver):
+        solution = testing._Problem.small().solve(solver)
+        assert len(solution.result_B.unique()) > 1
+        assert len(solution.nfe_forward_B.unique()) > 3
 
 
 # Components that break their promises
