@@ -128,8 +128,14 @@ RATE = ["--set", "optim.lr=0.1"]
         (["train", *RATE, "--set", "seed=-1"], "--set seed: given -1; allowed: in [0, 2³¹)"),
         (["sweep", "solvers", *RATE], "--set optim.lr: trials: given 3 without nuisance, with nothing to search; "),
         (["sweep", "table1", *RATE, "--trials", "3"], "--trials: given 3 without nuisance, with nothing to search; "),
-        (["sweep", "amd", "--set", "data=mnst"], "--set data: given 'mnst'; did you mean 'mnist'? allowed: celeba, "),
-        (["sweep", "amd", "--dataset", "mnst"], "DATASET: given 'mnst'; did you mean 'mnist'? allowed: celeba, "),
+        (
+            ["sweep", "amd", "--set", "data=mnst"],
+            "--set data: given 'mnst'; did you mean 'mnist'? allowed: arrays, celeba, ",
+        ),
+        (
+            ["sweep", "amd", "--dataset", "mnst"],
+            "DATASET: given 'mnst'; did you mean 'mnist'? allowed: arrays, celeba, ",
+        ),
         (["train", "--set", "solver={beta: 7}"], "--set solver: solver.beta: given 7; allowed: less than 1"),
         (["sweep", "amd", "--set", "seed=3"], "--set seed: given; allowed: seeds, the number of runs of every "),
     ],
@@ -153,7 +159,7 @@ def test_the_dataset_of_make_has_its_name(run: Run) -> None:
     shown = subprocess.run([*line, "--dry-run", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True)
     code, _, err = run(*shlex.split(shown.stdout.splitlines()[-1])[1:])
     assert code == 2
-    assert_one_line(err, "error: DATASET: given 'nosuch'; allowed: celeba, digits, ")
+    assert_one_line(err, "error: DATASET: given 'nosuch'; allowed: arrays, celeba, digits, ")
 
 
 def test_a_tilde_is_the_home_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -390,7 +390,7 @@ def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures
     for each in of.trials.to_dict("records"):
         moments = (480, 960 + each[names.SEED])
         arrays = {f"{images}/latent": draw.normal(size=(40, 3)) for images in moments}
-        arrays |= {f"{images}/reconstruction": np.zeros((4, 8, 8)) for images in moments}
+        arrays |= {f"{images}/reconstruction": np.zeros((4, 8, 8), np.uint8) for images in moments}
         if each[names.ARM] == "b":
             arrays["480/latent"][0] = np.nan
         file = of.store.artifact(str(each[RUN_ID]), names.TRIAL_FILE)
@@ -398,7 +398,7 @@ def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures
         np.savez(
             str(file.parent / names.SNAPSHOTS),
             allow_pickle=False,
-            target=np.zeros((4, 8, 8)),
+            target=np.zeros((4, 8, 8), np.uint8),
             label=np.arange(40) % 4,
             **arrays,
         )
@@ -410,7 +410,7 @@ def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures
     figure = exhibits["reconstructions"].figure
     assert figure is not None
     texts = [axes.get_ylabel() for axes in figure.axes]
-    assert [text for text in texts if text.startswith("test")] == ["test images of digits", "test images of mnist"]
+    assert [text for text in texts if text.startswith("test")] == ["test samples of digits", "test samples of mnist"]
 
 
 def test_pictures_in_colour_are_drawn_in_their_colours(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from gfe_study.training import train
 METHODS_AND_STARTS = [
     (method, start)
     for method, start in itertools.product(registry.names("method"), registry.names("start"))
+    if start == "zero" or method != "pca"
     if start != "previous" or not issubclass(registry.component("method", method), EncoderMethod)
 ]
 TINY: dict[str, Any] = {

@@ -147,6 +147,7 @@ class PCA(Method):
     """Principal component analysis, with as many components as `model.latent_dim`; of data with missing values,
     probabilistic PCA by expectation maximisation. The rest of `model`, `optim`, `solver` and `start` plays no part."""
 
+    colour = "#94a4a2"
     learner = PCALearner
     implies: ClassVar[Mapping[str, Any]] = {"likelihood.name": "gaussian"}
 
