@@ -448,3 +448,17 @@ def test_an_objective_refuses_what_is_observed_and_not_finite() -> None:
     with pytest.raises(ValueError, match="NaN or infinite values in sample 1, 2 of the batch"):
         Objective(MLPDecoder([1, 2]), Gaussian().loss(), Observed(value_BD))
     Objective(MLPDecoder([1, 2]), Gaussian().loss(), Observed(value_BD, value_BD.isfinite()))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-30, math.nan])
+def test_the_error_of_a_missing_value_has_no_influence(sigma: float) -> None:
+    """In units of another size it may be scaled to 0, or to what has no square."""
+    target, loss = observed(CASES["gaussian of the data"], missing=True), made(CASES["gaussian of the data"])
+    assert target.sigma_BD is not None
+    assert target.known_BD is not None
+    sigma_BD = target.sigma_BD.masked_fill(~target.known_BD, sigma).float()
+    value_BD, output_BD = target.value_BD.float(), outputs().float()
+    other = Observed(value_BD, target.known_BD, sigma_BD)
+    target = Observed(value_BD, target.known_BD, target.sigma_BD.float())
+    for function in (loss, loss.gradient, loss.curvature, loss.hessian):
+        assert torch.equal(function(output_BD, other), function(output_BD, target))

@@ -35,7 +35,7 @@ class Observed:
     Attributes:
         value_BD: scaled values, finite; what stands in place of a missing one has no influence.
         known_BD: which values are observed; None if all are.
-        sigma_BD: standard deviation of each value's error, scaled; None if the data has none.
+        sigma_BD: standard deviation of each value's error, scaled, 1 where none is observed; None if the data has none.
         memo: numbers per sample, shape (B,), that a likelihood computes once.
     """
 
@@ -53,6 +53,8 @@ class Observed:
             weight_BD = self.known_BD.to(self.value_BD.dtype)
             count_B = weight_BD.sum(-1)
             object.__setattr__(self, "value_BD", self.value_BD.masked_fill(~self.known_BD, 0.0))
+            if self.sigma_BD is not None:
+                object.__setattr__(self, "sigma_BD", self.sigma_BD.masked_fill(~self.known_BD, 1.0))
             object.__setattr__(self, "weight_BD", weight_BD / count_B.clamp(min=1.0)[:, None])
             object.__setattr__(self, "share_B", count_B / weight_BD.shape[1])
 
