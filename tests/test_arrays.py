@@ -357,6 +357,21 @@ def test_undo_gives_the_values_back(values: Array, kind: Any, centre: float) -> 
     np.testing.assert_allclose(scale.undo(scaled).numpy(), split.values_ND, rtol=1e-15, atol=tolerance)
 
 
+def test_undo_knows_the_shift_as_it_was_applied() -> None:
+    """The mean of days since an epoch is no number of float32, in which they are."""
+    values = (2_450_000.3 + DRAW.normal(0, 0.3, (200, 4))).astype(np.float32)
+    split = Split(values)
+    scale = fitted_scale("standard", Splits(split, split, split, Shape(1, (4,))))
+    undone = scale.undo(scale.apply(torch.from_numpy(values))).numpy()
+    np.testing.assert_allclose(undone - values, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-60, 1e60])
+def test_differences_have_units_beyond_float32(unit: float) -> None:
+    found = Scale(0.0, unit).stretch(torch.tensor([2.0]))
+    assert float(found) == pytest.approx(2 * unit)
+
+
 def test_errors_are_scaled_with_the_values(tmp_path: Path) -> None:
     values, sigma = DRAW.standard_normal((10, 3)) * 1e-50, np.full((10, 3), 1e-51)
     np.savez(tmp_path / "a.npz", values=values, sigma=sigma)

@@ -141,7 +141,8 @@ class Scale:
         return scaled_ND * self._like(self.factor, scaled_ND) + self._like(self.shift, scaled_ND)
 
     def stretch(self, scaled_ND: Tensor) -> Tensor:
-        """Differences of scaled values to those of stored ones."""
+        """Differences of scaled values to those of stored ones, float64."""
+        scaled_ND = scaled_ND.double()
         return scaled_ND * self._like(self.factor, scaled_ND)
 
     @property
@@ -418,6 +419,8 @@ def fitted_scale(kind: Literal["standard", "minmax", "none"], splits: Splits) ->
     # What varies by rounding alone is constant.
     varies = seen & (factor > 1e-12 * np.abs(np.where(seen, shift, 0)))
     shift, factor = np.where(seen, shift, 0.0), np.where(varies, factor, 1.0)
+    if train.values_ND.dtype != np.float64:  # `apply` computes in float32, and `undo` must know the same numbers
+        shift, factor = (each.astype(np.float32).astype(np.float64) for each in (shift, factor))
     if groups == 1:
         return Scale(float(shift[0]), float(factor[0]), levels)
     shifts, factors = (torch.from_numpy(each).repeat_interleave(shape.size // groups) for each in (shift, factor))

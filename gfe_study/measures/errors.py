@@ -40,8 +40,8 @@ def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float
         target = split.batch(slice(start, start + len(latent_BL)), latent_BL.device)
         known_BD = torch.ones_like(target.value_BD, dtype=torch.bool) if target.known_BD is None else target.known_BD
         # The scale's shift cancels in differences, which stay exact where it is large beside them.
-        error_BD = scale.stretch(learner.decode(latent_BL) - target.value_BD).double().masked_fill(~known_BD, 0.0).cpu()
-        value_BD = scale.stretch(target.value_BD).double().masked_fill(~known_BD, 0.0).cpu()
+        error_BD = scale.stretch(learner.decode(latent_BL) - target.value_BD).masked_fill(~known_BD, 0.0).cpu()
+        value_BD = scale.stretch(target.value_BD).masked_fill(~known_BD, 0.0).cpu()
         stored_BD = scale.undo(target.value_BD).masked_fill(~known_BD, 0.0).cpu()
         known_BD = known_BD.cpu()
         square, absolute = square + error_BD.square().sum(), absolute + error_BD.abs().sum()

@@ -69,7 +69,7 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
             columns.add("nfe_forward", found.nfe_forward_B.numpy())
             columns.add("nfe_backward", found.nfe_backward_B.numpy())
             columns.add("stopped", np.array(stopped, dtype="U16"))
-            error_BD = scale.stretch(decoded_BD - target.value_BD).double()
+            error_BD = scale.stretch(decoded_BD - target.value_BD)
             if target.known_BD is not None:
                 error_BD = error_BD.masked_fill(~target.known_BD, 0.0)
             loss_sum += float(loss_B.double().nansum())
