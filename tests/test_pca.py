@@ -75,6 +75,24 @@ def test_gaps_are_filled_from_the_axes_and_their_content_plays_no_part() -> None
     assert float(torch.linalg.svdvals(wanted.t() @ found).min()) > 0.999
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e-6, 1e9])
+def test_gaps_are_filled_alike_in_any_unit(unit: float) -> None:
+    value = factors(100, 12, 2, 0.05)
+    known = torch.rand(100, 12, generator=torch.Generator().manual_seed(1)) < 0.7
+    weight, mean, noise = axes_with_gaps(value, known, 2)
+    found, centre, spread = axes_with_gaps(value * unit, known, 2)
+    np.testing.assert_allclose(found / unit, weight, atol=1e-4)
+    np.testing.assert_allclose(centre / unit, mean, atol=1e-4)
+    assert float(spread / unit**2) == pytest.approx(float(noise), rel=1e-3)
+
+
+def test_values_that_are_all_the_same_have_axes_of_length_zero() -> None:
+    weight, mean, noise = axes_with_gaps(torch.full((9, 4), 3.0).double(), torch.eye(9, 4) == 0, 2)
+    assert torch.equal(weight, torch.zeros(4, 2).double())
+    np.testing.assert_allclose(mean, 3.0)
+    assert 0 < float(noise) < 1e-15
+
+
 def last(trial: Trial, splits: Splits, **more: Any) -> tuple[Metrics, TrainingState]:
     *_, end = ((step.metrics, step.state) for step in train(trial, splits, **more) if step.metrics is not None)
     return end

@@ -71,7 +71,9 @@ class PCALearner(Learner):
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
         (linear,) = self.decoder.linears()
         weight_DL, value_BD = linear.weight.double(), target.value_BD.double() - linear.bias.double()
-        curved_BD = self.loss.curvature(target.value_BD, target).double() * torch.as_tensor(target.count_B)[..., None]
+        curved_BD = self.loss.curvature(target.value_BD, target).double()
+        count_B = target.count_B
+        curved_BD = curved_BD * (count_B if isinstance(count_B, int) else count_B[:, None])
         matrix_BLL = torch.einsum("bd,dl,dm->blm", curved_BD, weight_DL, weight_DL)
         if self.trial.prior_precision is not None:
             matrix_BLL = matrix_BLL + self.trial.prior_precision * torch.eye(weight_DL.shape[1]).to(matrix_BLL)
@@ -118,8 +120,11 @@ def axes_with_gaps(value_ND: Tensor, known_ND: Tensor, count: int) -> tuple[Tens
     filled_mean_D = value_ND.sum(0) / seen_ND.sum(0).clamp(min=1)
     weight_DL, _, noise = principal_axes(torch.where(known_ND, value_ND, filled_mean_D), count)
     both_DH = torch.cat([weight_DL, filled_mean_D[:, None]], 1)
-    noise = noise.clamp(min=1e-6)
     total = seen_ND.sum()
+    # Of the variance, so that units make no difference; a little above 0, for values that are all the same.
+    variance = ((value_ND - filled_mean_D) * seen_ND).square().sum() / total
+    least = float((1e-9 * variance).clamp(min=1e-200))
+    noise = noise.clamp(min=1e3 * least)
     identity_LL = torch.eye(count).to(value_ND)
     for _ in range(ROUNDS):
         weight_DL, mean_D = both_DH[:, :-1], both_DH[:, -1]
@@ -136,8 +141,10 @@ def axes_with_gaps(value_ND: Tensor, known_ND: Tensor, count: int) -> tuple[Tens
         system_DHH = system_DHH + 1e-9 * torch.eye(count + 1).to(value_ND)
         both_DH = torch.linalg.solve(system_DHH, value_ND.t() @ one_NH)
         fit_ND = one_NH @ both_DH.t()
-        spread = torch.einsum("nd,dl,nlm,dm->", seen_ND, both_DH[:, :-1], noise * inverse_NLL, both_DH[:, :-1])
-        old, noise = noise, ((((value_ND - fit_ND) * seen_ND).square().sum() + spread) / total).clamp(min=1e-9)
+        axes_DL = both_DH[:, :-1]
+        outer_DM = (axes_DL[:, :, None] * axes_DL[:, None, :]).flatten(1)
+        spread = noise * ((seen_ND @ outer_DM) * inverse_NLL.flatten(1)).sum()
+        old, noise = noise, ((((value_ND - fit_ND) * seen_ND).square().sum() + spread) / total).clamp(min=least)
         if bool((noise - old).abs() < SETTLED * old):
             break
     return both_DH[:, :-1], both_DH[:, -1], noise
