@@ -193,7 +193,7 @@ def test_a_decoder_takes_samples_in_every_form(digits: Splits) -> None:
     assert torch.allclose(decoder.encode(stored.astype(np.int64)), expected, atol=1e-6)
     with pytest.raises(InputError, match="samples: given <U1; allowed: numbers"):
         decoder.encode(np.full((6, 64), "a"))
-    with pytest.raises(InputError, match="samples: given values from 1.5 to 1.5; allowed: "):
+    with pytest.raises(InputError, match=r"samples: given values from 1\.5 to 1\.5; allowed: "):
         decoder.encode(1.5 * np.ones((2, 64)))
 
 
