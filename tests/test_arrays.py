@@ -837,9 +837,9 @@ def test_samples_may_be_flat_or_named(tmp_path: Path) -> None:
 
 def test_rows_of_a_table_are_samples(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,labels,b,kind\n1,x,2,y\n3,x,,y\n")
-    for settings in ({"columns": ("b", "a")}, {"without": ["kind"]}):
+    for settings in ({"columns": ("b", "a")}, {"names": {"labels": "kind"}}):
         part = read_samples(tmp_path / "a.csv", Shape(1, (2,)), **settings).batch(slice(None))
-        wanted = [[1, 2], [3, np.nan]] if "without" in settings else [[2, 1], [np.nan, 3]]
+        wanted = [[1, 2], [3, np.nan]] if "names" in settings else [[2, 1], [np.nan, 3]]
         np.testing.assert_array_equal(part.values_ND, wanted)
 
 

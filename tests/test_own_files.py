@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from gfe_study import names
 from gfe_study.analysis.embedding import embed
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import DataError, Splits
+from gfe_study.data.base import DataError, Splits, load_splits
 from gfe_study.data.mnist import MNIST
 from gfe_study.study.artifacts import write_best
 from gfe_study.study.encoding import encode_file
@@ -25,6 +26,49 @@ def decoder(digits: Splits, tmp_path: Path) -> Path:
     *_, (_, _, state) = train(trial, digits)
     write_best(tmp_path, state, digits)
     return tmp_path / names.BEST_CHECKPOINT
+
+
+def trained_on(path: Path, **changes: Any) -> Path:
+    """The best.pt of a short trial of a user's own data."""
+    trial = Trial.build(
+        {
+            "solver": {"name": "lbfgs", "max_nfe": 6},
+            "model": {"latent_dim": 2, "hidden": [4]},
+            "likelihood": "gaussian",
+            "data": {"name": "arrays", "path": str(path)},
+            "budget": {"images": 64},
+        },
+        changes,
+    )
+    splits = load_splits(trial)
+    *_, (_, _, state) = train(trial, splits)
+    write_best(path.parent, state, splits)
+    return path.parent / names.BEST_CHECKPOINT
+
+
+def test_columns_are_those_that_the_decoder_was_trained_on(tmp_path: Path) -> None:
+    rows = "".join(f"{i},{'xy'[i % 2]},{i % 7},{i % 3}\n" for i in range(40))
+    (tmp_path / "a.csv").write_text("id,kind,a,b\n" + rows)
+    (tmp_path / "b.csv").write_text("b,a\n" + "".join(f"{i % 3},{i % 7}\n" for i in range(40)))
+    decoder = trained_on(tmp_path / "a.csv", data={"columns": ["a", "b"], "labels": "kind"})
+    found = []
+    for name in ("a.csv", "b.csv"):
+        encode_file(decoder, tmp_path / name, tmp_path / "out.npz", {})
+        with np.load(tmp_path / "out.npz") as archive:
+            found.append(archive["latent"])
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_mask_is_called_as_the_decoders_was(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    values, seen = draw.normal(size=(40, 5)), draw.random((40, 5)) < 0.7
+    seen[:, 0] = True
+    losses = []
+    for content in (-999.0, 0.0):
+        np.savez(tmp_path / "a.npz", x=np.where(seen, values, content), seen=seen)
+        decoder = trained_on(tmp_path / "a.npz", data={"array": "x", "observed": "seen"})
+        losses.append(encode_file(decoder, tmp_path / "a.npz", tmp_path / "out.npz", {})["loss"])
+    assert losses[0] == losses[1]
 
 
 def encoded(decoder: Path, images: np.ndarray) -> dict[str, np.ndarray]:

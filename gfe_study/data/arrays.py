@@ -18,6 +18,7 @@ from gfe_study.config import Section, suggestion
 from gfe_study.data.base import Array, DataError, Scale, Split, Splits, seeded
 from gfe_study.data.files import OwnFiles, Unsuitable, blamed_on, reading
 from gfe_study.data.readers import ROWS, Contents, Pictures, Table, read_contents
+from gfe_study.data.samples import BESIDE
 from gfe_study.data.stored import (
     Channels,
     check_array,
@@ -32,8 +33,6 @@ from gfe_study.data.stored import (
 )
 
 PARTS = ("train", "val", "test")
-BESIDE = ("labels", "observed", "sigma", "groups")
-"""What may lie beside the samples, by default under these names."""
 IMAGE_LEVELS = {np.dtype(np.uint8): 255, np.dtype(np.bool_): 1}
 """Of samples with two axes and maybe channels, the types that make them images, and the value of white."""
 
@@ -116,6 +115,11 @@ class Arrays(OwnFiles):
     def sources(self, folders: list[Path]) -> list[Path]:
         places = self.places(folders)
         return [*places, *(file for place in places if place.is_dir() for file in sorted(place.rglob("*")))]
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """What `labels`, `observed`, `sigma` and `groups` are called in files, where that is given."""
+        return {kind: name for kind in BESIDE if (name := getattr(self, kind)) is not None}
 
     def _rows(self, table: Table) -> Contents:
         """The rows of a table as an array of samples, beside its labels and groups."""

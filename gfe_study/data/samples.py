@@ -5,9 +5,10 @@ Shapes: N samples, D values of each.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from gfe_study.data.files import Unsuitable, blamed_on, reading
 from gfe_study.data.readers import ROWS, Contents, Table, read_contents
 from gfe_study.data.stored import check_array, kept, kept_sigma, known_values, rows_of
 
-BESIDE = frozenset({"labels", "observed", "sigma", "groups"})
+BESIDE = ("labels", "observed", "sigma", "groups")
+"""What may lie beside the samples, by default under these names."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,20 @@ def read_samples(
     option: str = "--images",
     *,
     columns: Sequence[str] | None = None,
-    without: Collection[str] = (),
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Samples:
     """The samples in a file of any format that `Arrays` reads. Only tables and archives are in memory as a whole.
 
     Of a file with several arrays, `path` names one after a colon: `fields.npz:test`. An array `test_observed`, or else
-    `observed`, tells which of its values are observed, and `test_sigma` or `sigma` their standard errors.
+    `observed`, tells which of its values are observed, and `test_sigma` or `sigma` their standard errors. Labels and
+    groups are no values.
 
     Args:
         path: a file or a folder.
         shape: of the decoder's samples; the file may hold them as the decoder's data was, or as (N, D).
         option: where the path was given, for errors.
-        columns: of a table, those that make a sample; None: all but `labels` and `groups`.
-        without: of a table, other columns that are no values.
+        columns: of a table, those that make a sample; None: all but labels and groups.
+        names: what `labels`, `observed`, `sigma` and `groups` are called, where it is something else.
 
     Raises:
         DataError: there is no such file or array, or its samples are of another shape.
@@ -105,13 +108,16 @@ def read_samples(
         before, _, name = str(path).rpartition(":")
         path = Path(before)
     where = f"{option} {path}"
+    called = {kind: names.get(kind, kind) for kind in BESIDE}
+    beside = {*BESIDE, *called.values()}
     with blamed_on(where):
         if not path.exists():
             raise Unsuitable("not found; allowed: a file or a folder")
         contents = read_contents(path)
         if isinstance(contents, Table):
-            contents = {ROWS: rows_of(contents, columns, {*BESIDE, *without})}
-        samples = [each for each in contents if each not in BESIDE and not each.endswith(("_observed", "_sigma"))]
+            contents = {ROWS: rows_of(contents, columns, beside)}
+        endings = tuple(f"_{called[kind]}" for kind in ("observed", "sigma"))
+        samples = [each for each in contents if each not in beside and not each.endswith(endings)]
         if name is None and len(samples) != 1:
             raise Unsuitable(
                 f"holds {len(samples)} arrays; allowed: one, or {path.name}:NAME"
@@ -127,13 +133,13 @@ def read_samples(
         if tuple(values.shape[1:]) not in shapes:
             allowed = dict.fromkeys(f"(N, {', '.join(map(str, each))})" for each in shapes)
             raise Unsuitable(f"{name}: given shape {tuple(values.shape)}; allowed: {' or '.join(allowed)}")
-        observed, sigma = (_beside(contents, name, kind, tuple(values.shape)) for kind in ("observed", "sigma"))
+        observed, sigma = (_beside(contents, name, called[kind], kind, tuple(values.shape)) for kind in ("observed", "sigma"))
     return Samples(name, values, observed, sigma, shape, where)
 
 
-def _beside(contents: Contents, name: str, kind: str, shape: tuple[int, ...]) -> Any:
+def _beside(contents: Contents, name: str, called: str, kind: str, shape: tuple[int, ...]) -> Any:
     with reading():
-        array = next((contents[each] for each in (f"{name}_{kind}", kind) if each in contents), None)
+        array = next((contents[each] for each in (f"{name}_{called}", called) if each in contents), None)
     if array is not None and tuple(array.shape) != shape:
         raise Unsuitable(f"{kind}: given shape {tuple(array.shape)}; allowed: {shape}, as {name}")
     return array

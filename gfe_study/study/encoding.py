@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gfe_study.config import InputError
+from gfe_study.data.arrays import Arrays
 from gfe_study.data.base import Array, Scale
 from gfe_study.data.samples import Samples, read_samples
 from gfe_study.likelihoods.base import Observed
@@ -35,8 +36,9 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
     observed is NaN.
 
     Args:
-        images: any file that `data.name=arrays` reads, of samples in the shape of the decoder's data, or flat. Values
-            are in that data's units; of images also in [0, 1]. NaN is a missing value.
+        images: any file that `data.name=arrays` reads, of samples in the shape of the decoder's data, or flat; columns
+            and arrays beside the samples are called as that data's were. Values are in its units; of images also in
+            [0, 1]. NaN is a missing value.
 
     Returns the number of samples, their mean loss in nats per observed value, and the root mean square error of their
     reconstructions, `rmse`, in the units of the file.
@@ -48,7 +50,9 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
         if out.exists() and given.exists() and out.samefile(given):
             raise InputError(f"--out: given {out}, which is {option}; allowed: another file")
     learner, shape, scale = read_learner(checkpoint, changes, torch.device("cpu"))
-    samples = read_samples(images, shape, "--images")
+    data = learner.trial.data
+    own: dict[str, Any] = {"columns": data.columns, "names": data.beside} if isinstance(data, Arrays) else {}
+    samples = read_samples(images, shape, "--images", **own)
     scale = scale_of(samples, scale)
     try:
         columns = _Columns(out)
