@@ -175,3 +175,8 @@ def test_the_adjoint_is_the_gradient_through_the_whole_solve(problem: Problem) -
 def test_channels_that_are_none_are_refused(channels: list[object]) -> None:
     with pytest.raises(InputError, match=r"model\.channels"):
         Trial.build({"model": {"name": "conv", "channels": channels}})
+
+
+def test_samples_of_too_many_axes_are_refused() -> None:
+    with pytest.raises(InputError, match="given conv, with samples of 4 axes; allowed: up to 3"):
+        Conv().decoder(Shape(1, (2, 2, 2, 2)))

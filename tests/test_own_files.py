@@ -71,6 +71,16 @@ def test_a_mask_is_called_as_the_decoders_was(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
+def test_a_file_without_the_errors_that_the_decoder_needs_is_one_line(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(40, 5))
+    np.savez(tmp_path / "a.npz", x=values, sigma=np.full(values.shape, 0.3))
+    np.save(tmp_path / "b.npy", values)
+    decoder = trained_on(tmp_path / "a.npz", likelihood={"sigma": "data"})
+    with pytest.raises(InputError, match="likelihood.sigma: given 'data', and the data has no sigma"):
+        encode_file(decoder, tmp_path / "b.npy", tmp_path / "out.npz", {})
+    assert encode_file(decoder, tmp_path / "b.npy", tmp_path / "out.npz", {"likelihood": {"sigma": 0.3}})["rmse"] < 5
+
+
 def encoded(decoder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
     folder = decoder.parent
     np.save(folder / "images.npy", images)

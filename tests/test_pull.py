@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -223,6 +224,14 @@ def test_a_class_without_a_mode_is_refused(digits: Splits) -> None:
     changes = {"method": {"name": "gen", "labelled": 100}, "target": {"name": "mixture_of_gaussians", "components": 5}}
     with pytest.raises(ValueError, match="class 9 has no mode"):
         next(train(Trial.build(SMALL, changes), digits))
+
+
+def test_a_negative_class_is_refused(digits: Splits) -> None:
+    assert digits.train.labels_N is not None
+    train_ = dataclasses.replace(digits.train, labels_N=digits.train.labels_N - 1)
+    changes = {"method": {"name": "gen", "labelled": 700}, "target": "mixture_of_gaussians"}
+    with pytest.raises(InputError, match="class -1 has no mode"):
+        next(train(Trial.build(SMALL, changes), dataclasses.replace(digits, train=train_)))
 
 
 def test_too_few_labels_to_act_are_refused(digits: Splits) -> None:

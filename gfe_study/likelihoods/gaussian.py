@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gfe_study.config import InputError
 from gfe_study.likelihoods.base import LOG_2PI, PER_STEP, Likelihood, Loss, Observed
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class GaussianLoss(Loss):
         if not self.of_data:
             return torch.full((), self.sigma, dtype=like.dtype, device=like.device)
         if target is None or target.sigma_BD is None:
-            raise ValueError("likelihood.sigma: given 'data', and the data has no sigma; allowed: a number, or learned")
+            raise InputError("likelihood.sigma: given 'data', and the data has no sigma; allowed: a number, or learned")
         return target.sigma_BD
 
     def values(self, output_BD: Tensor, target: Observed) -> Tensor:

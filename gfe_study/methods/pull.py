@@ -121,6 +121,8 @@ class Puller(nn.Module):
             raise InputError(f"method.labelled: given {self.pull.labelled}, and the data has no labels; allowed: 0")
         if self.pull.labelled > len(train):
             raise InputError(f"method.labelled: given {self.pull.labelled}; allowed: at most {len(train)}")
+        if (first := int(train.labels_N.min())) < 0:
+            raise InputError(f"method.labelled: class {first} has no mode; allowed: labels from 0")
         if (last := int(train.labels_N.max())) >= self.target.modes:
             raise InputError(f"method.labelled: class {last} has no mode; allowed: a target with {last + 1} modes")
         chosen = nested_order(train.labels_N, LABELS_SEED)[: self.pull.labelled]

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from gfe_study.config import InputError
 from gfe_study.data.base import Shape
 from gfe_study.models.base import Decoder, Model
 from gfe_study.models.mlp import WIDEST
@@ -53,6 +54,8 @@ class Halving:
 
 def _halvings(shape: Shape, count: int) -> list[Halving]:
     """From the sample inwards."""
+    if len(shape.sides) not in CONVOLUTIONS:
+        raise InputError(f"model.name: given conv, with samples of {len(shape.sides)} axes; allowed: up to 3, or mlp")
     layers, side = [], shape.sides
     for _ in range(count):
         layers.append(Halving(side))
