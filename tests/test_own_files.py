@@ -76,9 +76,21 @@ def test_a_file_without_the_errors_that_the_decoder_needs_is_one_line(tmp_path: 
     np.savez(tmp_path / "a.npz", x=values, sigma=np.full(values.shape, 0.3))
     np.save(tmp_path / "b.npy", values)
     decoder = trained_on(tmp_path / "a.npz", likelihood={"sigma": "data"})
-    with pytest.raises(InputError, match="likelihood.sigma: given 'data', and the data has no sigma"):
+    with pytest.raises(InputError, match=r"likelihood\.sigma: given 'data', and the data has no sigma"):
         encode_file(decoder, tmp_path / "b.npy", tmp_path / "out.npz", {})
     assert encode_file(decoder, tmp_path / "b.npy", tmp_path / "out.npz", {"likelihood": {"sigma": 0.3}})["rmse"] < 5
+
+
+def test_outputs_are_taken_for_what_the_decoder_was_trained_to_give(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(1).random((40, 5)))
+    decoder = trained_on(tmp_path / "a.npy")
+    for changes, told in (
+        ({"data": {"scale": "minmax"}}, r"data\.scale: given minmax; allowed: standard"),
+        ({"likelihood": "bernoulli"}, r"likelihood\.name: given 'bernoulli', .* trained with 'gaussian'"),
+    ):
+        with pytest.raises(InputError, match=told):
+            encode_file(decoder, tmp_path / "a.npy", tmp_path / "out.npz", changes)
+    assert encode_file(decoder, tmp_path / "a.npy", tmp_path / "out.npz", {"likelihood": "student_t"})["rmse"] < 1
 
 
 def encoded(decoder: Path, images: np.ndarray) -> dict[str, np.ndarray]:

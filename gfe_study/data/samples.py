@@ -133,7 +133,9 @@ def read_samples(
         if tuple(values.shape[1:]) not in shapes:
             allowed = dict.fromkeys(f"(N, {', '.join(map(str, each))})" for each in shapes)
             raise Unsuitable(f"{name}: given shape {tuple(values.shape)}; allowed: {' or '.join(allowed)}")
-        observed, sigma = (_beside(contents, name, called[kind], kind, tuple(values.shape)) for kind in ("observed", "sigma"))
+        observed, sigma = (
+            _beside(contents, name, called[kind], kind, tuple(values.shape)) for kind in ("observed", "sigma")
+        )
     return Samples(name, values, observed, sigma, shape, where)
 
 

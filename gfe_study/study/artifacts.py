@@ -66,7 +66,10 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
     """
     try:
         content = read_checkpoint(path, device)
-        trial = Trial.build(yaml.safe_load(content["trial"]), changes, where=str(path))
+        written = yaml.safe_load(content["trial"])
+        trial = Trial.build(written, changes, where=str(path))
+        if changes:
+            _check_meaning(Trial.build(written, where=str(path)), trial)
         if "shape" in content:
             shape = Shape(**{**content["shape"], "sides": tuple(content["shape"]["sides"])})
             scale = Scale(**content["scale"])
@@ -91,8 +94,23 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
     try:
         learner.networks.load_state_dict(saved)
     except RuntimeError as error:
-        raise InputError(f"{path}: its networks do not fit; do not change model.* or method") from error
+        raise InputError(
+            f"{path}: its networks do not fit; do not change model.* or method, or ask for a learned scale"
+        ) from error
     return Decoder(learner, shape, scale)
+
+
+def _check_meaning(trained: Trial, trial: Trial) -> None:
+    """Raise `InputError` if a decoder's outputs would be taken for something else than it was trained to give."""
+    if trial.data.scale != trained.data.scale:
+        given, allowed = (each.data.scale or "null" for each in (trial, trained))
+        raise InputError(f"data.scale: given {given}; allowed: {allowed}, which the decoder was trained with")
+    output = torch.linspace(-2.0, 2.0, 9)[None]
+    if not torch.equal(trial.likelihood.loss().mean(output), trained.likelihood.loss().mean(output)):
+        raise InputError(
+            f"likelihood.name: given {trial.likelihood.name!r}, and the decoder was trained with "
+            f"{trained.likelihood.name!r}; allowed: one whose mean is the same function of its outputs"
+        )
 
 
 def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:
