@@ -8,6 +8,7 @@ import math
 import struct
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from labels import labels_of
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST as TorchvisionMNIST
 
-from gfe_study.data.base import DataError, Scale, Shape, Split, Splits, hold_out, image_shape
+from gfe_study.config import InputError, Trial
+from gfe_study.data.base import DataError, Scale, Shape, Split, Splits, hold_out, image_shape, load_splits
 from gfe_study.data.digits import Digits
 from gfe_study.data.mnist import MNIST, FashionMNIST, SegMNIST
 from gfe_study.likelihoods.bernoulli import Bernoulli
@@ -218,3 +220,20 @@ def test_subsets_are_nested_stratified_and_seeded(counts: tuple[int, ...], digit
 def test_more_training_images_than_there_are_is_one_line() -> None:
     with pytest.raises(DataError, match=r"data.train_images: given 1198; allowed: at most 1197"):
         Digits(train_images=1198).load()
+
+
+def test_values_outside_the_domain_of_the_likelihood_are_refused() -> None:
+    trial = Trial.build({"data": {"name": "digits", "scale": "none"}})
+    with pytest.raises(InputError, match=r"likelihood\.name: given 'bernoulli', which is for values from 0 to 1, with"):
+        load_splits(trial)
+    load_splits(Trial.build({"data": {"name": "digits", "scale": "minmax"}}))
+    load_splits(Trial.build({"likelihood": "poisson"}))
+
+
+def test_values_that_32_bits_do_not_hold_want_a_scale(tmp_path: Path) -> None:
+    large = 1e45 * np.random.default_rng(0).random((9, 4))
+    np.savez(tmp_path / "large.npz", train=large, val=large, test=large)
+    layers: dict[str, Any] = {"likelihood": "gaussian", "data": {"name": "arrays", "path": str(tmp_path / "large.npz")}}
+    with pytest.raises(InputError, match=r"data\.scale: given none with train values beyond what 32 bits hold"):
+        load_splits(Trial.build(layers, {"data": {"scale": "none"}}))
+    load_splits(Trial.build(layers))

@@ -172,6 +172,14 @@ def test_the_floor_is_the_loss_of_the_best_output(likelihood: Likelihood, missin
     assert bool((likelihood.loss()(best_BD + 0.1, target) > floor_B).all())
 
 
+@pytest.mark.parametrize("count", [0.0, 1.0, 1e3, 1e5])
+def test_the_loss_of_large_counts_keeps_its_digits_in_float32(count: float) -> None:
+    count_BD = torch.full((1, 1), count)
+    rate_BD = torch.full((1, 1), math.log(max(count, 0.1)) + 1e-3)
+    exact = Poisson().loss()(rate_BD.double(), Observed(count_BD.double()))
+    assert float(Poisson().loss()(rate_BD, Observed(count_BD))) == pytest.approx(float(exact), rel=1e-5)
+
+
 @pytest.mark.parametrize("likelihood", [Gaussian(), StudentT()], ids=lambda each: each.name)
 def test_real_values_have_no_floor(likelihood: Likelihood) -> None:
     assert likelihood.floor(observed(likelihood, missing=False)) is None

@@ -454,6 +454,11 @@ def check_data(trial: Trial, splits: Splits) -> None:
             kinds = np.flatnonzero(np.bincount(split.values_ND.reshape(-1), minlength=256)).astype(np.uint8)
             split = Split(kinds[:, None], scale=split.scale)
         for batch in split.batches():
+            if not bool(batch.value_BD.isfinite().all()):
+                given = trial.data.scale or "null"
+                raise DataError(
+                    f"data.scale: given {given} with {part} values beyond what 32 bits hold; allowed: standard, minmax"
+                )
             if not likelihood.accepts(batch):
                 known = batch.value_BD if batch.known_BD is None else batch.value_BD[batch.known_BD]
                 raise DataError(

@@ -17,13 +17,21 @@ if TYPE_CHECKING:
 
 
 class PoissonLoss(Loss):
-    """e^x − yx + log y!, x the logarithm of the rate."""
+    """e^x − yx + log y!, x the logarithm of the rate.
+
+    Evaluated as y (e^d − 1 − d) with d = x − log y, which is 0 where the rate is y, and the rest, which depends on y
+    alone: the three terms as they stand cancel, and of large counts float32 has no digit left of what they differ by.
+    """
 
     def values(self, output_BD: Tensor, target: Observed) -> Tensor:
-        return output_BD.exp() - target.value_BD * output_BD
+        none_BD = target.value_BD == 0
+        count_BD = target.value_BD.masked_fill(none_BD, 1.0)
+        above_BD = output_BD - count_BD.log()
+        # Of y = 0 it is e^x, which is e^d − 1 − d with y = 1, and x + 1.
+        return count_BD * (above_BD.expm1() - above_BD) + (output_BD + 1).masked_fill(~none_BD, 0.0)
 
     def constant(self, target: Observed) -> Tensor:
-        return torch.lgamma(target.value_BD + 1)
+        return least(target.value_BD.double()).to(target.value_BD.dtype)
 
     def slope(self, output_BD: Tensor, target: Observed) -> Tensor:
         return output_BD.exp().sub_(target.value_BD)
@@ -41,6 +49,11 @@ class PoissonLoss(Loss):
         return torch.poisson(self.mean(output_BD), generator=generator)
 
 
+def least(count_BD: Tensor) -> Tensor:
+    """The lowest ℓ_j of each count: y − y log y + log y!."""
+    return count_BD - torch.xlogy(count_BD, count_BD) + torch.lgamma(count_BD + 1)
+
+
 class Poisson(Likelihood):
     """Counts of independent events; the decoder's output is the logarithm of their rate."""
 
@@ -56,8 +69,7 @@ class Poisson(Likelihood):
     def floor(self, target: Observed) -> Tensor:
         """ℓ where every rate equals its count."""
         exact = target.double()
-        y_BD = exact.value_BD
-        return PoissonLoss._mean(y_BD - torch.xlogy(y_BD, y_BD) + torch.lgamma(y_BD + 1), exact)
+        return PoissonLoss._mean(least(exact.value_BD), exact)
 
     def check_trial(self, trial: Trial) -> None:
         if getattr(trial.data, "scale", None) not in (None, "none"):

@@ -33,7 +33,9 @@ class EncoderStarter(Starter):
         if not self.trained_by_method:
             with torch.enable_grad():
                 latent_BL = self.encoder(objective.target.as_input(mask=self.mask))
-            latent_BL.backward(objective.gradient(latent_BL.detach()))
+            grad_BL = objective.gradient(latent_BL.detach())
+            share_B = objective.target.share_B
+            latent_BL.backward(grad_BL if share_B is None else grad_BL * share_B[:, None])
 
 
 class Encoder(Start):
