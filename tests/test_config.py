@@ -638,3 +638,9 @@ def test_the_study_shown_in_the_readme_is_one() -> None:
     (shown,) = re.findall(r"```yaml\n(question: .*?)```", text, re.DOTALL)
     study = Study.build(parse_yaml(shown, "README.md"), "README.md")
     assert study.model_dump() == Study.load(space_files()["ae_fair"]).model_dump()
+
+
+def test_a_setting_of_several_kinds_is_refused_once_with_all_that_it_may_be() -> None:
+    with pytest.raises(InputError) as refused:
+        Trial.build({"likelihood": {"name": "gaussian", "sigma": -1}})
+    assert str(refused.value).endswith("likelihood.sigma: given -1; allowed: greater than 0 or 'learned' or 'data'")

@@ -106,8 +106,26 @@ class explained:
             raise kind(f"{self.where}: {'; also '.join(_complaints(error))}") from error
 
 
+_ALTERNATIVE = re.compile(r"(literal|list|tuple|dict)\[|(constrained|function)-|(int|float|str|bool)$")
+"""What pydantic adds to the location of a value that may be of several kinds: the kind, like `literal['data']`."""
+
+
+def _merged(error: ValidationError) -> Iterator[Any]:
+    """Yield an error's details; of a value that may be of several kinds one, which allows what any of them allows."""
+    alternatives: dict[tuple[int | str, ...], Any] = {}
+    for detail in error.errors():
+        path = detail["loc"]
+        if not path or not _ALTERNATIVE.match(str(path[-1])):
+            yield detail
+        elif first := alternatives.get(path[:-1]):
+            first["msg"] += " or " + detail["msg"].removeprefix("Input should be ")
+        else:
+            alternatives[path[:-1]] = {**detail, "loc": path[:-1]}
+    yield from alternatives.values()
+
+
 def _complaints(error: ValidationError) -> Iterator[str]:
-    for detail in error.errors()[:3]:
+    for detail in list(_merged(error))[:3]:
         context = detail.get("ctx", {})
         path = [str(part) for part in detail["loc"]]
         if path[:1] == ["nuisance"] and path[2:3] == ["0"]:
