@@ -13,6 +13,7 @@ ways of writing it are the same trial. A component is imported only when a confi
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import importlib
 import inspect
@@ -187,12 +188,15 @@ def _imported(path: str) -> Any:
     # Last of all, so that no file of the working directory stands in for an installed package.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
+    found: Any = None
     try:
-        found: Any = importlib.import_module(module)
+        found = importlib.import_module(module)
         for attribute in attributes.split("."):
             found = getattr(found, attribute)
     except Exception as error:  # whatever the code of another package raises
         lines = str(error).splitlines() or [""]
+        if found is not None and (near := difflib.get_close_matches(attributes, dir(found), 1)):
+            lines[0] += f"; did you mean '{near[0]}'?"
         raise Unusable(f"{path} cannot be imported: {type(error).__name__}: {lines[0]}") from error
     return found
 

@@ -181,6 +181,10 @@ def test_the_working_directory_is_searched_last(here: Path) -> None:
     [
         ("nowhere:Mine", "nowhere:Mine cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("own:Nothing", "own:Nothing cannot be imported: AttributeError: module 'own' has no attribute 'Nothing'"),
+        (
+            "own:mine",
+            "own:mine cannot be imported: AttributeError: module 'own' has no attribute 'mine'; did you mean 'Mine'?",
+        ),
         ("own:", "own: cannot be imported: AttributeError"),
         (":Mine", ":Mine cannot be imported: ValueError: Empty module name"),
         ("own:Plain", "own:Plain is no subclass of gfe_study.solvers.base:Solver"),
