@@ -151,7 +151,9 @@ class Arrays(OwnFiles):
             )
         if not samples:
             raise Unsuitable("holds no array of samples; allowed: one, or train and test")
-        raise Unsuitable(f"holds several arrays; allowed: data.array: {', '.join(samples)}")
+        raise Unsuitable(
+            f"holds several arrays; allowed: data.array: {', '.join(samples)}; or arrays called train and test"
+        )
 
     def _named(self, kind: str, part: str) -> str:
         name: str = getattr(self, kind) or kind

@@ -446,8 +446,7 @@ def check_data(trial: Trial, splits: Splits) -> None:
     likelihood = trial.likelihood
     if getattr(likelihood, "sigma", None) == "data" and splits.train.sigma_ND is None:
         raise DataError(
-            f"likelihood.sigma: given 'data', and {trial.data.name} has no errors of its values; "
-            "allowed: a number, learned"
+            "likelihood.sigma: given 'data', and no array 'sigma' lies beside the samples; allowed: a number, learned"
         )
     for part, split in splits.parts.items():
         if split.values_ND.dtype == np.uint8 and split.observed_ND is None and isinstance(split.scale.factor, float):

@@ -154,7 +154,9 @@ def rows_of(table: Mapping[str, Array], columns: Sequence[str] | None, without: 
         if not len(table[name]):
             raise Unsuitable("given no rows; allowed: at least one")
         if table[name].dtype.kind not in "biuf":
-            raise Unsuitable(f"column {name!r}: given {_cells(table[name])}; allowed: numbers, or columns without it")
+            raise Unsuitable(
+                f"column {name!r}: given {_cells(table[name])}; allowed: numbers; or leave it out of data.columns, or name it as data.labels or data.groups"
+            )
     return np.column_stack([kept(table[name], f"column {name!r}") for name in columns])
 
 
