@@ -32,7 +32,7 @@ def hanging(text: str, indent: str = "") -> Block:
 
 
 def decoder(path: Path) -> Block:
-    """The commands that train a decoder again and encode images with it."""
+    """The commands that train a decoder again and encode samples with it."""
     return ["decoder", str(path)]
 
 
@@ -58,7 +58,7 @@ def print_blocks(console: Console, blocks: list[Block]) -> None:
             case "hanging":
                 _whole(console, wrapped(content, console.width, more[0], "  "))
             case "decoder":
-                say(console, "  train it again, and encode images with it:")
+                say(console, "  train it again, and encode samples with it:")
                 path = Path(content)
                 _whole(console, [*train_command(path, console.width), *encode_command(path, console.width)])
             case "steps":

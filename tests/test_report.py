@@ -121,7 +121,7 @@ def test_the_best_trial_comes_with_commands_that_work(folder: Path) -> None:
     page = (folder / "results" / STUDY / "report" / PAGE_FILE).read_text()
     best = re.search(r"Best trial</b>: trial (\d+) seed (\d+) of (\w+), val_loss (0\.\d{4})", page)
     assert best is not None
-    commands = re.search(r"encode images with it:<pre>(.*?)</pre>", page, re.DOTALL)
+    commands = re.search(r"encode samples with it:<pre>(.*?)</pre>", page, re.DOTALL)
     assert commands is not None
     download, train, encode = (shlex.split(line)[1:] for line in commands[1].splitlines())
     mlflow: list[str | Path] = [Path(sys.executable).with_name("mlflow"), *download]

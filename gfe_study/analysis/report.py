@@ -317,7 +317,7 @@ def _best_trial(evidence: Evidence) -> str:
     return (
         f'<div class="verdict"><b>Best trial</b>: {escape(about)}'
         f"{f'<br>Settings: {escape(settings)}' if settings else ''}"
-        f"{f'<br>Train it again, and encode images with it:{typed}' if typed else ''}</div>"
+        f"{f'<br>Train it again, and encode samples with it:{typed}' if typed else ''}</div>"
     )
 
 
