@@ -729,7 +729,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[str]]] = {
     "channels of vectors": (npy(ONE), {"channels": "first"}, ["data.channels: first", "allowed: null, none"]),
     "ragged rows": (text("a,b\n1,2\n3,4,5\n"), {}, ["line 3: given 3 fields; allowed: 2, as in line 1"]),
     "short rows": (text("a,b\n1,2\n3\n"), {}, ["line 3: given 1 fields"]),
-    "text cells": (text("a,b\n1,2\n3,hot\n"), {}, ["column 'b': given text like 'hot'", "allowed: numbers"]),
+    "text cells": (
+        text("a,b\n1,2\n3,hot\n"),
+        {},
+        ["column 'b': given text like 'hot'", "allowed: numbers", "data.labels"],
+    ),
     "columns of one name": (text("a,a\n1,2\n"), {}, ["given two columns of one name"]),
     "no rows": (text("a,b\n"), {}, ["given no rows"]),
     "an unknown column": (text("temp,b\n1,2\n"), {"columns": ("tmp",)}, ["'tmp'", "mean 'temp'"]),

@@ -155,7 +155,8 @@ def rows_of(table: Mapping[str, Array], columns: Sequence[str] | None, without: 
             raise Unsuitable("given no rows; allowed: at least one")
         if table[name].dtype.kind not in "biuf":
             raise Unsuitable(
-                f"column {name!r}: given {_cells(table[name])}; allowed: numbers; or leave it out of data.columns, or name it as data.labels or data.groups"
+                f"column {name!r}: given {_cells(table[name])}; allowed: numbers; "
+                "or leave it out of data.columns, or name it as data.labels or data.groups"
             )
     return np.column_stack([kept(table[name], f"column {name!r}") for name in columns])
 
