@@ -15,6 +15,7 @@ from torch import Tensor, distributions
 
 from gfe_study import registry
 from gfe_study.config import InputError, Trial
+from gfe_study.data.base import Shape, Split, Splits
 from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Gradient
@@ -28,6 +29,7 @@ from gfe_study.models.mlp import MLPDecoder
 from gfe_study.solvers.base import Solver
 from gfe_study.solvers.fields import GradientFlow, NesterovFlow
 from gfe_study.solvers.objective import Objective
+from gfe_study.training import train
 
 B, L, D = 5, 3, 7
 CASES: dict[str, Likelihood] = {
@@ -178,6 +180,33 @@ def test_the_loss_of_large_counts_keeps_its_digits_in_float32(count: float) -> N
     rate_BD = torch.full((1, 1), math.log(max(count, 0.1)) + 1e-3)
     exact = Poisson().loss()(rate_BD.double(), Observed(count_BD.double()))
     assert float(Poisson().loss()(rate_BD, Observed(count_BD))) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_far_above_a_count_the_loss_is_a_straight_line() -> None:
+    target, loss = Observed(torch.tensor([[0.0, 3.0]]).double()), Poisson().loss()
+    edge_BD = target.value_BD.log1p() + 5
+    for step in (-1e-6, 1e-6, 2.0, 80.0):
+        output_BD = (edge_BD + step).requires_grad_()
+        value_B = loss(output_BD, target)
+        (slope_BD,) = torch.autograd.grad(value_B.sum(), output_BD, create_graph=True)
+        (bend_BD,) = torch.autograd.grad(slope_BD.sum(), output_BD)
+        torch.testing.assert_close(loss.gradient(output_BD.detach(), target), slope_BD.detach())
+        torch.testing.assert_close(loss.hessian(output_BD.detach(), target), bend_BD)
+        torch.testing.assert_close(slope_BD.detach(), (edge_BD.exp() - target.value_BD) / 2, rtol=1e-5, atol=0)
+        straight_B = loss(edge_BD, target) + step * ((edge_BD.exp() - target.value_BD) / 2).sum()
+        torch.testing.assert_close(value_B.detach(), straight_B, rtol=1e-5, atol=0)
+
+
+def test_gradient_flow_encoding_learns_counts_whose_first_rates_are_far_off() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rate_ND = (1 + torch.randn(160, 2, generator=generator) @ torch.randn(2, 8, generator=generator) / 2).exp()
+    split = Split(torch.poisson(rate_ND, generator=generator).numpy())
+    trial = Trial.build({"likelihood": "poisson", "budget": {"images": 96}, "eval": {"schedule": [16]}})
+    *_, last = train(trial, Splits(split, split, split, Shape(1, (8,))))
+    floor = Splits(split, split, split, Shape(1, (8,))).floor(trial.likelihood, 160)
+    assert last.metrics is not None
+    assert floor is not None
+    assert last.metrics["val_loss"] - floor < 0.05
 
 
 @pytest.mark.parametrize("likelihood", [Gaussian(), StudentT()], ids=lambda each: each.name)

@@ -16,28 +16,45 @@ if TYPE_CHECKING:
     from gfe_study.config import Trial
 
 
+FAR = 5.0
+"""Beyond a rate of e⁵ = 148 times a count and one, ℓ_j goes on as a straight line."""
+
+
 class PoissonLoss(Loss):
     """e^x − yx + log y!, x the logarithm of the rate.
 
     Evaluated as y (e^d − 1 − d) with d = x − log y, which is 0 where the rate is y, and the rest, which depends on y
     alone: the three terms as they stand cancel, and of large counts float32 has no digit left of what they differ by.
+
+    Far above the count it is a straight line: latents that were found before a weight update can make the logarithm of
+    a rate 70 after it, and a gradient of e⁷⁰ would end training, since optimisers keep its square.
     """
 
     def values(self, output_BD: Tensor, target: Observed) -> Tensor:
         none_BD = target.value_BD == 0
         count_BD = target.value_BD.masked_fill(none_BD, 1.0)
-        above_BD = output_BD - count_BD.log()
+        near_BD = self._near(output_BD, target)
+        above_BD = near_BD - count_BD.log()
         # Of y = 0 it is e^x, which is e^d − 1 − d with y = 1, and x + 1.
-        return count_BD * (above_BD.expm1() - above_BD) + (output_BD + 1).masked_fill(~none_BD, 0.0)
+        curve_BD = count_BD * (above_BD.expm1() - above_BD) + (near_BD + 1).masked_fill(~none_BD, 0.0)
+        return curve_BD + (output_BD - near_BD) * (near_BD.detach().exp() - target.value_BD)
+
+    @staticmethod
+    def _near(output_BD: Tensor, target: Observed) -> Tensor:
+        return torch.minimum(output_BD, target.value_BD.log1p() + FAR)
 
     def constant(self, target: Observed) -> Tensor:
         return least(target.value_BD.double()).to(target.value_BD.dtype)
 
     def slope(self, output_BD: Tensor, target: Observed) -> Tensor:
-        return output_BD.exp().sub_(target.value_BD)
+        return self._near(output_BD, target).exp().sub_(target.value_BD)
 
     def bend(self, output_BD: Tensor, target: Observed) -> Tensor:
-        return output_BD.exp()
+        return self._near(output_BD, target).exp()
+
+    def second(self, output_BD: Tensor, target: Observed) -> Tensor:
+        near_BD = self._near(output_BD, target)
+        return near_BD.exp().masked_fill(near_BD < output_BD, 0.0)
 
     def mean(self, output_BD: Tensor) -> Tensor:
         return output_BD.exp()
