@@ -125,13 +125,12 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
     floor = splits.floor(trial.likelihood, trial.eval.test_images)
     unit = unit_of(TEST_LOSS, study.values)
     bound = "" if floor is None else f"; lowest possible loss {text_of(TEST_LOSS, floor)} {unit}"
-    samples = "images" if trial.data.noun == "pixel" else "samples"
     state = f"; {done} already finished" if done else ""
     unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
     state += f", {len(unfinished)} to continue" if unfinished else ""
     told = [
         f"{trial.data.label}: {len(splits.train):,} training, {len(splits.val):,} validation, "
-        f"{len(splits.test):,} test {samples}{bound}",
+        f"{len(splits.test):,} test {trial.data.called.whole}s{bound}",
         f"{shape(study)}{state}",
         *(f"skipped: {hole.name}: {hole.reason}" for hole in study.holes),
         *([former(count)] if (count := len(plan.orphaned - plan.waiting)) else []),

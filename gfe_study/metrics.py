@@ -74,6 +74,11 @@ class Values(NamedTuple):
     noun: str = "pixel"
     unit: str = ""
 
+    @property
+    def whole(self) -> str:
+        """What they make up together: an image, or a sample."""
+        return "image" if self.noun == "pixel" else "sample"
+
     @classmethod
     def shared(cls, several: Iterable[Values]) -> Values:
         """What can be said of the values of several datasets at once; of none, that they are pixels."""

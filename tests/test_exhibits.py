@@ -410,7 +410,7 @@ def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures
     figure = exhibits["reconstructions"].figure
     assert figure is not None
     texts = [axes.get_ylabel() for axes in figure.axes]
-    assert [text for text in texts if text.startswith("test")] == ["test samples of digits", "test samples of mnist"]
+    assert [text for text in texts if text.startswith("test")] == ["test images of digits", "test images of mnist"]
 
 
 def test_pictures_in_colour_are_drawn_in_their_colours(tmp_path: Path) -> None:

@@ -52,12 +52,12 @@ def _interpolations(evidence: Evidence, shown: list[Snapshots], told: str) -> Ex
     pairs = [each.of(each.points[-1], "interpolation") for each in shown]
     panels = [_tiled(lines.reshape(-1, *lines.shape[2:]), lines.shape[1]) for lines in pairs]
     counts = sorted({len(lines) for lines in pairs})
-    rows = " to ".join(map(str, counts))
+    rows, what = " to ".join(map(str, counts)), evidence.values.whole
     return Exhibit(
         "interpolations",
-        "Straight lines between the latents of test images",
-        f"Each of the {rows} rows goes in equal steps along the straight line from one test image's latent to "
-        "another's (the first of the test split, in pairs, none picked); the leftmost and rightmost pictures are the "
+        f"Straight lines between the latents of test {what}s",
+        f"Each of the {rows} rows goes in equal steps along the straight line from one test {what}'s latent to "
+        "another's (the first of the test split, in pairs, none picked); the leftmost and rightmost are the "
         f"reconstructions of the two. Decoded at the end of training ({_chosen(evidence, shown)}).{told}",
         _drawn(shown, panels),
     )

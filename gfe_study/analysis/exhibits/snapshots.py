@@ -19,7 +19,6 @@ from gfe_study.analysis.stats import mean_interval
 from gfe_study.analysis.style import PAGE, PALETTE, clipped, draw_samples, drawing, figure
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.metrics import IMAGES_SEEN
-from gfe_study.pictures import is_image
 
 MOST_ARMS = 4
 """Arms that are drawn; the tables have them all."""
@@ -54,7 +53,7 @@ def snapshots(evidence: Evidence) -> Iterator[Exhibit]:
     told = f" {len(shown)} of {len(first)} arms." if len(shown) < len(first) else ""
     flows = [each for each in shown if any(each.has(point, "flow/nfe") for point in each.points)]
     if flows:
-        yield _flows(flows, told)
+        yield _flows(flows, evidence.values.whole, told)
     yield from _reconstructions(evidence, shown, told)
     yield from _latents(evidence, known, shown, told)
 
@@ -89,7 +88,7 @@ def _moment(point: int) -> str:
     return f"after {point:,} images seen"
 
 
-def _flows(shown: list[Snapshots], told: str) -> Exhibit:
+def _flows(shown: list[Snapshots], what: str, told: str) -> Exhibit:
     columns = max(len(each.points) for each in shown)
     data = []
     with drawing():
@@ -109,8 +108,8 @@ def _flows(shown: list[Snapshots], told: str) -> Exhibit:
     return Exhibit(
         "flows",
         "Convergence of the latent along its flow, at moments of training",
-        f"Distance of z from the end of its flow z*, of {len(set(data[0]['image']))} test images (one line each), over "
-        f"{axis}; {_seeds(shown)}. As in Figure 1 of the paper.{told}",
+        f"Distance of z from the end of its flow z*, of {len(set(data[0]['image']))} test {what}s (one line each), "
+        f"over {axis}; {_seeds(shown)}. As in Figure 1 of the paper.{told}",
         fig,
         data=pd.concat(data, ignore_index=True),
     )
@@ -142,13 +141,15 @@ def _reconstructions(evidence: Evidence, shown: list[Snapshots], told: str) -> I
     for before, each in itertools.pairwise([None, *shown]):
         assert each is not None
         if before is None or before.dataset != each.dataset:
-            rows.append((f"test samples{f' of {each.dataset}' if several else ''}", each.arrays["target"]))
+            rows.append(
+                (f"test {evidence.values.whole}s{f' of {each.dataset}' if several else ''}", each.arrays["target"])
+            )
         rows += [
             (f"{clipped(each.arm)}\n{_moment(point)}".strip(), each.of(point, "reconstruction"))
             for point in _ends(each)
         ]
     count = min(MOST_PICTURES, *(len(samples) for _, samples in rows))
-    kind = "images" if all(is_image(samples) for _, samples in rows) else "samples"
+    kind = f"{evidence.values.whole}s"
     with drawing():
         fig = figure(PAGE, 0.52 * len(rows))
         grid = fig.subplots(len(rows), count, squeeze=False)
@@ -200,13 +201,13 @@ def _latents(evidence: Evidence, known: list[Snapshots], shown: list[Snapshots],
     table[columns[4:]] = table[columns[4:]].astype("float64")
     if set(table["arm"]) == {""}:
         table = table.drop(columns="arm")
-    images = len(known[0].arrays["label"])
+    images, what = len(known[0].arrays["label"]), evidence.values.whole
     yield Exhibit(
         "latents",
-        "Latents of test images",
-        f"t-SNE of the latents of {images:,} test images, coloured by class; training never uses classes; "
+        f"Latents of test {what}s",
+        f"t-SNE of the latents of {images:,} test {what}s, coloured by class; training never uses classes; "
         f"{_seeds(shown)}. Pictures of t-SNE cannot be compared by eye, so the table measures the latents themselves: "
-        f"the share of test images whose class is that of most of their {NEIGHBOURS} nearest neighbours in latent "
+        f"the share of test {what}s whose class is that of most of their {NEIGHBOURS} nearest neighbours in latent "
         f"space ({seeds_text(set(table['seeds']))}; early and at the end of training, at the mean "
         "number of images seen if seeds ended at different ones), and how far the map keeps neighbourhoods (1: all of "
         f"them). As in Figures 6 and 7 of the paper.{told}",
