@@ -258,7 +258,8 @@ def _charts(study: Study, *, grouped: bool) -> tuple[list[dict[str, Any]], list[
     losses = [name for name in every if is_loss(name)]
     values, of_losses = study.values, _loss_scale(study)
     # Over seconds the UI takes no means: it joins the points of all seeds of a group.
-    seconds = _line(TRAIN_SECONDS, scale="linear") if grouped else _line(metric, over=TRAIN_SECONDS)
+    scale = of_losses if is_loss(metric) else "linear"
+    seconds = _line(TRAIN_SECONDS, scale="linear") if grouped else _line(metric, scale=scale, over=TRAIN_SECONDS)
     sections = {
         **{_over_images(name, values): [_line(name, scale="linear")] for name in _others(study)},
         f"Loss over images seen, {unit_of(VAL_LOSS, values)}": [_line(name, scale=of_losses) for name in losses],
