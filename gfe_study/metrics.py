@@ -269,7 +269,7 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         "nats",
         "higher",
         ".3f",
-        "`latent_entropy` of the first so many latents, if `samples` asks for them.",
+        "`latent_entropy` of the first `<samples>` latents, if the measure asks for that number.",
     ),
     MetricInfo(
         f"{NORMAL_ENTROPY}_<samples>",

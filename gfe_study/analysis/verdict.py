@@ -35,7 +35,7 @@ from gfe_study.metrics import (
 )
 
 WIDTH = 120
-"""Of a verdict that is printed."""
+"""Columns of the terminal that a printed verdict may fill."""
 ARM, NUMBER, FINGERPRINT = "arm", "number", "fingerprint"
 
 Word = Literal["better", "worse", "equivalent", "undecided"]

@@ -69,7 +69,7 @@ class Component(Section):
     """
 
     colour: ClassVar[str | None] = None
-    """Of its curves in figures, `#rrggbb`, as the class's own body says; without one it gets a colour that is free."""
+    """The colour of its curves in figures, `#rrggbb`, a literal in the class's own body; None: any that is free."""
     example: ClassVar[Mapping[str, Any]] = {}
     """Settings that make it small and quick: what the contract tests of `gfe_study.testing` check it with."""
 

@@ -34,7 +34,7 @@ from gfe_study.data.stored import (
 
 PARTS = ("train", "val", "test")
 IMAGE_LEVELS = {np.dtype(np.uint8): 255, np.dtype(np.bool_): 1}
-"""Of samples with two axes and maybe channels, the types that make them images, and the value of white."""
+"""Types that make images of samples with two axes, and perhaps channels, and the value of white."""
 
 
 class SplitSettings(Section):
@@ -73,7 +73,7 @@ class Arrays(OwnFiles):
     array: str | None = None
     """Name of the array that holds the samples, to be split; None: the only one, or else `train`, `val` and `test`."""
     columns: tuple[str, ...] | None = None
-    """Of a table, the columns that make a sample; None: all but labels and groups."""
+    """Columns of a table that make a sample; None: all but labels and groups."""
     labels: str | None = None
     """Name of the array, or column, of classes: whole numbers or text. None: `labels` if there is one. The names of
     this and the three below begin with `train_`, `val_` or `test_` if the file has these splits."""
@@ -220,7 +220,7 @@ class Arrays(OwnFiles):
         return Splits(train, val, test, shape, f"{shape.dims} {levels}")
 
     def _divided(self, contents: Contents, parts: Mapping[str, Part]) -> dict[str, tuple[str, slice | Array]]:
-        """Of each split the part that it comes from, and its rows."""
+        """Return split -> the part that it comes from, and its rows there."""
         whole: dict[str, tuple[str, slice | Array]] = {part: (part, slice(None)) for part in parts if part}
         if "val" in parts:
             if self.groups is not None:

@@ -45,7 +45,7 @@ class DataError(InputError):
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a sample, whose values are kept flat, channels first.
+    """The shape of a sample, whose values are kept flat, channels first.
 
     Attributes:
         channels: 1 for grey images, scalar fields, volumes and vectors; 3 for red, green and blue.
@@ -81,7 +81,7 @@ class Shape:
 
     @property
     def file(self) -> tuple[int, ...]:
-        """Of a sample in files."""
+        """The shape of a sample in files."""
         if self.axis is None:
             return self.sides
         return self.dims if self.axis == "first" else (*self.sides, self.channels)
@@ -99,7 +99,7 @@ class Shape:
 
 
 def image_shape(height: int, width: int, channels: int = 1) -> Shape:
-    """Of an image, whose channels are last in files if it has several."""
+    """The shape of an image; files have its channels last, if it has several."""
     return Shape(channels, (height, width), "last" if channels > 1 else None)
 
 
@@ -272,6 +272,11 @@ class Splits:
         return float(torch.cat(known).mean()) if known else None
 
 
+def are_images(shape: Shape, scale: Scale) -> bool:
+    """Whether samples are complete images in grey or in colour."""
+    return scale.levels is not None and len(shape.sides) == 2 and shape.channels in (1, 3) and not shape.mask
+
+
 def seeded(purpose: str) -> np.random.Generator:
     """The generator of a split, seeded by `SPLIT_SEED` and its purpose."""
     words = np.frombuffer(hashlib.sha256(f"{SPLIT_SEED}/{purpose}".encode()).digest(), dtype=np.uint32)
@@ -344,7 +349,7 @@ class Dataset(Component, ABC):
         return []
 
     def load(self, folders: list[Path] | None = None, *, download: bool = False) -> Splits:
-        """The splits, `held_out` left out, the training part cut to `train_images`, and scaled.
+        """Return the scaled splits, without `held_out`, and with the training split cut to `train_images`.
 
         Args:
             folders: where to look; None stands for `data_folders()`.
@@ -444,7 +449,7 @@ def check_data(trial: Trial, splits: Splits) -> None:
     for measure in trial.eval.measures or ():
         measure.check_data(splits)
     likelihood = trial.likelihood
-    if getattr(likelihood, "sigma", None) == "data" and splits.train.sigma_ND is None:
+    if likelihood.needs_sigma and splits.train.sigma_ND is None:
         raise DataError(
             "likelihood.sigma: given 'data', and no array 'sigma' lies beside the samples; allowed: a number, learned"
         )
@@ -459,7 +464,7 @@ def check_data(trial: Trial, splits: Splits) -> None:
                     f"data.scale: given {given} with {part} values beyond what 32 bits hold; allowed: standard, minmax"
                 )
             if not likelihood.accepts(batch):
-                known = batch.value_BD if batch.known_BD is None else batch.value_BD[batch.known_BD]
+                known = batch.known(batch.value_BD)
                 raise DataError(
                     f"likelihood.name: given {likelihood.name!r}, which is for {likelihood.domain}, with {part} values "
                     f"from {known.min():g} to {known.max():g} (data.scale: {trial.data.scale or 'not given'}); "

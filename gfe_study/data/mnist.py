@@ -26,7 +26,7 @@ class MNIST(FileDataset):
     files = tuple(f"{part}-{content}-ubyte" for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1"))
     torchvision_name: ClassVar[str] = "MNIST"
     train_labels: ClassVar[tuple[int, ...] | None] = None
-    """Those that are trained and validated on; None: all."""
+    """Labels of the images to train and validate on; None: all."""
     test_labels: ClassVar[tuple[int, ...] | None] = None
 
     def fetch(self, folder: Path) -> None:

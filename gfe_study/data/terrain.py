@@ -12,7 +12,7 @@ from pydantic import Field
 from gfe_study.data.base import Array, DataError, Dataset, Shape, Split, Splits, seeded
 
 REGIONS = (6, 7)
-"""The map is cut into so many regions, downwards and across."""
+"""Rows and columns of regions that the map is cut into."""
 HELD_OUT = 8
 """Regions for validation, and as many for testing."""
 STRIDES = {"train": 4, "val": 8, "test": 8}

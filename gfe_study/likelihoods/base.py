@@ -12,20 +12,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Component
 
-if TYPE_CHECKING:
-    pass
-
 LOG_2PI = math.log(2 * math.pi)
-PER_STEP = 10.0
-"""A learned scale is exp(10 ρ) of a weight ρ, so that an optimiser whose steps have the length of the learning rate
-moves it in hundreds of updates, not in thousands."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +78,10 @@ class Observed:
             return self.value_BD
         known_BD = torch.ones_like(self.value_BD) if self.known_BD is None else self.known_BD.to(self.value_BD.dtype)
         return torch.cat([self.value_BD, known_BD], 1)
+
+    def known(self, values_BD: Tensor) -> Tensor:
+        """Those of some values, shape (B, D), that stand where this batch is observed; flat."""
+        return values_BD.flatten() if self.known_BD is None else values_BD[self.known_BD]
 
     def weighed(self, loss_B: Tensor) -> Tensor:
         """Losses per observed value, each times the share that is observed: the likelihood of what was observed."""
@@ -166,6 +164,11 @@ class Likelihood(Component, ABC):
 
     domain: ClassVar[str]
     """The values that it is made for, in words."""
+
+    @property
+    def needs_sigma(self) -> bool:
+        """Whether the data has to give the standard deviation of every value's error."""
+        return False
 
     @abstractmethod
     def loss(self) -> Loss:

@@ -89,7 +89,7 @@ class Poisson(Likelihood):
         return PoissonLoss._mean(least(exact.value_BD), exact)
 
     def check_trial(self, trial: Trial) -> None:
-        if getattr(trial.data, "scale", None) not in (None, "none"):
+        if trial.data.scale not in (None, "none"):
             raise ValueError(
                 f"data.scale: given {trial.data.scale!r} with likelihood=poisson, which is of whole numbers; "
                 "allowed: none"

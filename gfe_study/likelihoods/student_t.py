@@ -10,33 +10,22 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from gfe_study.likelihoods.base import PER_STEP, Likelihood, Loss, Observed
-from gfe_study.likelihoods.gaussian import Positive
+from gfe_study.likelihoods.base import Observed
+from gfe_study.likelihoods.location import LocationLikelihood, LocationLoss, Positive
 
 
-class StudentTLoss(Loss):
+class StudentTLoss(LocationLoss):
     """−log of Student's t: (ν + 1)/2 log(1 + r²/ν) + log s + log B(ν/2, ½) + ½ log ν, r = (x − y)/s.
 
     Its Hessian is negative where |r| > √ν; solvers take the Fisher information (ν + 1)/((ν + 3) s²) instead.
     """
 
     def __init__(self, dof: float, scale: float | Literal["learned"]) -> None:
-        super().__init__()
+        super().__init__(scale)
         self.dof = dof
         self.log_normaliser = math.lgamma(dof / 2) + math.lgamma(0.5) - math.lgamma((dof + 1) / 2) + math.log(dof) / 2
-        self.learned = scale == "learned"
-        if self.learned:
-            self.rho = nn.Parameter(torch.zeros(()))
-        else:
-            self.fixed = 1.0 if isinstance(scale, str) else float(scale)
-
-    def scale(self, like: Tensor) -> Tensor:
-        """s, a scalar tensor."""
-        if self.learned:
-            return (PER_STEP * self.rho).exp().to(like.dtype)
-        return torch.full((), self.fixed, dtype=like.dtype, device=like.device)
 
     def values(self, output_BD: Tensor, target: Observed) -> Tensor:
         scale = self.scale(output_BD)
@@ -57,33 +46,20 @@ class StudentTLoss(Loss):
         square_BD = ((output_BD - target.value_BD) / scale).square()
         return (self.dof + 1) * (self.dof - square_BD) / ((self.dof + square_BD) * scale).square()
 
-    def mean(self, output_BD: Tensor) -> Tensor:
-        return output_BD
-
-    def mean_slope(self, output_BD: Tensor) -> Tensor:
-        return torch.ones_like(output_BD)
-
-    def sample(self, output_BD: Tensor, generator: torch.Generator, target: Observed | None = None) -> Tensor:
-        shape = output_BD.shape
-        half = torch.full(shape, self.dof / 2, dtype=output_BD.dtype, device=generator.device)
+    def noise(self, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+        half = torch.full(shape, self.dof / 2, dtype=dtype, device=generator.device)
         chi_square_BD = 2 * torch._standard_gamma(half, generator=generator)
-        noise_BD = torch.randn(shape, generator=generator, dtype=output_BD.dtype, device=generator.device)
-        drawn_BD = noise_BD * (self.dof / chi_square_BD).sqrt()
-        return output_BD + self.scale(output_BD) * drawn_BD.to(output_BD.device)
+        normal_BD = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+        return normal_BD * (self.dof / chi_square_BD).sqrt()
 
 
-class StudentT(Likelihood):
+class StudentT(LocationLikelihood):
     """Errors of heavy tails (Lange, Little & Taylor 1989): outliers weigh little. s is in units of the scaled data."""
 
     dof: float = Field(4.0, gt=0)
     """ν, degrees of freedom: the fewer, the heavier the tails; the mean exists above 1."""
     scale: Positive | Literal["learned"] = 1.0
     """s, or "learned": one for all values, 1 before training."""
-    domain = "any real values"
-    implies = {"data.scale": "standard"}
 
     def loss(self) -> StudentTLoss:
         return StudentTLoss(self.dof, self.scale)
-
-    def accepts(self, target: Observed) -> bool:
-        return True

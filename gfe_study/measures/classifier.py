@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gfe_study.cache import cache_folder
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import InputError
-from gfe_study.data.base import DataError, Dataset, Shape, Split, Splits
+from gfe_study.data.base import DataError, Dataset, Shape, Split, Splits, are_images
 from gfe_study.methods.base import seeded
 
 FEATURES = 64
@@ -97,8 +97,7 @@ def shades(split: Split, index: slice | np.ndarray[Any, Any]) -> Tensor:
 
 def check_images(splits: Splits, measure: str) -> None:
     """Raise `InputError` if the data is not complete images in grey or in colour."""
-    shape = splits.shape
-    if splits.train.scale.levels is None or len(shape.sides) != 2 or shape.channels not in (1, 3) or shape.mask:
+    if not are_images(splits.shape, splits.train.scale):
         raise InputError(f"eval.measures: given {measure}, which looks at complete images; allowed: for images only")
 
 

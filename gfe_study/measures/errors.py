@@ -33,6 +33,7 @@ def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float
     Returns one that cannot be had, such as `r2` of equal samples, as NaN.
     """
     scale = split.scale
+    # Numbers without a device: the sums are those of the latents' device, and are fetched once, at the end.
     square = absolute = values = relative = samples = torch.zeros((), dtype=torch.float64)
     sum_D = square_D = known_D = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(latent_NL), BATCH):
@@ -40,10 +41,9 @@ def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float
         target = split.batch(slice(start, start + len(latent_BL)), latent_BL.device)
         known_BD = torch.ones_like(target.value_BD, dtype=torch.bool) if target.known_BD is None else target.known_BD
         # The scale's shift cancels in differences, which stay exact where it is large beside them.
-        error_BD = scale.stretch(learner.decode(latent_BL) - target.value_BD).masked_fill(~known_BD, 0.0).cpu()
-        value_BD = scale.stretch(target.value_BD).masked_fill(~known_BD, 0.0).cpu()
-        stored_BD = scale.undo(target.value_BD).masked_fill(~known_BD, 0.0).cpu()
-        known_BD = known_BD.cpu()
+        error_BD = scale.stretch(learner.decode(latent_BL) - target.value_BD).masked_fill(~known_BD, 0.0)
+        value_BD = scale.stretch(target.value_BD).masked_fill(~known_BD, 0.0)
+        stored_BD = scale.undo(target.value_BD).masked_fill(~known_BD, 0.0)
         square, absolute = square + error_BD.square().sum(), absolute + error_BD.abs().sum()
         values = values + known_BD.sum()
         norm_B = stored_BD.norm(dim=1)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gfe_study.data.base import Split
-from gfe_study.likelihoods.base import PER_STEP, Observed
-from gfe_study.likelihoods.gaussian import Gaussian
+from gfe_study.likelihoods.base import Observed
+from gfe_study.likelihoods.gaussian import Gaussian, GaussianLoss
 from gfe_study.methods.base import Encoding, Learner, Method
 from gfe_study.models.mlp import MLPDecoder
 
@@ -36,6 +36,7 @@ class PCALearner(Learner):
     """
 
     decoder: MLPDecoder
+    loss: GaussianLoss
     train: Split
     seen_N: Tensor
 
@@ -63,8 +64,7 @@ class PCALearner(Learner):
             axes_DL, mean_D, noise = axes_with_gaps(target.value_BD.double(), target.known_BD, latent_dim)
         linear.weight.copy_(axes_DL)
         linear.bias.copy_(mean_D)
-        for rho in self.loss.parameters():
-            rho.copy_(noise.clamp(min=1e-12).log() / (2 * PER_STEP))
+        self.loss.learn(noise)
         self.fitted = True
 
     @torch.no_grad()

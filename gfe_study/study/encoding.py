@@ -73,13 +73,11 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
             columns.add("nfe_forward", found.nfe_forward_B.numpy())
             columns.add("nfe_backward", found.nfe_backward_B.numpy())
             columns.add("stopped", np.array(stopped, dtype="U16"))
-            error_BD = scale.stretch(decoded_BD - target.value_BD)
-            if target.known_BD is not None:
-                error_BD = error_BD.masked_fill(~target.known_BD, 0.0)
+            missed = target.known(scale.stretch(decoded_BD - target.value_BD))
             loss_sum += float(loss_B.double().nansum())
             losses += int((~empty_B).sum())
-            square_sum += float(error_BD.square().sum())
-            values += int(error_BD.numel() if target.known_BD is None else target.known_BD.sum())
+            square_sum += float(missed.square().sum())
+            values += missed.numel()
         columns.finish()
     return {
         "images": len(samples),
@@ -106,8 +104,7 @@ def encodings(
         split = replace(samples.batch(slice(start, min(start + ENCODE_BATCH, len(samples)))), scale=scale)
         target = split.batch(slice(None), device)
         if not likelihood.accepts(target):
-            values_BD = scale.undo(target.value_BD)
-            known = values_BD if target.known_BD is None else values_BD[target.known_BD]
+            known = target.known(scale.undo(target.value_BD))
             levels = scale.levels
             allowed = likelihood.domain if levels is None else f"whole numbers up to {levels}, or floats in [0, 1]"
             raise InputError(

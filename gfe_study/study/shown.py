@@ -5,18 +5,14 @@ Shapes: N samples, D values of each.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gfe_study.data.base import Scale, Shape
+from gfe_study.data.base import Scale, Shape, are_images
 from gfe_study.likelihoods.base import Observed
-from gfe_study.pictures import is_image, plane, value_range
-
-Array = np.ndarray[Any, Any]
+from gfe_study.pictures import Array, is_image, plane, value_range
 
 TILE_PIXELS = 56
 COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
@@ -32,7 +28,7 @@ def shown(samples: Tensor | Observed, shape: Shape, scale: Scale) -> Array:
     data's units, NaN where a value is missing.
     """
     values_ND, known_ND = (samples.value_BD, samples.known_BD) if isinstance(samples, Observed) else (samples, None)
-    if scale.levels is not None and len(shape.sides) == 2 and shape.channels in (1, 3) and not shape.mask:
+    if are_images(shape, scale):
         shades_ND = (scale.shade(values_ND) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         pictures = np.moveaxis(shades_ND.reshape(-1, *shape.dims), 1, -1)
         return pictures if shape.channels == 3 else pictures[..., 0]
