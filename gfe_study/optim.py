@@ -1,14 +1,64 @@
 """Optimisers of the decoder's (and encoder's) weights."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from gfe_study.config import Component
+from gfe_study.config.base import Section
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+
+
+def _scheduled(value: Any) -> Any:
+    pairs = [(0, value)] if isinstance(value, int) else value
+    try:
+        starts, numbers = zip(*pairs, strict=True)
+        whole = all(type(number) is int for number in (*starts, *numbers))
+        sensible = whole and starts[0] == 0 and min(numbers) > 0 and all(a < b for a, b in pairwise(starts))
+    except (TypeError, ValueError):
+        sensible = False
+    if not sensible:
+        raise ValueError(
+            "Input should be a whole number above 0, or pairs [images seen, number] from 0 images on in "
+            "increasing order"
+        )
+    return value
+
+
+Schedule = Annotated[int | tuple[tuple[int, int], ...], BeforeValidator(_scheduled)]
+"""A number, or pairs [images seen, number]: each number holds from those images on."""
+
+
+def starts_of(schedule: Schedule) -> list[int]:
+    """Images seen from which on its numbers hold."""
+    return [0] if isinstance(schedule, int) else [images for images, _ in schedule]
+
+
+def scheduled(schedule: Schedule, images_seen: int) -> int:
+    """The number that a schedule holds for the batch that follows `images_seen` images."""
+    if isinstance(schedule, int):
+        return schedule
+    return [number for images, number in schedule if images <= images_seen][-1]
+
+
+class Average(Section):
+    """A running average of the weights, for evaluation: θ̄ ← θ̄ + (w + 1)/(t + w) (θ − θ̄) after weight update t.
+
+    The polynomial-decay average of Shamir & Zhang (2013): at any time it weighs about the last 1/w of all updates
+    most, so that it needs no end to be known. Training goes on from θ; losses, measures, checkpoints for use and
+    snapshots are of θ̄.
+    """
+
+    window: int = Field(20, ge=0)
+    """w; 0 averages all updates alike."""
 
 
 class Optimiser(Component, ABC):
@@ -20,40 +70,39 @@ class Optimiser(Component, ABC):
     lr: float = Field(5e-4, gt=0)
     lr_half_images: int | None = Field(None, gt=0)
     """Images seen at which the learning rate is half of `lr`: lr / (1 + images seen / this); None: constant."""
-    batch_size: int = Field(16, gt=0)
-    """Training images per batch."""
-    updates_per_batch: int | tuple[tuple[int, int], ...] = 1
+    decay: Literal["linear"] | None = None
+    """`linear`: the learning rate also falls in proportion to what is left of `budget.images`, to zero at its end."""
+    batch_size: Schedule = 16
+    """New training images per batch; a number, or a schedule of pairs [images seen, number]."""
+    updates_per_batch: Schedule = 1
     """Weight updates on each batch, its latents solved on from where they were; its images count as seen once.
+    A number, or a schedule of pairs [images seen, number]."""
+    replay: float | None = Field(None, gt=0)
+    """Images seen before that join every weight update, per new image, drawn at random from all of them; their latents
+    are kept, and solved on from where they were. None: no replay."""
+    weight_decay: float | None = Field(None, gt=0)
+    """Decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101): every update takes away lr times this share of
+    every weight. None: no decay."""
+    average: Average | None = None
+    """Averaged weights for evaluation; None: the weights as they are."""
 
-    A number, or a schedule of pairs [images seen, updates]: each number of updates holds from those images on.
-    """
-
-    @field_validator("updates_per_batch", mode="before")
-    @classmethod
-    def _schedule_makes_sense(cls, value: Any) -> Any:
-        pairs = [(0, value)] if isinstance(value, int) else value
-        try:
-            starts, updates = zip(*pairs, strict=True)
-            whole = all(type(number) is int for number in (*starts, *updates))
-            sensible = whole and starts[0] == 0 and min(updates) > 0 and all(a < b for a, b in pairwise(starts))
-        except (TypeError, ValueError):
-            sensible = False
-        if not sensible:
+    def check_trial(self, trial: Trial) -> None:
+        """Raise `ValueError` if its schedule has no end to go to."""
+        other = "nfe" if trial.budget.nfe is not None else "seconds" if trial.budget.seconds is not None else None
+        if self.decay is not None and other is not None:
             raise ValueError(
-                "Input should be a whole number above 0, or pairs [images seen, updates] from 0 images on in "
-                "increasing order"
+                f"optim.decay: given {self.decay} with budget.{other}, under which nobody knows after how many images "
+                "training ends; allowed: null, or a budget of images alone"
             )
-        return value
 
-    def lr_at(self, images_seen: int) -> float:
-        """Learning rate of the batch that follows `images_seen` images; it does not depend on the budget."""
-        return self.lr if self.lr_half_images is None else self.lr / (1 + images_seen / self.lr_half_images)
+    def lr_at(self, images_seen: int, budget_images: int) -> float:
+        """Learning rate of the batch that follows `images_seen` images."""
+        lr = self.lr if self.lr_half_images is None else self.lr / (1 + images_seen / self.lr_half_images)
+        return lr if self.decay is None else lr * max(0.0, 1 - images_seen / budget_images)
 
-    def updates_at(self, images_seen: int) -> int:
-        """Weight updates on the batch that follows `images_seen` images."""
-        if isinstance(self.updates_per_batch, int):
-            return self.updates_per_batch
-        return [updates for images, updates in self.updates_per_batch if images <= images_seen][-1]
+    def replayed(self, new: int, seen: int) -> int:
+        """Number of the `seen` images before a batch that join each of its weight updates."""
+        return 0 if self.replay is None else min(round(self.replay * new), seen)
 
     @abstractmethod
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -68,7 +117,9 @@ class RMSprop(Optimiser):
     eps: float = Field(1e-6, gt=0)
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.RMSprop(parameters, lr=self.lr, alpha=self.alpha, eps=self.eps)
+        return _decoupled(
+            torch.optim.RMSprop(parameters, lr=self.lr, alpha=self.alpha, eps=self.eps), self.weight_decay
+        )
 
 
 class Adam(Optimiser):
@@ -79,4 +130,19 @@ class Adam(Optimiser):
     eps: float = Field(1e-8, gt=0)
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)
+        betas = self.beta1, self.beta2
+        return _decoupled(torch.optim.Adam(parameters, lr=self.lr, betas=betas, eps=self.eps), self.weight_decay)
+
+
+def _decoupled(optimiser: torch.optim.Optimizer, decay: float | None) -> torch.optim.Optimizer:
+    """An optimiser that shrinks the weights before each of its steps, in proportion to the learning rate."""
+    if decay is not None:
+
+        def shrink(stepping: torch.optim.Optimizer, *_: Any) -> None:
+            with torch.no_grad():
+                for group in stepping.param_groups:
+                    stepped = [weight for weight in group["params"] if weight.grad is not None]
+                    torch._foreach_mul_(stepped, 1 - group["lr"] * decay)
+
+        optimiser.register_step_pre_hook(shrink)
+    return optimiser

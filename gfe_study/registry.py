@@ -75,6 +75,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "start": {
         "encoder": "gfe_study.starts.encoder:Encoder",
         "mean": "gfe_study.starts.constant:Mean",
+        "nearest": "gfe_study.starts.nearest:Nearest",
         "previous": "gfe_study.starts.previous:Previous",
         "zero": "gfe_study.starts.constant:Zero",
     },

@@ -37,9 +37,9 @@ from gfe_study.gradients.base import Gradient
 from gfe_study.likelihoods.base import Likelihood, Loss, Observed
 from gfe_study.likelihoods.bernoulli import BernoulliLoss
 from gfe_study.measures.base import Measure
-from gfe_study.methods.base import Diverged, Learner, Method
+from gfe_study.methods.base import Batch, Diverged, Learner, Method
 from gfe_study.metrics import ENCODE_SECONDS, EVAL_SECONDS, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
-from gfe_study.models.base import Decoder, Linearizable, Model, Vjp
+from gfe_study.models.base import Decoder, Linearizable, Model, Products, Vjp
 from gfe_study.models.mlp import MLP, MLPDecoder
 from gfe_study.optim import Optimiser
 from gfe_study.solvers.base import Result, Solution, Solver
@@ -119,6 +119,7 @@ def check_solver(solver: Solver | type[Solver]) -> None:
 
     counting = _CountingDecoder([LATENT, 9, PIXELS]).double()
     counting.load_state_dict(problem.decoder.state_dict())
+    counting.samples = len(target_BD)
     counted = replace(problem, decoder=counting).solve(solver)
     for told, made, what in (
         (counted.nfe_forward_B, counting.evaluated, "evaluations"),
@@ -262,7 +263,7 @@ def check_start(start: Start | type[Start], splits: Splits | None = None) -> Non
             _close(start, some, found_BL[2:5], "depends on the rest of the batch", 1e-5)
         if step == 0:
             draw = torch.Generator().manual_seed(1)
-            starter.remember(torch.randn(8, 4, generator=draw), index_B)
+            starter.remember(torch.randn(8, 4, generator=draw), target, index_B)
     _claim(start, torch.equal(target.value_BD, kept_BD), "changed the images it was given")
     restored = created()
     restored.load_state_dict(copy.deepcopy(starter.state_dict()))
@@ -528,9 +529,9 @@ class _Problem:
 class _CountingDecoder(MLPDecoder):
     """Counts the rows that it evaluates and pulls back; a Jacobian costs 1 + L evaluations."""
 
-    evaluated = pulled_back = 0
+    evaluated = pulled_back = samples = 0
 
-    def frozen(self) -> Linearizable:  # type: ignore[override]
+    def frozen(self, products: Products = "float32") -> Linearizable:  # type: ignore[override]
         return self
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
@@ -544,7 +545,9 @@ class _CountingDecoder(MLPDecoder):
         return output_KD, counting
 
     def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]:
-        self.evaluated += len(latent_KL) * (1 + latent_KL.shape[1])
+        at_the_origin = len(latent_KL) == 1 and not bool(latent_KL.any())
+        # Of one metric for all samples, one evaluation is counted for each: the rows are about as many.
+        self.evaluated += self.samples if at_the_origin else len(latent_KL) * (1 + latent_KL.shape[1])
         return super().frozen().jacobian(latent_KL)
 
 
@@ -601,7 +604,7 @@ def _stops_before_the_step(method: Method, trial: Trial, splits: Splits) -> None
         [*learner.decoder.parameters()][-1].fill_(math.nan)
     before = copy.deepcopy(_weights(learner))
     try:
-        learner.update(splits.train.batch(slice(0, 8)), torch.arange(8), 1)
+        learner.update([Batch(splits.train.batch(slice(0, 8)), torch.arange(8))], 8)
     except Diverged:
         after = _weights(learner)
         same = all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before)

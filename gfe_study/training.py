@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from gfe_study.config import Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.measures.errors import errors
-from gfe_study.methods.base import Diverged, Learner, derive_seed
+from gfe_study.methods.base import Batch, Diverged, Learner, derive_seed
 from gfe_study.metrics import (
     DIVERGED,
     ENCODE_NFE,
@@ -36,8 +37,10 @@ from gfe_study.metrics import (
     UNIQUE_IMAGES,
     VAL_LOSS,
 )
+from gfe_study.optim import scheduled
 
 Metrics = dict[str, float]
+Index = np.ndarray[Any, np.dtype[np.int64]]
 
 ENCODE_BATCH = 250
 """Batch size of an evaluation; it affects memory and speed, and the results only by rounding."""
@@ -136,11 +139,10 @@ def train(
     points = trial.eval.points(trial.budget.images)
     while not progress.over:
         following = points[bisect_right(points, progress.images_seen)]
-        count = min(trial.optim.batch_size, following - progress.images_seen)
-        index = training_order(trial.seed, len(splits.train), progress.images_seen, count)
+        count = min(scheduled(trial.optim.batch_size, progress.images_seen), following - progress.images_seen)
         metrics: Metrics | None = None
         try:
-            train_batch(progress, splits.train, index)
+            train_batch(progress, splits.train, count)
         except Diverged:
             progress.images_seen += count
             metrics = _last_point(progress)
@@ -153,7 +155,7 @@ def train(
         yield Progress(progress.images_seen, metrics, progress)
 
 
-def training_order(seed: int, size: int, start: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def training_order(seed: int, size: int, start: int, count: int) -> Index:
     """Return the indices of images `start` … `start + count − 1` in a seed's stream of training images.
 
     The stream is a new permutation of the training set for every epoch. It does not depend on the method, the batch
@@ -162,37 +164,68 @@ def training_order(seed: int, size: int, start: int, count: int) -> np.ndarray[A
     position = np.arange(start, start + count)
     epochs = position // size
     order = np.empty(count, dtype=np.int64)
-    for epoch in np.unique(epochs):
-        permutation = np.random.default_rng(derive_seed(seed, f"order/{epoch}")).permutation(size)
+    for epoch in range(start // size, (start + count - 1) // size + 1):
         chosen = epochs == epoch
-        order[chosen] = permutation[position[chosen] % size]
+        order[chosen] = _permutation(seed, size, epoch)[position[chosen] % size]
     return order
 
 
-def train_batch(progress: TrainingState, split: Split, index: np.ndarray[Any, Any]) -> None:
-    """Train on the images at `index` and update the counters. Raises `Diverged`."""
-    target = split.batch(index, progress.device)
-    index_B = torch.from_numpy(index).to(progress.device)
-    optim = progress.learner.trial.optim
-    updates = optim.updates_at(progress.images_seen)
-    for group in progress.learner.optimiser.param_groups:
-        group["lr"] = optim.lr_at(progress.images_seen)
+@lru_cache(maxsize=4)
+def _permutation(seed: int, size: int, epoch: int) -> Index:
+    return np.random.default_rng(derive_seed(seed, f"order/{epoch}")).permutation(size)
+
+
+def replayed(seed: int, size: int, seen: int, count: int, update: int) -> Index:
+    """Return the indices of `count` different training images among the first `seen` of a seed's stream.
+
+    Args:
+        seed: of the trial.
+        size: of the training set.
+        seen: images seen so far.
+        count: how many are drawn; at most `seen` and `size`.
+        update: number of the weight update on its batch. Each draws its own, whatever was drawn before.
+    """
+    generator = np.random.default_rng(derive_seed(seed, f"replay/{seen}/{update}"))
+    place = generator.choice(min(seen, size), count, replace=False, shuffle=False)
+    return _permutation(seed, size, 0)[place]
+
+
+def train_batch(progress: TrainingState, split: Split, count: int) -> None:
+    """Train on the next `count` images and update the counters. Raises `Diverged`."""
+    learner, seen = progress.learner, progress.images_seen
+    optim, seed = learner.trial.optim, learner.trial.seed
+    updates = scheduled(optim.updates_per_batch, seen)
+    new = training_order(seed, len(split), seen, count)
+    old = optim.replayed(count, min(seen, len(split)))
+    if old:
+        drawn = [replayed(seed, len(split), seen, old, update) for update in range(updates)]
+        batches = [_batch(split, np.concatenate([new, each]), progress.device) for each in drawn]
+    else:
+        batches = [_batch(split, new, progress.device)] * updates
+    for group in learner.optimiser.param_groups:
+        group["lr"] = optim.lr_at(seen, learner.trial.budget.images)
     started = time.perf_counter()
-    encoding = progress.learner.update(target, index_B, updates)
-    loss_sum = float(encoding.loss_B.sum())  # waits for the device, so that the timing is complete
+    with learner.training():
+        updated = learner.update(batches, count)
+    loss_sum = float(updated.loss_B.sum())  # waits for the device, so that the timing is complete
     progress.train_seconds += time.perf_counter() - started
-    progress.nfe_forward += float(encoding.nfe_forward_B.sum())
-    progress.nfe_backward += float(encoding.nfe_backward_B.sum())
+    progress.nfe_forward += float(updated.nfe_forward)
+    progress.nfe_backward += float(updated.nfe_backward)
     progress.loss_sum += loss_sum
-    progress.loss_count += len(index)
-    progress.images_seen += len(index)
-    progress.images_used += len(index) * updates
+    progress.loss_count += count
+    progress.images_seen += count
+    progress.images_used += (count + old) * updates
     progress.optimiser_steps += updates
+
+
+def _batch(split: Split, index: Index, device: torch.device) -> Batch:
+    return Batch(split.batch(index, device), torch.from_numpy(index).to(device))
 
 
 def _settle(progress: TrainingState) -> None:
     started = time.perf_counter()
-    progress.learner.settle()
+    with progress.learner.training():
+        progress.learner.settle()
     progress.train_seconds += time.perf_counter() - started
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.base import Result
+from gfe_study.solvers.lbfgs import LBFGS
 from gfe_study.solvers.spectral import SpectralAMD
 
 LossAndGradient = Callable[[list[float]], tuple[float, list[float]]]
@@ -81,6 +82,58 @@ def amd(settings: AMD, evaluate: LossAndGradient, start: list[float]) -> Path:
             return ended(Result.SLOPE)
         scaled = settings.beta**m * s if settings.scale_update == "accepted" else s
         s = min(max(settings.kappa * scaled, settings.s_initial), settings.s_max)
+
+
+def lbfgs(settings: LBFGS, problem: Problem, sample: int) -> Path:
+    """L-BFGS of one sample in u, z = P u, P the symmetric root of the inverse of the damped Gauss–Newton matrix at 0.
+
+    Any other root of it, u being turned, leads to the same z.
+    """
+    evaluate, latent_dim = sample_of(problem, sample), problem.start().shape[1]
+    origin = torch.zeros(latent_dim, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda z: problem.decoder(z[None])[0], origin)
+    mean = problem.decoder(origin[None])[0].sigmoid()
+    normal = jacobian.t() @ ((mean * (1 - mean) / len(mean))[:, None] * jacobian)
+    values, axes = torch.linalg.eigh(normal.detach())
+    shift = settings.damping * values.mean()
+    root = (axes * (values + shift).rsqrt()) @ axes.t()
+
+    def both(z: Tensor) -> tuple[float, Tensor]:
+        loss, slope = evaluate(z.tolist())
+        return loss, root @ torch.tensor(slope, dtype=torch.float64)
+
+    z, step, scale = problem.start()[sample].clone(), 1.0, torch.tensor(settings.s_initial, dtype=torch.float64)
+    loss, g = both(z)
+    moves: list[Tensor] = []
+    turns: list[Tensor] = []
+    losses, nfe, failed = [loss], 2, 0
+    direction = -scale * g
+
+    def ended(result: Result) -> Path:
+        return Path(z.tolist(), losses, [], len(losses) - 1, nfe, nfe - 1, result)
+
+    while nfe < settings.max_nfe:
+        move = step * direction
+        new_loss, new_g = both(z + root @ move)
+        nfe += 1
+        if not new_loss < loss + settings.sigma * step * float(direction @ g):
+            step, failed = step * settings.beta, failed + 1
+            if failed > settings.max_backtracks:
+                return ended(Result.NO_DESCENT)
+            continue
+        turn = new_g - g
+        used = bool(move @ turn > torch.finfo(torch.float64).eps * (turn @ turn))
+        zero = torch.zeros_like(move)
+        moves = [*moves, move if used else zero][-settings.pairs :]
+        turns = [*turns, turn if used else zero][-settings.pairs :]
+        scale = move @ turn / (turn @ turn) if used else scale
+        z, loss, g, step, failed = z + root @ move, new_loss, new_g, 1.0, 0
+        losses.append(loss)
+        direction = -two_loop(g, moves, turns, scale)
+        window = settings.window
+        if len(losses) > window and losses[-1 - window] - losses[-1] < settings.min_slope * window:
+            return ended(Result.SLOPE)
+    return ended(Result.MAX_NFE)
 
 
 def longest_step(

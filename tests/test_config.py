@@ -62,7 +62,13 @@ def test_a_dumped_trial_builds_the_same_trial(base: Trial) -> None:
     assert Trial.build(unflatten(flatten(base.dump()))) == base
 
 
-CHOSEN_BY_NAME = {"eval.measures": ["entropy"], "data.scale": "standard", "method.mask_channel": False}
+CHOSEN_BY_NAME = {
+    "eval.measures": ["entropy"],
+    "data.scale": "standard",
+    "method.mask_channel": False,
+    "optim.decay": "linear",
+    "optim.average": {"window": 3},
+}
 """What is None in most trials, and otherwise no number."""
 
 
@@ -244,11 +250,16 @@ def test_amd_implies_a_constant_alpha_and_rk4_does_not() -> None:
         ({"optim": {"updates_per_batch": 0}}, ["optim.updates_per_batch"]),
         ({"start": "zeros"}, ["start", "given 'zeros'", "did you mean 'zero'"]),
         ({"preset": "pape"}, ["preset", "given 'pape'", "did you mean 'paper'", "best"]),
-        ({"preset": ["paper"]}, ["preset", "given ['paper']", "best, gen, paper"]),
+        ({"preset": ["paper"]}, ["preset", "given ['paper']", "best, best_epoch, gen, paper"]),
         ({"seed": -1}, ["seed", "given -1"]),
         ({"seed": 2**31}, ["seed", f"given {2**31}"]),
         ({"seed": 1.5}, ["seed", "given 1.5", "integer"]),
         ({"model": {"hidden": [150, 0]}}, ["model.hidden.1", "given 0", "greater than 0"]),
+        (
+            {"optim": {"decay": "linear"}, "budget": {"seconds": 3}},
+            ["optim.decay", "given linear", "budget.seconds", "allowed: null, or a budget of images alone"],
+        ),
+        ({"optim": {"replay": 1.0}, "solver": "rk4", "gradient": "adjoint"}, ["optim.replay", "given 1", "approx"]),
         ({"budget": {"images": 0}}, ["budget.images", "given 0", "greater than 0"]),
         ({"budget": 100}, ["budget", "given 100"]),
         ({"optim": {"name": "rmsprop", "beta1": 0.5}}, ["optim.beta1: unknown key", "alpha"]),

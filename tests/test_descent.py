@@ -16,7 +16,7 @@ from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.base import Solver
 from gfe_study.solvers.fields import NesterovFlow
 from gfe_study.solvers.gauss_newton import GaussNewton
-from gfe_study.solvers.lbfgs import LBFGS, inverse_hessian_times
+from gfe_study.solvers.lbfgs import LBFGS, inverse_hessian_factors, newer_inverse
 from gfe_study.solvers.nesterov_amd import NesterovAMD
 from gfe_study.solvers.spectral import SpectralAMD
 
@@ -119,10 +119,46 @@ def test_the_compact_form_is_the_two_loop_recursion(pairs: int) -> None:
     moves[2, 0] = turns[2, 0] = 0  # a pair that is not used
     grad = torch.randn(5, 4, dtype=torch.float64, generator=generator)
     scale = torch.rand(5, dtype=torch.float64, generator=generator) + 0.5
-    found = inverse_hessian_times(grad, moves, turns, scale)
+    rows = torch.cat([moves, turns, grad[:, None]], 1)
+    inverse = torch.zeros(5, pairs, pairs, dtype=torch.float64)
+    for newest in range(pairs):
+        # As they came, one by one: the newest is the last row, and what is not there yet is zero.
+        products = torch.zeros(5, pairs, 1, dtype=torch.float64)
+        products[:, pairs - 1 - newest :] = moves[:, : newest + 1] @ turns[:, newest, :, None]
+        inverse = newer_inverse(inverse, products, products[:, -1, 0] > 0)
+    factors = inverse_hessian_factors(rows @ rows.mT, inverse, scale)
+    found = -(factors.mT @ rows)[:, 0]
     for k in range(5):
         expected = oracles.two_loop(grad[k], list(moves[k]), list(turns[k]), scale[k])
         torch.testing.assert_close(found[k], expected)
+
+
+lbfgs_settings = st.builds(
+    LBFGS,
+    pairs=st.sampled_from([1, 2, 6]),
+    damping=st.sampled_from([1e-2, 1.0, 30.0]),
+    beta=st.floats(0.1, 0.6),
+    s_initial=st.floats(0.1, 30),
+    sigma=st.sampled_from([1e-4, 0.2, 0.45]),
+    window=st.sampled_from([1, 3]),
+    min_slope=st.sampled_from([1e-3, 1e-5]),
+    max_backtracks=st.sampled_from([1, 20]),
+    max_nfe=st.sampled_from([2, 3, 8, 16]),
+)
+
+
+@properties
+@given(lbfgs_settings, image_problems)
+def test_lbfgs_is_the_two_loop_recursion_in_the_metric_of_the_origin(solver: LBFGS, problem: Problem) -> None:
+    solution = solve(solver, problem)
+    for sample in range(len(problem.target_BD)):
+        path = oracles.lbfgs(solver, problem, sample)
+        assert solution.latent_BL[sample].tolist() == pytest.approx(path.latent, rel=1e-5, abs=1e-7)
+        assert solution.loss_B[sample].item() == pytest.approx(path.losses[-1], rel=1e-8)
+        assert solution.num_steps_B[sample] == path.num_steps
+        assert solution.nfe_forward_B[sample] == path.nfe_forward
+        assert solution.nfe_backward_B[sample] == path.nfe_backward
+        assert solution.result_B[sample] == path.result
 
 
 def test_gauss_newton_needs_one_step_where_the_problem_is_linear() -> None:

@@ -16,7 +16,7 @@ from gfe_study.data.base import Scale, Shape, Split, Splits, load_splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.gaussian import GaussianLoss
 from gfe_study.measures.errors import errors
-from gfe_study.methods.base import Learner
+from gfe_study.methods.base import Batch, Learner
 from gfe_study.methods.vae import VAELearner
 from gfe_study.starts.encoder import EncoderStarter
 from gfe_study.study.artifacts import write_best
@@ -85,7 +85,7 @@ def test_the_divergence_of_a_vae_is_shared_by_the_observed_values(target: Observ
     learner, before = learner_of(method="vae"), learner_of(method="vae")
     assert isinstance(before, VAELearner)
     torch.manual_seed(3)
-    learner.update(target, torch.arange(B), 1)
+    learner.update([Batch(target, torch.arange(B))], B)
     torch.manual_seed(3)
     mean_BL, log_variance_BL = before.posterior.moments(target.as_input(mask=True))
     drawn_BL = mean_BL + (log_variance_BL / 2).exp() * torch.randn(mean_BL.shape)

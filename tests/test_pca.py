@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA as SklearnPCA
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.likelihoods.base import Observed
+from gfe_study.methods.base import Batch
 from gfe_study.methods.pca import PCALearner, axes_with_gaps, principal_axes
 from gfe_study.metrics import TRAIN_SECONDS, VAL_LOSS
 from gfe_study.models.mlp import MLPDecoder
@@ -133,7 +134,7 @@ def test_latents_of_samples_with_gaps_are_least_squares_over_what_is_observed() 
     learner = trial.method.create(trial, trial.data.load().shape, CPU)
     learner.see(Split(factors(50, 64, 4, 0.1).float().numpy()))
     value = factors(6, 64, 4, 0.1, seed=3).float()
-    learner.update(Observed(value), torch.arange(6), 1)
+    learner.update([Batch(Observed(value), torch.arange(6))], 6)
     known = torch.rand(6, 64, generator=torch.Generator().manual_seed(0)) < 0.5
     latent = learner.encode(Observed(value, known)).latent_BL
     assert isinstance(learner.decoder, MLPDecoder)

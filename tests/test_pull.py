@@ -17,7 +17,7 @@ from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.density.bandwidth import BandwidthError, optimal_bandwidth
 from gfe_study.methods.aae import AAELearner
-from gfe_study.methods.base import Learner
+from gfe_study.methods.base import Batch, Learner
 from gfe_study.methods.gfe_gen import GFEGENLearner
 from gfe_study.methods.pull import OWN_SHARE, Pull, Puller, places
 from gfe_study.methods.vae import VAELearner
@@ -344,7 +344,7 @@ def test_the_evidence_bound_is_that_of_torchs_distributions(digits: Splits) -> N
     target = digits.train.batch(slice(0, 8))
     learner.optimiser.zero_grad()
     torch.manual_seed(5)
-    learner.update(target, torch.arange(8), 1)
+    learner.update([Batch(target, torch.arange(8))], 8)
     given = {
         name: weight.grad.clone() for name, weight in learner.networks.named_parameters() if weight.grad is not None
     }
@@ -370,7 +370,7 @@ def test_the_discriminator_learns_and_the_optimiser_of_the_rest_leaves_it_alone(
     stepped = {id(weight) for group in learner.optimiser.param_groups for weight in group["params"]}
     assert not own & stepped
     before = [weight.clone() for weight in learner.discriminator.parameters()]
-    learner.update(digits.train.batch(slice(0, 16)), torch.arange(16), 1)
+    learner.update([Batch(digits.train.batch(slice(0, 16)), torch.arange(16))], 16)
     after = list(learner.discriminator.parameters())
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(bool(weight.isfinite().all()) for weight in after)

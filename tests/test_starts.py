@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from gfe_study import registry
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.base import Shape, Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
-from gfe_study.methods.base import Learner
+from gfe_study.methods.base import Batch, Learner
 from gfe_study.metrics import MIXED, TEST_LOSS, TRAIN_LOSS
+from gfe_study.models.mlp import MLP
 from gfe_study.starts.encoder import EncoderStarter
+from gfe_study.starts.nearest import Nearest
 from gfe_study.training import train
 
 METHODS_AND_STARTS = [
@@ -54,7 +57,7 @@ def batch(digits: Splits, first: int, count: int = 8) -> tuple[Observed, Tensor]
 def test_zero_is_zero_whatever_was_learnt(digits: Splits) -> None:
     gfe = learner("zero", digits)
     images, index = batch(digits, 0)
-    gfe.update(images, index, 1)
+    gfe.update([Batch(images, index)], len(images))
     assert torch.equal(gfe.start(images, index), torch.zeros(8, 4))
     assert torch.equal(gfe.start(images), torch.zeros(8, 4))
     assert not gfe.start.state_dict()
@@ -64,9 +67,9 @@ def test_mean_is_the_weighted_mean_of_the_latents_so_far(digits: Splits) -> None
     gfe = learner({"name": "mean", "decay": 0.9}, digits)
     images, index = batch(digits, 0)
     assert torch.equal(gfe.start(images), torch.zeros(8, 4))
-    first = gfe.update(images, index, 1).latent_BL.mean(0)
+    first = gfe.update([Batch(images, index)], len(images)).latent_BL.mean(0)
     torch.testing.assert_close(gfe.start(images), first.expand(8, -1))
-    second = gfe.update(*batch(digits, 8), 1).latent_BL.mean(0)
+    second = gfe.update([Batch(*batch(digits, 8))], 8).latent_BL.mean(0)
     kept = 0.9**8
     expected = (kept * first + second) / (kept + 1)
     torch.testing.assert_close(gfe.start(images), expected.expand(8, -1))
@@ -75,10 +78,10 @@ def test_mean_is_the_weighted_mean_of_the_latents_so_far(digits: Splits) -> None
 def test_previous_is_where_the_same_image_ended(digits: Splits) -> None:
     gfe = learner("previous", digits)
     (images, index), (others, elsewhere) = batch(digits, 0), batch(digits, 500)
-    ended = gfe.update(images, index, 1).latent_BL
+    ended = gfe.update([Batch(images, index)], len(images)).latent_BL
     assert torch.equal(gfe.start(images, index), ended)
     assert torch.equal(gfe.start(others, elsewhere), torch.zeros(8, 4))
-    gfe.update(others, elsewhere, 1)
+    gfe.update([Batch(others, elsewhere)], len(others))
     assert torch.equal(gfe.start(images, index), ended)
     assert torch.equal(gfe.start(images[index.flip(0)], index.flip(0)), ended.flip(0))
     assert torch.equal(gfe.start(images), torch.zeros(8, 4))
@@ -94,7 +97,7 @@ def test_the_encoder_start_descends_its_own_reconstruction_and_leaves_the_decode
     expected = torch.autograd.grad(loss, list(encoder.parameters()))
     solver, flow = gfe.trial.solver, gfe.trial.flow
     from_there = solver.solve(flow, objective_of(gfe, images), gfe.start(images))
-    gfe.update(images, index, 1)
+    gfe.update([Batch(images, index)], len(images))
     torch.testing.assert_close([weight.grad for weight in encoder.parameters()], list(expected))
     for weight in zero.decoder.parameters():
         weight.grad = None
@@ -119,7 +122,7 @@ def test_an_autoencoders_own_encoder_starts_its_mixed_encoding(digits: Splits) -
     images, index = batch(digits, 0)
     assert encoder_of(ae) is ae.networks["encoder"]
     before = [weight.clone() for weight in encoder_of(ae).parameters()]
-    ae.update(images, index, 1)
+    ae.update([Batch(images, index)], len(images))
     assert any(not torch.equal(a, b) for a, b in zip(before, encoder_of(ae).parameters(), strict=True))
     mixed, plain = ae.encode(images, MIXED), ae.encode(images)
     assert (mixed.loss_B <= plain.loss_B + 1e-6).all()
@@ -170,3 +173,35 @@ def test_a_better_start_gives_a_better_encoding(digits: Splits) -> None:
     assert ends["zero"] is not None
     assert ends["previous"] is not None
     assert ends["previous"][TRAIN_LOSS] < 0.98 * ends["zero"][TRAIN_LOSS]
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_nearest_is_the_mean_latent_of_the_nearest_samples(gaps: bool) -> None:
+    """Against distances written out, pair by pair, over what both observe; of the last samples kept alone."""
+    draw = torch.Generator().manual_seed(4)
+    shape, kept, neighbours = Shape(1, (7,), mask=gaps), 9, 3
+    starter = Nearest(neighbours=neighbours, samples=kept).create(MLP(latent_dim=4), shape, None)
+    assert torch.equal(starter(Observed(torch.zeros(2, 7))), torch.zeros(2, 4))
+
+    def samples(count: int) -> Observed:
+        known = torch.rand(count, 7, generator=draw) < 0.5 if gaps else None
+        return Observed(torch.randn(count, 7, generator=draw), known)
+
+    batches = [samples(5) for _ in range(3)]
+    latents = [torch.randn(5, 4, generator=draw) for _ in range(3)]
+    for number, (batch_, latent) in enumerate(zip(batches, latents, strict=True)):
+        starter.remember(latent, batch_, torch.arange(5) + 5 * number)
+    new = samples(6)
+    found = starter(new)
+    table = [
+        (each[row : row + 1], latent[row]) for each, latent in zip(batches, latents, strict=True) for row in range(5)
+    ]
+    for row in range(6):
+        distances = []
+        for other, latent in table[-kept:]:
+            both = torch.ones(7, dtype=torch.bool) if new.known_BD is None else new.known_BD[row] & other.known_BD[0]
+            gap = (new.value_BD[row] - other.value_BD[0])[both].square()
+            distances.append((float(gap.mean()) if bool(both.any()) else math.inf, latent))
+        distances.sort(key=lambda pair: pair[0])
+        expected = torch.stack([latent for _, latent in distances[:neighbours]]).mean(0)
+        torch.testing.assert_close(found[row], expected)

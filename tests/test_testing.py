@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Differentiated
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.gaussian import Gaussian, GaussianLoss
-from gfe_study.methods.base import Encoding
+from gfe_study.methods.base import Batch, Updated
 from gfe_study.methods.gfe import GFE, GFELearner
 from gfe_study.models.base import Model, Vjp
 from gfe_study.models.mlp import MLP, MLPDecoder
@@ -288,12 +288,11 @@ class Forgetting(GFE):
 
 
 class Stubborn(GFELearner):
-    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
+    def update(self, batches: Sequence[Batch], new: int) -> Updated:
         try:
-            return super().update(target, index_B, updates)
+            return super().update(batches, new)
         except ArithmeticError:
-            zero_B = torch.zeros(len(target))
-            return Encoding(torch.zeros(len(target), 4), zero_B, zero_B, zero_B)
+            return Updated(torch.zeros(new, 4), torch.zeros(new), 0.0, 0.0)
 
 
 class Hiding(GFE):

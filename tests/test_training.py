@@ -23,7 +23,7 @@ from gfe_study.config import Trial
 from gfe_study.data.base import Split, Splits, image_shape
 from gfe_study.gradients.approx import Approximate
 from gfe_study.likelihoods.base import Observed
-from gfe_study.methods.base import Diverged, Learner
+from gfe_study.methods.base import Batch, Diverged, Learner
 from gfe_study.metrics import (
     DIVERGED,
     ENCODE_NFE,
@@ -68,6 +68,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gfe adjoint": {"solver": {"name": "euler", "tau": 20, "slices": 4}, "gradient": "adjoint"},
     "gfe best": {"solver": {"name": "lbfgs", "max_nfe": 6, "train_max_nfe": 5, "resume_max_nfe": 3}, "start": "mean"},
     "gfe schedule": {"optim": {"updates_per_batch": [[0, 3], [32, 1]], "lr_half_images": 40}, "start": "previous"},
+    "gfe replay": {
+        "solver": {"name": "lbfgs", "train_max_nfe": 5, "resume_max_nfe": 3, "products": "bf16"},
+        "optim": {
+            "updates_per_batch": 2,
+            "batch_size": [[0, 8], [32, 16]],
+            "replay": 0.5,
+            "average": {"window": 5},
+            "decay": "linear",
+            "weight_decay": 0.1,
+        },
+    },
+    "ae averaged": {"method": "ae", "optim": {"name": "adam", "average": {}, "replay": 1.0, "batch_size": 16}},
     "ae": {"method": "ae", "start": "encoder"},
     "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
     "gen": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 2}},
@@ -150,7 +162,7 @@ def test_the_same_seed_gives_the_same_numbers(variant: Trial, digits: Splits, un
     points, ended = uninterrupted
     torch.manual_seed(987)
     again, learner_again = run(train(variant, digits))
-    other, _ = run(itertools.islice(train(Trial.build(variant.dump(), {"seed": 1}), digits), 2))
+    other, _ = run(itertools.islice(train(Trial.build(variant.dump(), {"seed": 1}), digits), 3))
     assert timeless(again) == timeless(points)
     assert same(weights(learner_again), ended)
     assert other[-1][IMAGES_SEEN] == points[0][IMAGES_SEEN]
@@ -252,8 +264,8 @@ def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits)
     losses = []
     for start in (0, 16, 32):
         index = training_order(0, len(digits.train), start, 16)
-        encoding = learner.update(digits.train.batch(index), torch.from_numpy(index), 1)
-        losses.append(encoding.loss_B.mean().item())
+        batch = Batch(digits.train.batch(index), torch.from_numpy(index))
+        losses.append(learner.update([batch], 16).loss_B.mean().item())
     reported = [point[TRAIN_LOSS] for point in points]
     assert reported == pytest.approx([(losses[0] + losses[1]) / 2, losses[2]], rel=1e-6)
 
@@ -307,14 +319,112 @@ def test_the_learning_rate_halves_at_its_images_whatever_the_budget(digits: Spli
         rates[budget] = [step.state.learner.optimiser.param_groups[0]["lr"] for step in train(trial, digits)]
     assert rates[90][: len(rates[48]) - 1] == rates[48][:-1]
     assert rates[90][0] == 0.01
-    assert trial.optim.lr_at(32) == pytest.approx(0.005)
-    assert trial.optim.lr_at(96) == pytest.approx(0.0025)
+    assert trial.optim.lr_at(32, 90) == pytest.approx(0.005)
+    assert trial.optim.lr_at(96, 90) == pytest.approx(0.0025)
+
+
+def test_a_linear_decay_falls_to_zero_at_the_end_of_the_budget(digits: Splits) -> None:
+    trial = tiny({"optim": {"lr": 0.01, "decay": "linear", "batch_size": 30}, "eval": {"schedule": [60]}})
+    rates = [step.state.learner.optimiser.param_groups[0]["lr"] for step in train(trial, digits)]
+    assert rates == pytest.approx([0.01, 0.01 * 2 / 3, 0.01 / 3])
+    assert trial.optim.lr_at(90, 90) == 0
+
+
+@pytest.mark.parametrize("method", ["ae", "gfe"])
+def test_the_scheduled_learning_rate_is_the_one_that_weights_step_by(method: str, digits: Splits) -> None:
+    """Twice the rate, halved by the schedule from the second batch on, takes the second step of the plain rate."""
+    sgd = {"name": "rmsprop", "alpha": 0.0, "eps": 1e8}  # so large an ε makes RMSprop plain gradient descent
+    changes = {"method": method, "budget": {"images": 32}, "eval": {"schedule": [16]}}
+    moved = []
+    for optim in ({"lr": 1e8}, {"lr": 1e8, "lr_half_images": 16}):
+        steps = [weights(step.state.learner) for step in train(tiny(changes, {"optim": {**sgd, **optim}}), digits)]
+        moved.append([steps[1][name] - steps[0][name] for name in steps[0] if name.startswith("decoder")])
+    for plain, halved in zip(*moved, strict=True):
+        torch.testing.assert_close(halved, plain / 2, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_batches_follow_their_schedule(digits: Splits) -> None:
+    trial = tiny({"optim": {"batch_size": [[0, 8], [20, 16]]}, "eval": {"schedule": [20]}})
+    assert [step.images_seen for step in train(trial, digits)] == [8, 16, 20, 36, 52, 68, 84, 90]
+
+
+def test_weight_decay_shrinks_weights_by_its_share_of_the_rate(digits: Splits) -> None:
+    changes = {"method": "ae", "budget": {"images": 16}, "eval": {"schedule": [16]}}
+    before = tiny(changes).method.create(tiny(changes), SHAPE, torch.device("cpu"))
+    ends = []
+    for decay in (None, 0.5):
+        optim = {"name": "adam", "lr": 0.01, "weight_decay": decay}
+        _, learner = run(train(tiny(changes, {"optim": optim}), digits))
+        ends.append(learner.decoder.state_dict())
+    for name, start in before.decoder.state_dict().items():
+        torch.testing.assert_close(ends[1][name], ends[0][name] - 0.01 * 0.5 * start)
+
+
+def test_averaged_weights_are_evaluated_and_leave_training_alone(digits: Splits) -> None:
+    window, kept = 3, []
+    settings = {"optim": {"average": {"window": window}, "updates_per_batch": 2}}
+    plain = tiny({"optim": {"updates_per_batch": 2}})
+    for step in train(plain, digits):
+        kept.append(weights(step.state.learner))
+    points, _ = run(train(plain, digits))
+    averaged_points, learner = run(train(tiny(settings), digits))
+    assert [p[TRAIN_LOSS] for p in averaged_points] == [p[TRAIN_LOSS] for p in points]
+    assert [p[VAL_LOSS] for p in averaged_points] != [p[VAL_LOSS] for p in points]
+    with learner.training():
+        assert same(weights(learner), kept[-1])
+    assert not same(weights(learner), kept[-1])
+
+
+@pytest.mark.parametrize("window", [0, 3, 20])
+def test_the_average_is_that_of_the_formula(window: int, digits: Splits) -> None:
+    """θ̄ as a sum over all updates, in float64: each one's share times what later ones leave of it."""
+    changes = {"method": "ae", "eval": {"schedule": [90]}}
+    steps = [weights(step.state.learner) for step in train(tiny(changes), digits)]
+    _, learner = run(train(tiny(changes, {"optim": {"average": {"window": window}}}), digits))
+    expected = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in steps[0].items()}
+    for t, step in enumerate(steps, start=1):
+        share = (window + 1) / (t + window)
+        for name, weight in step.items():
+            expected[name] = (1 - share) * expected[name] + share * weight.double()
+    for name, weight in weights(learner).items():
+        torch.testing.assert_close(weight.double(), expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_replayed_images_are_different_ones_among_those_seen() -> None:
+    seen = set(training_order(3, 50, 0, 30).tolist())
+    drawn = [training.replayed(3, 50, 30, 20, update) for update in range(6)]
+    assert all(len({*index.tolist()}) == 20 and {*index.tolist()} <= seen for index in drawn)
+    assert len({tuple(index.tolist()) for index in drawn}) == 6
+    assert set().union(*(index.tolist() for index in drawn)) == seen
+    everything = training.replayed(3, 50, 130, 50, 0)  # in the third epoch
+    assert set(everything.tolist()) == set(range(50))
+
+
+def test_replay_joins_every_update_and_goes_on_from_the_latents_kept(digits: Splits) -> None:
+    solver = {"name": "lbfgs", "train_max_nfe": 6, "resume_max_nfe": 3, "min_slope": 0}
+    optim = {"batch_size": 8, "replay": 0.5, "updates_per_batch": 2}
+    trial = tiny({"solver": solver, "optim": optim, "budget": {"images": 24}, "eval": {"schedule": [24]}})
+    steps = train(trial, digits)
+    assert next(steps).state.images_used == 16  # nothing has been seen before
+    second = next(steps)
+    assert second.state.images_used == 16 + 2 * (8 + 4)
+    learner = second.state.learner
+    (*_, point) = [step.metrics for step in steps]
+    assert point is not None
+    # Of 8 new ones: 6, 3, and two passes for weights. Of 4 old ones: two times 3, and the same.
+    assert point[NFE_FORWARD] == pytest.approx(6 + 3 + 2 + (3 + 3 + 2) / 2 * 2 / 3)
+    seen = training_order(0, len(digits.train), 0, 16)
+    assert bool((learner.latent_NL[torch.from_numpy(seen)] != 0).any(1).all())
+    kept = learner.latent_NL[torch.from_numpy(seen)]
+    found = learner.encode(digits.train.batch(seen)).latent_BL
+    near = (kept - found).norm(dim=1) < kept.norm(dim=1)
+    assert near.float().mean() > 0.8
 
 
 def test_a_batch_is_solved_on_from_where_it_was_with_its_own_cap(digits: Splits) -> None:
     solver = {"name": "lbfgs", "max_nfe": 30, "train_max_nfe": 7, "resume_max_nfe": 3, "min_slope": 0}
     (*_, point), _ = run(train(tiny({"solver": solver, "optim": {"updates_per_batch": 3}}), digits))
-    # 7, then twice 3, and one pass for the weights of each of the three updates.
+    # 7, the metric among them; then twice 3, under the same metric; and one pass for the weights of each update.
     assert point[NFE_FORWARD] == pytest.approx(7 + 3 + 3 + 3, abs=0.05)
     assert point[ENCODE_NFE] > 2 * 15
 
@@ -332,7 +442,7 @@ def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, d
     trial = tiny({"method": method})
     learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
     images = digits.train.batch(slice(0, 16))
-    encoding = learner.update(images, torch.arange(16), 1)
+    encoding = learner.update([Batch(images, torch.arange(16))], 16)
     assert not same(weights(learner), weights(before))
     torch.testing.assert_close(encoding.latent_BL, before.encode(images).latent_BL)
     if method != "vae":  # whose loss is of a latent drawn around this one
@@ -343,7 +453,7 @@ def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:
     trial = tiny({"method": "ae"})
     learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
     images = digits.train.batch(slice(0, 16))
-    learner.update(images, torch.arange(16), 1)
+    learner.update([Batch(images, torch.arange(16))], 16)
     logits = before.decoder(before.networks["encoder"](images.value_BD))
     total = 16 * torch.nn.functional.binary_cross_entropy_with_logits(logits, images.value_BD)
     expected = torch.autograd.grad(total, list(before.networks.parameters()))
@@ -359,7 +469,7 @@ def test_a_trial_that_diverges_ends_with_a_marked_point(batches: int, variant: T
     progress = train(variant, digits)
     *_, step = itertools.islice(progress, batches)
     learner = step.state.learner
-    with torch.no_grad():
+    with torch.no_grad(), learner.training():
         next(learner.decoder.parameters())[0, 0] = math.nan
     poisoned, optimiser = weights(learner), copy.deepcopy(learner.optimiser.state_dict()["state"])
     rest = list(progress)
@@ -404,7 +514,7 @@ def test_weights_never_step_along_a_gradient_that_is_not_finite(
 
     monkeypatch.setattr(Approximate, "backward", overflowing)
     with pytest.raises(Diverged):
-        learner.update(digits.train.batch(slice(0, 4)), torch.arange(4), 1)
+        learner.update([Batch(digits.train.batch(slice(0, 4)), torch.arange(4))], 4)
     assert same(weights(learner), before)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.likelihoods.base import Observed
-from gfe_study.methods.base import Diverged, Encoding, Learner, Method, seeded
+from gfe_study.methods.base import Batch, Diverged, Encoding, Learner, Method, Updated, seeded
 from gfe_study.metrics import MIXED
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class AutoencoderLearner(Learner):
             self.encoder = self.trial.model.encoder(shape).to(device)
         return {"encoder": self.encoder}
 
-    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
-        for number in range(updates):
+    def update(self, batches: Sequence[Batch], new: int) -> Updated:
+        for number, (target, index_B) in enumerate(batches):
             self.optimiser.zero_grad(set_to_none=True)
             latent_BL = self.encoder(target.as_input(mask=self.shape.mask))
             loss_B = self.loss(self.decoder(latent_BL), target)
@@ -43,17 +44,22 @@ class AutoencoderLearner(Learner):
                 raise Diverged
             target.weighed(total_B).sum().backward()
             self.optimiser.step()
-            self.updated(latent_BL.detach(), index_B, again=number > 0)
-        self.start.remember(latent_BL.detach(), index_B)
-        passes_B = torch.full((len(target),), float(updates), device=target.value_BD.device)
-        return Encoding(latent_BL.detach(), loss_B.detach(), passes_B, passes_B)
+            self.updated(latent_BL[:new].detach(), index_B[:new], again=number > 0)
+        self.start.remember(latent_BL[:new].detach(), target[:new], index_B[:new])
+        return Updated(latent_BL[:new].detach(), loss_B[:new].detach(), *passes(batches))
 
     def latent_term(self, latent_BL: Tensor, index_B: Tensor) -> Tensor | None:
         """What is added to each sample's loss for where its latent is, shape (B,); None for nothing."""
         return None
 
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
-        """Called after every step of the optimiser, with the latents before it; `again`: on the same samples."""
+        """Called after every step of the optimiser, with the new samples' latents before it.
+
+        Args:
+            latent_BL: z.
+            index_B: places of the samples in the training split.
+            again: whether it is not the first step on them.
+        """
 
     @torch.no_grad()
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
@@ -62,6 +68,12 @@ class AutoencoderLearner(Learner):
         latent_BL = self.encoder(target.as_input(mask=self.shape.mask))
         none_B = torch.zeros(len(target), device=target.value_BD.device)
         return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
+
+
+def passes(batches: Sequence[Batch]) -> tuple[float, float]:
+    """Decoder evaluations and backward passes of one step of the optimiser on each batch."""
+    count = float(sum(len(batch.target) for batch in batches))
+    return count, count
 
 
 class EncoderMethod(Method):

@@ -6,29 +6,58 @@ Shapes: B batch, L latent, D values of a sample.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Component
 from gfe_study.likelihoods.base import Loss, Observed
-from gfe_study.solvers.objective import Objective
+from gfe_study.solvers.objective import LatentTerm, Objective
 from gfe_study.starts.base import Starter
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
     from gfe_study.data.base import Shape, Split
     from gfe_study.models.base import Decoder
+    from gfe_study.optim import Average
     from gfe_study.targets.base import Target
 
 
 class Diverged(ArithmeticError):
     """The training loss of a batch is NaN or infinite. Raised before the optimiser steps on it."""
+
+
+class Batch(NamedTuple):
+    """Training samples.
+
+    Attributes:
+        target: their values.
+        index_B: their places in the training split.
+    """
+
+    target: Observed
+    index_B: Tensor
+
+
+class Updated(NamedTuple):
+    """What training on some samples gave and cost.
+
+    Attributes:
+        latent_BL: latents of the new samples before the last step.
+        loss_B: their training loss there.
+        nfe_forward: decoder evaluations, those for the weights included.
+        nfe_backward: backward passes through the decoder.
+    """
+
+    latent_BL: Tensor
+    loss_B: Tensor
+    nfe_forward: Tensor | float
+    nfe_backward: Tensor | float
 
 
 @dataclass(frozen=True)
@@ -65,6 +94,9 @@ class Learner(ABC):
     encodings: ClassVar[tuple[str, ...]] = ()
     """Further ways to encode than the method's own; each becomes the metric `<name>_test_loss`."""
 
+    descends: ClassVar[bool] = True
+    """Whether its weights come from steps of the optimiser, which can be averaged and have samples replayed to."""
+
     encodes_by_flow: ClassVar[bool] = False
     """Whether its own encoding is `encode_by_flow`."""
 
@@ -81,6 +113,7 @@ class Learner(ABC):
             self.start: Starter = trial.start.create(trial.model, shape, encoder).to(device)
         self.networks["start"] = self.start
         self.optimiser: torch.optim.Optimizer = trial.optim.build(self.trained())
+        self.averaged = Averaged(self.optimiser, trial.optim.average) if trial.optim.average and self.descends else None
 
     def seen_as(self, shape: Shape) -> Shape:
         """The shape as the method's networks are to see it."""
@@ -116,17 +149,26 @@ class Learner(ABC):
     def settle(self) -> None:  # noqa: B027
         """Do what is left to be done before an evaluation. Counts as training."""
 
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """The networks with the weights that training goes on from; outside of it, those that are evaluated."""
+        if self.averaged is None:
+            yield
+            return
+        self.averaged.swap()
+        try:
+            yield
+        finally:
+            self.averaged.swap()
+
     @abstractmethod
-    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
-        """One batch of training.
+    def update(self, batches: Sequence[Batch], new: int) -> Updated:
+        """Train on new samples, with one step of the optimiser per batch.
 
         Args:
-            target: samples.
-            index_B: their places in the training split.
-            updates: steps of the optimiser.
-
-        Returns the encoding whose `loss_B` is the training loss before the (last) step; the counts include
-        the decoder's pass for its weights.
+            batches: the samples of each step. The first `new` of each are the new ones, the same in all; the others
+                were seen before.
+            new: number of new samples.
 
         Raises:
             Diverged: the loss of an update is not finite; that update has not touched the weights.
@@ -137,8 +179,24 @@ class Learner(ABC):
         """Latents of samples by the method's own encoding, or by one of `encodings`."""
 
     def objective(self, target: Observed, index_B: Tensor | None = None) -> Objective:
-        """What the latents of samples are found by minimising; `index_B` as of `update`, None for other samples."""
-        return Objective(self.decoder, self.loss, target, precision=self.trial.prior_precision)
+        """What the latents of samples are found by minimising.
+
+        Args:
+            target: samples.
+            index_B: their places in the training split; None for samples that are not trained on.
+        """
+        return Objective(
+            self.decoder,
+            self.loss,
+            target,
+            self.latent_term_of(index_B),
+            self.trial.prior_precision,
+            self.trial.solver.products,
+        )
+
+    def latent_term_of(self, index_B: Tensor | None) -> LatentTerm | None:
+        """What is added to ℓ for where a latent is; `index_B` as of `objective`; None for nothing."""
+        return None
 
     def encode_by_flow(self, target: Observed) -> Encoding:
         """Latents by following the trial's flow with its solver from its start."""
@@ -147,7 +205,7 @@ class Learner(ABC):
         lost_B = ~start_BL.isfinite().all(-1)
         solution = self.trial.solver.solve(self.trial.flow, objective, start_BL.masked_fill(lost_B[:, None], 0.0))
         loss_B, forward_B = solution.loss_B, solution.nfe_forward_B
-        if not objective.plain:  # of what was minimised, the loss alone is reported
+        if not objective.exact:  # of what was minimised, the loss alone is reported, in full precision
             lost_B = lost_B | ~loss_B.isfinite()
             with torch.no_grad():
                 loss_B = self.loss(self.decoder(solution.latent_BL), target)
@@ -161,11 +219,48 @@ class Learner(ABC):
         return self.loss.mean(self.decoder(latent_BL))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"networks": self.networks.state_dict(), "optimiser": self.optimiser.state_dict()}
+        averaged = {} if self.averaged is None else {"averaged": self.averaged.state_dict()}
+        return {"networks": self.networks.state_dict(), "optimiser": self.optimiser.state_dict(), **averaged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.networks.load_state_dict(state["networks"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+
+
+class Averaged:
+    """A running average of the weights that an optimiser steps on; see `optim.Average`.
+
+    The networks hold either the average or the weights that training goes on from, and this holds the other.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, settings: Average) -> None:
+        self.window = settings.window
+        self.weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+        self.others = [weight.detach().clone() for weight in self.weights]
+        self.steps = 0
+        optimiser.register_step_post_hook(self._stepped)
+
+    def swap(self) -> None:
+        """Exchange what the networks hold."""
+        for place, weight in enumerate(self.weights):
+            weight.data, self.others[place] = self.others[place], weight.data
+
+    @torch.no_grad()
+    def _stepped(self, *_: Any) -> None:
+        self.steps += 1
+        share = (self.window + 1) / (self.steps + self.window)
+        torch._foreach_lerp_(self.others, [weight.data for weight in self.weights], share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training goes on from, and the number of steps."""
+        return {"weights": self.others, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for other, saved in zip(self.others, state["weights"], strict=True):
+            other.copy_(saved)
 
 
 class Method(Component, ABC):

@@ -36,6 +36,7 @@ class GENLearner(AutoencoderLearner):
         return {**super().build_networks(shape, device), "puller": self.puller}
 
     def see(self, train: Split) -> None:
+        super().see(train)
         self.train = train
         self.puller.see(train)
 

@@ -2,55 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
+from gfe_study.data.base import Split
 from gfe_study.likelihoods.base import Observed
-from gfe_study.methods.base import Diverged, Encoding, Learner, Method
+from gfe_study.methods.base import Batch, Diverged, Encoding, Learner, Method, Updated
+from gfe_study.solvers.base import Solution, joined
+from gfe_study.solvers.objective import Objective
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+
+LATENTS = "latents"
 
 
 class GFELearner(Learner):
-    """z* by the trial's solver from the trial's start; dL/dθ by the trial's gradient."""
+    """z* by the trial's solver from the trial's start; dL/dθ by the trial's gradient.
+
+    New samples are solved from the start, under the solver's `train_max_nfe`. Everything later goes on from where it
+    was, under `resume_max_nfe`: new samples after a weight update, and samples that are replayed, whose latents are
+    kept from one time to the next.
+    """
 
     encodes_by_flow = True
+    latent_NL: Tensor
+    """The last z* of every training sample, where samples are replayed."""
 
-    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
-        trial = self.trial
-        forward_B = backward_B = torch.zeros(len(target), device=target.value_BD.device)
-        latent_BL = self.start(target, index_B)
-        if not bool(latent_BL.isfinite().all()):
-            raise Diverged
-        for number in range(updates):
-            solver = trial.solver.for_training(resumed=number > 0)
+    def see(self, train: Split) -> None:
+        if self.trial.optim.replay is not None:
+            weight = next(self.decoder.parameters())
+            self.latent_NL = weight.new_zeros(len(train), self.trial.model.latent_dim)
+
+    def update(self, batches: Sequence[Batch], new: int) -> Updated:
+        forward: Tensor | float = 0.0
+        backward: Tensor | float = 0.0
+        latent_BL = batches[0].target.value_BD.new_empty(0)
+        first: Objective | None = None
+        for number, (target, index_B) in enumerate(batches):
             objective = self.objective(target, index_B)
-            solution = solver.solve(trial.flow, objective, latent_BL, keep_path=trial.gradient.needs_path)
+            spent = [objective]
+            if first is not None:
+                objective.adopt(first)
+            if number:
+                start_BL = latent_BL[:new] if len(target) == new else self._kept(latent_BL[:new], index_B[new:])
+                solution = self._solve(objective, start_BL, resumed=True)
+            elif len(target) == new:
+                solution = self._solve(objective, self.start(target, index_B), resumed=False)
+            else:
+                fresh = self.objective(target[:new], index_B[:new])
+                seen = self.objective(target[new:], index_B[new:])
+                spent += [fresh, seen]
+                seen.adopt(fresh)
+                objective.adopt(fresh)
+                solution = joined(
+                    self._solve(fresh, self.start(target[:new], index_B[:new]), resumed=False),
+                    self._solve(seen, self.latent_NL[index_B[new:]], resumed=True),
+                )
+            first = objective
             latent_BL = solution.latent_BL
-            if not bool(latent_BL.isfinite().all()):
-                raise Diverged
             self.optimiser.zero_grad(set_to_none=True)
-            done = trial.gradient.backward(objective, solution)
-            if not bool(done.loss_B.isfinite().all()):
-                raise Diverged
+            done = self.trial.gradient.backward(objective, solution)
             self.start.backward(objective)
             # The sum of a tensor that holds NaN or an infinity is one or the other.
             sums = [weight.grad.sum() for weight in self.networks.parameters() if weight.grad is not None]
-            if not bool(torch.stack(sums).isfinite().all()):
+            if not bool(torch.stack([done.loss_B.sum(), latent_BL.sum(), *sums]).isfinite().all()):
                 raise Diverged
             self.optimiser.step()
-            self.updated(latent_BL, index_B, again=number > 0)
-            forward_B = forward_B + solution.nfe_forward_B + done.nfe_forward_B
-            backward_B = backward_B + solution.nfe_backward_B + done.nfe_backward_B
-        self.start.remember(latent_BL, index_B)
-        return Encoding(latent_BL, done.loss_B, forward_B, backward_B)
+            if self.trial.optim.replay is not None:
+                self.latent_NL[index_B[new:]] = latent_BL[new:]
+            self.updated(latent_BL[:new], index_B[:new], again=number > 0)
+            forward = forward + sum(each.nfe_forward_B.sum() for each in spent) + done.nfe_forward_B.sum()
+            backward = backward + sum(each.nfe_backward_B.sum() for each in spent) + done.nfe_backward_B.sum()
+        if self.trial.optim.replay is not None:
+            self.latent_NL[index_B[:new]] = latent_BL[:new]
+        self.start.remember(latent_BL[:new], target[:new], index_B[:new])
+        return Updated(latent_BL[:new], done.loss_B[:new], forward, backward)
+
+    def _kept(self, new_BL: Tensor, old_K: Tensor) -> Tensor:
+        return torch.cat([new_BL, self.latent_NL[old_K]])
+
+    def _solve(self, objective: Objective, start_BL: Tensor, *, resumed: bool) -> Solution:
+        if not bool(start_BL.isfinite().all()):
+            raise Diverged
+        solver, keep_path = self.trial.solver.for_training(resumed=resumed), self.trial.gradient.needs_path
+        return solver.solve(self.trial.flow, objective, start_BL, keep_path=keep_path)
 
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
-        """Called after every step of the optimiser, with the latents it was made at; `again`: on the same images."""
+        """Called after every step of the optimiser, with the new samples' latents it was made at.
+
+        Args:
+            latent_BL: z*.
+            index_B: places of the samples in the training split.
+            again: whether it is not the first step on them.
+        """
 
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
         return self.encode_by_flow(target)
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = {} if self.trial.optim.replay is None else {LATENTS: self.latent_NL}
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.trial.optim.replay is not None:
+            self.latent_NL.copy_(state[LATENTS])
 
 
 class GFE(Method):
     """Gradient flow encoding, arXiv:2412.00864: no encoder; z* is the end of a gradient flow."""
 
     learner = GFELearner
+
+    def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
+        if trial.optim.replay is not None and trial.gradient.needs_path:
+            raise ValueError(
+                f"optim.replay: given {trial.optim.replay:g} with gradient.name={trial.gradient.name}, which "
+                "differentiates the steps from the start; allowed: null, or gradient.name=approx"
+            )

@@ -9,11 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gfe_study.data.base import Split
-from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import TargetedMethod
 from gfe_study.methods.gfe import GFELearner
 from gfe_study.methods.pull import FEWEST, Pull, Puller
-from gfe_study.solvers.objective import Objective
+from gfe_study.solvers.objective import LatentTerm
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -39,11 +38,12 @@ class GFEGENLearner(GFELearner):
         return {**super().build_networks(shape, device), "puller": self.puller}
 
     def see(self, train: Split) -> None:
+        super().see(train)
         self.puller.see(train)
 
-    def objective(self, target: Observed, index_B: Tensor | None = None) -> Objective:
+    def latent_term_of(self, index_B: Tensor | None) -> LatentTerm | None:
         if not self.puller.active:
-            return super().objective(target, index_B)
+            return None
 
         def term(latent_KL: Tensor, rows_K: Tensor | None) -> Tensor:
             index_K = index_B if index_B is None or rows_K is None else index_B[rows_K]
@@ -51,7 +51,7 @@ class GFEGENLearner(GFELearner):
             assert found_K is not None
             return found_K
 
-        return Objective(self.decoder, self.loss, target, term, self.trial.prior_precision)
+        return term
 
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
         self.puller.remember(index_B, latent_BL, again=again)

@@ -5,7 +5,7 @@ Shapes: N training samples seen, B batch, L latent, D values of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from gfe_study.data.base import Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.gaussian import Gaussian, GaussianLoss
-from gfe_study.methods.base import Encoding, Learner, Method
+from gfe_study.methods.base import Batch, Encoding, Learner, Method, Updated
 from gfe_study.models.mlp import MLPDecoder
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class PCALearner(Learner):
 
     decoder: MLPDecoder
     loss: GaussianLoss
+    descends = False
     train: Split
     seen_N: Tensor
 
@@ -47,11 +48,13 @@ class PCALearner(Learner):
         self.train, self.seen_N = train, torch.zeros(len(train), dtype=torch.bool)
         self.fitted = False
 
-    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
-        self.seen_N[index_B.cpu()] = True
+    def update(self, batches: Sequence[Batch], new: int) -> Updated:
+        target, index_B = batches[0]
+        self.seen_N[index_B[:new].cpu()] = True
         if not self.fitted:
             self.settle()
-        return self.encode(target)
+        encoding = self.encode(target[:new])
+        return Updated(encoding.latent_BL, encoding.loss_B, float(new), 0.0)
 
     @torch.no_grad()
     def settle(self) -> None:

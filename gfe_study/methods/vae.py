@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gfe_study.likelihoods.base import Observed
-from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod
-from gfe_study.methods.base import Diverged, Encoding, TargetedMethod, seeded
+from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod, passes
+from gfe_study.methods.base import Batch, Diverged, TargetedMethod, Updated, seeded
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -36,8 +36,9 @@ class VAELearner(AutoencoderLearner):
         self.encoder = self.posterior
         return {"encoder": self.posterior}
 
-    def update(self, target: Observed, index_B: Tensor, updates: int) -> Encoding:
-        for _ in range(updates):
+    def update(self, batches: Sequence[Batch], new: int) -> Updated:
+        for batch in batches:
+            target = batch.target
             self.optimiser.zero_grad(set_to_none=True)
             mean_BL, log_variance_BL = self.posterior.moments(target.as_input(mask=self.shape.mask))
             # Drawn on the CPU, so that a trial draws the same on every device.
@@ -49,9 +50,8 @@ class VAELearner(AutoencoderLearner):
                 raise Diverged
             target.weighed(total_B).sum().backward()
             self.optimiser.step()
-        self.start.remember(mean_BL.detach(), index_B)
-        passes_B = torch.full((len(target),), float(updates), device=target.value_BD.device)
-        return Encoding(mean_BL.detach(), loss_B.detach(), passes_B, passes_B)
+        self.start.remember(mean_BL[:new].detach(), target[:new], batch.index_B[:new])
+        return Updated(mean_BL[:new].detach(), loss_B[:new].detach(), *passes(batches))
 
 
 class Posterior(nn.Module):

@@ -7,14 +7,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gfe_study.config import Component
 from gfe_study.data.base import Shape
 from gfe_study.likelihoods.base import Loss, Observed
+
+# In a fresh process every ELU, expm1 and cross-entropy runs five to eleven times too slowly with some builds of torch
+# on some processors (seen on two machines), until one vector of tanh has been computed by the library that they share,
+# SLEEF; from then on, in all threads, to the same bits. The time goes at the return from its expm1. It is neither
+# lazy binding nor pages that are not there yet, and `torch.tanh` does not do it.
+F.gelu(torch.zeros(64), approximate="tanh")
+
+Products = Literal["float32", "bf16"]
+"""The type in which matrix products are taken; `float32` stands for the type of the latents."""
 
 Vjp = Callable[[Tensor, Tensor | None], Tensor]
 """(∂ℓ/∂output of the selected rows, selection or None for all) -> ∂ℓ/∂z of the selected rows."""
@@ -35,9 +45,13 @@ class Linearizable(Protocol):
 class Decoder(nn.Module):
     """D(z; θ): latents (K, L) to what a likelihood takes for its parameters, logits or means, (K, D)."""
 
-    def frozen(self) -> Linearizable:
-        """The decoder with its weights as they are now, for many evaluations; it may be laid out for speed."""
-        return self
+    def frozen(self, products: Products = "float32") -> Linearizable:
+        """The decoder with its weights as they are now, for many evaluations; it may be laid out for speed.
+
+        Args:
+            products: the type in which it multiplies; what goes in and comes out keeps the type of the latents.
+        """
+        return self if products == "float32" else _Autocast(self)
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
         """D(z) and the map g ↦ gᵀ ∂D/∂z, by autograd. A decoder may know a cheaper way and override this."""
@@ -81,6 +95,25 @@ class Decoder(nn.Module):
         total = loss(self(latent_KL), target).sum()
         (grad_KL,) = torch.autograd.grad(total, latent_KL, create_graph=True)
         return grad_KL
+
+
+class _Autocast:
+    """A decoder whose products torch takes in bfloat16, where it knows how."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
+        with torch.autocast(latent_KL.device.type, torch.bfloat16):
+            output_KD, vjp = self.decoder.linearize(latent_KL)
+
+        def pulled(grad: Tensor, selected: Tensor | None) -> Tensor:
+            return vjp(grad.to(output_KD.dtype), selected).to(latent_KL.dtype)
+
+        return output_KD.to(latent_KL.dtype), pulled
+
+    def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]:
+        return self.decoder.jacobian(latent_KL)
 
 
 class Model(Component, ABC):

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from gfe_study.data.base import Shape
 from gfe_study.likelihoods.base import Loss, Observed
-from gfe_study.models.base import Decoder, Model, Vjp
+from gfe_study.models.base import Decoder, Model, Products, Vjp
 
 _elu_backward = torch.ops.aten.elu_backward.default
 
@@ -44,8 +44,9 @@ class MLPDecoder(Decoder):
         logits_KD: Tensor = last(hidden_KH)
         return logits_KD
 
-    def frozen(self) -> FrozenMLP:
-        return FrozenMLP([(layer.weight.detach(), layer.bias.detach()) for layer in self.linears()])
+    def frozen(self, products: Products = "float32") -> FrozenMLP:
+        layers = [(layer.weight.detach(), layer.bias.detach()) for layer in self.linears()]
+        return FrozenMLP(layers, torch.bfloat16 if products == "bf16" else layers[0][0].dtype)
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
         return self.frozen().linearize(latent_KL)
@@ -64,38 +65,39 @@ class MLPDecoder(Decoder):
 
 
 class FrozenMLP:
-    """The weights as they are now, without graph, and copied once into the order in which products read them."""
+    """The weights as they are now, without graph, in the type in which products are taken."""
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]]) -> None:
-        self.backward = [weight for weight, _ in layers]
-        self.forward = [weight.t().contiguous() for weight, _ in layers]
-        self.biases = [bias for _, bias in layers]
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], dtype: torch.dtype) -> None:
+        self.dtype, self.given = dtype, layers[0][0].dtype
+        self.weights = [weight.to(dtype) for weight, _ in layers]
+        self.biases = [bias.to(dtype) for _, bias in layers]
 
     def _activations(self, latent_KL: Tensor) -> tuple[list[Tensor], Tensor]:
-        hidden = [latent_KL.detach()]
-        for weight, bias in zip(self.forward[:-1], self.biases[:-1], strict=True):
-            hidden.append(F.elu_(torch.addmm(bias, hidden[-1], weight)))
-        return hidden, torch.addmm(self.biases[-1], hidden[-1], self.forward[-1])
+        hidden = [latent_KL.detach().to(self.dtype)]
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            hidden.append(F.elu_(F.linear(hidden[-1], weight, bias)))
+        return hidden, F.linear(hidden[-1], self.weights[-1], self.biases[-1]).to(self.given)
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
         """As `Decoder.linearize`. ELU's derivative is recovered from its output: only activations are kept."""
         hidden, logits_KD = self._activations(latent_KL)
 
         def vjp(grad: Tensor, selected: Tensor | None) -> Tensor:
-            for weight, activation in zip(reversed(self.backward[1:]), reversed(hidden[1:]), strict=True):
+            grad = grad.to(self.dtype)
+            for weight, activation in zip(reversed(self.weights[1:]), reversed(hidden[1:]), strict=True):
                 kept = activation if selected is None else activation[selected]
                 grad = _elu_backward(torch.mm(grad, weight), 1.0, 1.0, 1.0, True, kept)
-            return torch.mm(grad, self.backward[0])
+            return torch.mm(grad, self.weights[0]).to(self.given)
 
         return logits_KD, vjp
 
     def jacobian(self, latent_KL: Tensor) -> tuple[Tensor, Tensor]:
         """As `Decoder.jacobian`. The tangents of the first layer are its weights: the others cost products."""
         hidden, logits_KD = self._activations(latent_KL)
-        tangent_KLH = self.forward[0].expand(len(latent_KL), -1, -1)
-        for weight, activation in zip(self.forward[1:], hidden[1:], strict=True):
-            tangent_KLH = (tangent_KLH * (activation + 1).clamp_(max=1.0)[:, None]) @ weight
-        return logits_KD, tangent_KLH
+        tangent_KLH = self.weights[0].t().expand(len(latent_KL), -1, -1)
+        for weight, activation in zip(self.weights[1:], hidden[1:], strict=True):
+            tangent_KLH = (tangent_KLH * (activation + 1).clamp_(max=1.0)[:, None]) @ weight.t()
+        return logits_KD, tangent_KLH.to(self.given)
 
 
 class _LatentGradient(torch.autograd.Function):

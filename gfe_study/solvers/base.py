@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gfe_study.config import Component
+from gfe_study.models.base import Products
 from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import Path, Scheme
 
@@ -68,6 +69,12 @@ class Solution:
     path: Path | None = None
 
 
+def joined(one: Solution, other: Solution) -> Solution:
+    """The solutions of two batches as one, without their paths."""
+    parts = {each.name: [getattr(one, each.name), getattr(other, each.name)] for each in fields(Solution)}
+    return Solution(path=None, **{name: torch.cat(both) for name, both in parts.items() if name != "path"})
+
+
 StepObserver = Callable[[dict[str, Tensor]], None]
 """Called after every step, for tests and convergence figures. Its argument holds at least `latent`, shape (K, L), and
 `time`, shape (K,), of the samples that are still active; `row`, shape (K,), says which these are, unless all are."""
@@ -79,6 +86,10 @@ class Solver(Component, ABC):
     No result of a sample depends on the other samples of its batch, but for the rounding of matrix products, whose
     order depends on their shapes; where a loss is flat or has several minima, many steps may amplify that.
     """
+
+    products: Products = "float32"
+    """The type in which the decoder multiplies matrices while latents are looked for. `bf16` takes half the memory and
+    is faster where the processor multiplies it; latents, losses, weights and their gradients stay float32."""
 
     scheme: ClassVar[Scheme | None] = None
     """What its steps along a flow are; None for a minimiser that follows none."""

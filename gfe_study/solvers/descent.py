@@ -101,12 +101,13 @@ class DescentSolver(Solver, Generic[A]):
     ) -> Solution:
         self._check_flow(flow)
         check_start(start_BL)
-        solution = _blank(objective, start_BL)
+        solution = _blank(start_BL)
         walked = _Walked(start_BL, self.scheme) if keep_path and self.scheme is not None else None
+        spent = objective.evaluations
         active = self._first(objective, start_BL)
         finite = active.loss.isfinite() & active.grad.isfinite().all(-1)
         active = _retire(active, [(Result.NONFINITE, ~finite)], solution)
-        for _ in range(self.max_nfe - 1):
+        for _ in range(self.max_nfe - (objective.evaluations - spent)):
             if not len(active.row):
                 break
             ended = self._round(objective, active)
@@ -116,7 +117,9 @@ class DescentSolver(Solver, Generic[A]):
                 walked.add(active)
             active = _retire(active, ended, solution)
         _retire(active, [(Result.MAX_NFE, torch.ones_like(active.row, dtype=torch.bool))], solution)
-        return solution if walked is None else replace(solution, path=walked.path(self, flow, solution))
+        path = None if walked is None else walked.path(self, flow, solution)
+        counts = {"nfe_forward_B": objective.nfe_forward_B, "nfe_backward_B": objective.nfe_backward_B}
+        return replace(solution, path=path, **counts)
 
     @abstractmethod
     def _first(self, objective: Objective, start_BL: Tensor) -> A:
@@ -177,15 +180,16 @@ def fields_at(start_BL: Tensor, loss: Tensor, grad: Tensor) -> dict[str, Tensor]
     }
 
 
-def _blank(objective: Objective, start_BL: Tensor) -> Solution:
+def _blank(start_BL: Tensor) -> Solution:
+    number_B = torch.zeros(len(start_BL), dtype=torch.long, device=start_BL.device)
     return Solution(
         latent_BL=torch.empty_like(start_BL),
         loss_B=torch.empty_like(start_BL[:, 0]),
         time_B=torch.empty_like(start_BL[:, 0]),
-        result_B=torch.empty_like(objective.nfe_forward_B),
-        num_steps_B=torch.empty_like(objective.nfe_forward_B),
-        nfe_forward_B=objective.nfe_forward_B,
-        nfe_backward_B=objective.nfe_backward_B,
+        result_B=number_B,
+        num_steps_B=number_B.clone(),
+        nfe_forward_B=number_B,
+        nfe_backward_B=number_B,
     )
 
 

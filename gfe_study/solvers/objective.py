@@ -3,13 +3,16 @@
 Shapes: B batch, K rows of it, L latent, D values of a sample.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from gfe_study.likelihoods.base import Loss, Observed
-from gfe_study.models.base import Decoder
+from gfe_study.models.base import Decoder, Linearizable, Products
 
 LatentTerm = Callable[[Tensor, Tensor | None], Tensor]
 """(latents (K, L), their rows of the batch or None for all) -> what is added to each one's ℓ, shape (K,)."""
@@ -27,13 +30,10 @@ class Objective:
         term: a differentiable function of the latents alone that is added to ℓ, if any.
         precision: λ of a normal prior of the latents, which adds λ‖z‖²/(2 n) to the ℓ of a sample with n observed
             values; None: no prior.
+        products: the type in which the decoder multiplies matrices; all else is in the latents' own.
 
     Raises:
         ValueError: an observed value is NaN or infinite; the message names the samples.
-
-    Attributes:
-        nfe_forward_B: decoder evaluations spent on each sample so far.
-        nfe_backward_B: decoder pullbacks (vector–Jacobian products in z) spent on each sample so far.
     """
 
     def __init__(
@@ -43,24 +43,51 @@ class Objective:
         target: Observed,
         term: LatentTerm | None = None,
         precision: float | None = None,
+        products: Products = "float32",
     ) -> None:
         finite_B = target.value_BD.isfinite().all(-1)
         if not finite_B.all():
             rows = (~finite_B).nonzero().flatten().tolist()
             raise ValueError(f"NaN or infinite values in sample {', '.join(map(str, rows[:5]))} of the batch")
         self.decoder = decoder
-        self.frozen = decoder.frozen()
+        self.products = products
         self.loss = loss
         self.term = term
         self.target = target
-        self.nfe_forward_B = torch.zeros(len(target), dtype=torch.long, device=target.value_BD.device)
-        self.nfe_backward_B = self.nfe_forward_B.clone()
+        self.precision = precision
+        self._forward = _Counter(target)
+        self._backward = _Counter(target)
+        self._metrics: dict[float, Tensor] = {}
         self.pull_B: Tensor | None = None
         """λ/n: the curvature of the prior."""
         if precision is not None:
             self.pull_B = target.value_BD.new_full((len(target),), precision) / target.count_B
         self._rows: Tensor | None = None
         self._rows_target = target
+
+    @cached_property
+    def frozen(self) -> Linearizable:
+        """The decoder with its weights as they are when it is first asked for."""
+        return self.decoder.frozen(self.products)
+
+    def adopt(self, other: Objective) -> None:
+        """Take over what `metric` found for another objective, of a decoder that was much the same."""
+        self._metrics = other._metrics
+
+    @property
+    def evaluations(self) -> int:
+        """Decoder evaluations that were spent on every sample alike."""
+        return self._forward.all
+
+    @property
+    def nfe_forward_B(self) -> Tensor:
+        """Decoder evaluations spent on each sample so far."""
+        return self._forward.of_all()
+
+    @property
+    def nfe_backward_B(self) -> Tensor:
+        """Decoder pullbacks (vector–Jacobian products in z) spent on each sample so far."""
+        return self._backward.of_all()
 
     def evaluate(self, latent_KL: Tensor, rows_K: Tensor | None = None) -> tuple[Tensor, Pullback]:
         """Losses of the given rows of the batch at `latent_KL`, and the pullback that gives their gradients.
@@ -70,7 +97,7 @@ class Objective:
         """
         target = self._target_of(rows_K)
         output_KD, vjp = self.frozen.linearize(latent_KL)
-        self._count(self.nfe_forward_B, rows_K)
+        self._forward.add(rows_K)
         loss_K = self.loss(output_KD, target)
         beside = self._beside(latent_KL, rows_K)
         if beside is not None:
@@ -82,7 +109,7 @@ class Objective:
             if selected is not None:
                 output, observed = output_KD[selected], target[selected]
                 chosen = selected if rows_K is None else rows_K[selected]
-            self._count(self.nfe_backward_B, chosen)
+            self._backward.add(chosen)
             slope = vjp(self.loss.gradient(output, observed), selected)
             if beside is None:
                 return slope
@@ -103,7 +130,7 @@ class Objective:
         """
         target = self._target_of(rows_K)
         output_KD, jacobian_KLD = self.frozen.jacobian(latent_KL)
-        self._count(self.nfe_forward_B, rows_K, 1 + latent_KL.shape[1])
+        self._forward.add(rows_K, 1 + latent_KL.shape[1])
         grad_KL = torch.einsum("kld,kd->kl", jacobian_KLD, self.loss.gradient(output_KD, target))
         weighted_KLD = jacobian_KLD * self.loss.curvature(output_KD, target)[:, None]
         normal_KLL = weighted_KLD @ jacobian_KLD.transpose(1, 2)
@@ -114,6 +141,29 @@ class Objective:
             pull_K = self.pull_B if rows_K is None else self.pull_B[rows_K]
             normal_KLL.diagonal(dim1=1, dim2=2).add_(pull_K[:, None])
         return loss_K, grad_KL, normal_KLL
+
+    def metric(self, latent_dim: int, damping: float) -> Tensor:
+        """P with P Pᵀ = (N + μ I)⁻¹, shape (L, L), N = Jᵀ diag(∂²ℓ/∂D²) J + λ/D I the Gauss–Newton matrix at z = 0.
+
+        N is that of a sample all of whose values are observed, with the errors σ = 1 where the data gives errors: it
+        is a property of the decoder, and the same for every sample. Found once, in float64, and counted as one
+        evaluation per sample.
+
+        Args:
+            latent_dim: L.
+            damping: μ as a share of the mean diagonal of N.
+        """
+        known = self._metrics.get(damping)
+        if known is None:
+            one_D = self.target.value_BD.new_zeros(1, self.target.value_BD.shape[1])
+            sigma_D = None if self.target.sigma_BD is None else torch.ones_like(one_D)
+            origin_L = one_D.new_zeros(1, latent_dim)
+            output_D, jacobian_LD = self.frozen.jacobian(origin_L)
+            curvature_D = self.loss.curvature(output_D, Observed(one_D, sigma_BD=sigma_D))
+            self._forward.add(None)
+            found = _root_of_inverse((jacobian_LD * curvature_D[:, None])[0], jacobian_LD[0], damping, self.precision)
+            known = self._metrics[damping] = found
+        return known
 
     def _target_of(self, rows_K: Tensor | None) -> Observed:
         if rows_K is not self._rows:
@@ -132,20 +182,48 @@ class Objective:
         return found
 
     @property
-    def plain(self) -> bool:
-        """Whether it is ℓ alone, without a term or a prior."""
-        return self.term is None and self.pull_B is None
+    def exact(self) -> bool:
+        """Whether it is ℓ alone, without a term or a prior, in the type of the latents."""
+        return self.term is None and self.pull_B is None and self.products == "float32"
 
     def prior(self, latent_BL: Tensor) -> Tensor | float:
         """λ‖z‖²/(2 n) of the whole batch, shape (B,), differentiable."""
         return 0.0 if self.pull_B is None else self.pull_B * latent_BL.square().sum(1) / 2
 
-    @staticmethod
-    def _count(counter_B: Tensor, rows_K: Tensor | None, times: int = 1) -> None:
+
+def _root_of_inverse(weighted_LD: Tensor, jacobian_LD: Tensor, damping: float, precision: float | None) -> Tensor:
+    latent, size = jacobian_LD.shape
+    normal_LL = weighted_LD.double() @ jacobian_LD.double().t()
+    prior = 0.0 if precision is None else precision / size
+    shift = prior + damping * normal_LL.diagonal().mean()
+    identity_LL = torch.eye(latent, dtype=normal_LL.dtype, device=normal_LL.device)
+    # A decoder that ignores its latent, or is not finite, has no metric: P is then the identity.
+    factor_LL, failed = torch.linalg.cholesky_ex(normal_LL + shift * identity_LL)
+    lost = (failed > 0) | ~factor_LL.isfinite().all()
+    factor_LL = torch.where(lost, identity_LL, factor_LL)
+    root_LL: Tensor = torch.linalg.solve_triangular(factor_LL, identity_LL, upper=False).t()
+    return root_LL.to(jacobian_LD.dtype).contiguous()
+
+
+class _Counter:
+    """Counts per sample. What is counted of the whole batch is one number, so that counting costs nothing there."""
+
+    def __init__(self, target: Observed) -> None:
+        self.all = 0
+        self.some_B: Tensor | None = None
+        self._target = target
+
+    def add(self, rows_K: Tensor | None, times: int = 1) -> None:
         if rows_K is None:
-            counter_B += times
-        else:
-            counter_B[rows_K] += times
+            self.all += times
+            return
+        if self.some_B is None:
+            self.some_B = torch.zeros(len(self._target), dtype=torch.long, device=self._target.value_BD.device)
+        self.some_B[rows_K] += times
+
+    def of_all(self) -> Tensor:
+        all_B = torch.full((len(self._target),), self.all, device=self._target.value_BD.device)
+        return all_B if self.some_B is None else all_B + self.some_B
 
 
 def _with_slope(term: LatentTerm, latent_KL: Tensor, rows_K: Tensor | None) -> tuple[Tensor, Tensor]:

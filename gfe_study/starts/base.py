@@ -36,8 +36,8 @@ class Starter(nn.Module, ABC):
         """Add the gradients of its own weights, if it has any, before the optimiser steps."""
 
     @torch.no_grad()
-    def remember(self, latent_BL: Tensor, index_B: Tensor) -> None:
-        """Take note of the z* of training images."""
+    def remember(self, latent_BL: Tensor, target: Observed, index_B: Tensor) -> None:
+        """Take note of the z* of training samples; arguments as of `forward`."""
 
 
 class Start(Component, ABC):

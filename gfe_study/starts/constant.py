@@ -31,7 +31,7 @@ class ConstantStarter(Starter):
         return (self.latent_L / self.weight.clamp(min=1e-12)).to(target.value_BD.dtype).repeat(len(target), 1)
 
     @torch.no_grad()
-    def remember(self, latent_BL: Tensor, index_B: Tensor) -> None:
+    def remember(self, latent_BL: Tensor, target: Observed, index_B: Tensor) -> None:
         if self.decay is not None:
             kept = self.decay ** len(latent_BL)
             self.latent_L.mul_(kept).add_(latent_BL.mean(0), alpha=1 - kept)

@@ -32,7 +32,7 @@ class PreviousStarter(Starter):
         return self.latent_NL[index_B].to(target.value_BD.dtype)
 
     @torch.no_grad()
-    def remember(self, latent_BL: Tensor, index_B: Tensor) -> None:
+    def remember(self, latent_BL: Tensor, target: Observed, index_B: Tensor) -> None:
         self._grow(index_B)
         self.latent_NL[index_B] = latent_BL.to(self.latent_NL.dtype)
 

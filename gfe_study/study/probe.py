@@ -17,8 +17,9 @@ from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.methods.base import Diverged, derive_seed
 from gfe_study.metrics import EVAL_SECONDS, TRAIN_SECONDS
+from gfe_study.optim import scheduled, starts_of
 from gfe_study.study.runner import pin_threads
-from gfe_study.training import ENCODE_BATCH, TrainingState, evaluate, train_batch, training_order
+from gfe_study.training import ENCODE_BATCH, TrainingState, evaluate, train_batch
 
 LEAST_BATCHES = 6
 PROBED_BYTES = 2**26
@@ -87,9 +88,9 @@ def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -
 
 
 def _phases(trial: Trial) -> list[tuple[int, int]]:
-    """Spans of images seen within which a batch costs the same: the steps of `optim.updates_per_batch`."""
-    schedule = trial.optim.updates_per_batch
-    starts = [0] if isinstance(schedule, int) else [images for images, _ in schedule]
+    """Spans of images seen within which a batch costs the same: the steps of the schedules of `optim`."""
+    optim = trial.optim
+    starts = sorted({*starts_of(optim.updates_per_batch), *starts_of(optim.batch_size)})
     ends = [*starts[1:], trial.budget.images]
     return [
         (start, min(end, trial.budget.images))
@@ -122,10 +123,9 @@ def _rates(trial: Trial, splits: Splits, state: TrainingState, end: int, seconds
     began = time.perf_counter()
     while len(marks) <= LEAST_BATCHES or time.perf_counter() - began < seconds:
         # Past the end the same batches stand for more of their kind: the schedule is read at `images_seen`.
-        count = min(trial.optim.batch_size, max(1, end - marks[0][0]))
-        index = training_order(trial.seed, len(splits.train), state.images_seen, count)
+        count = min(scheduled(trial.optim.batch_size, state.images_seen), max(1, end - marks[0][0]))
         try:
-            train_batch(state, splits.train, index)
+            train_batch(state, splits.train, count)
         except Diverged:
             break
         marks.append((marks[-1][0] + count, state.train_seconds, state.nfe_forward + state.nfe_backward))
