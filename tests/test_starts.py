@@ -199,7 +199,7 @@ def test_nearest_is_the_mean_latent_of_the_nearest_samples(gaps: bool) -> None:
     for row in range(6):
         distances = []
         for other, latent in table[-kept:]:
-            both = torch.ones(7, dtype=torch.bool) if new.known_BD is None else new.known_BD[row] & other.known_BD[0]
+            both = new.as_input(mask=True)[row, 7:].bool() & other.as_input(mask=True)[0, 7:].bool()
             gap = (new.value_BD[row] - other.value_BD[0])[both].square()
             distances.append((float(gap.mean()) if bool(both.any()) else math.inf, latent))
         distances.sort(key=lambda pair: pair[0])

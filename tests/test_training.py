@@ -24,6 +24,7 @@ from gfe_study.data.base import Split, Splits, image_shape
 from gfe_study.gradients.approx import Approximate
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Learner
+from gfe_study.methods.gfe import GFELearner
 from gfe_study.metrics import (
     DIVERGED,
     ENCODE_NFE,
@@ -409,6 +410,7 @@ def test_replay_joins_every_update_and_goes_on_from_the_latents_kept(digits: Spl
     second = next(steps)
     assert second.state.images_used == 16 + 2 * (8 + 4)
     learner = second.state.learner
+    assert isinstance(learner, GFELearner)
     (*_, point) = [step.metrics for step in steps]
     assert point is not None
     # Of 8 new ones: 6, 3, and two passes for weights. Of 4 old ones: two times 3, and the same.
@@ -524,7 +526,7 @@ def test_a_budget_in_evaluations_ends_with_the_batch_that_reaches_it(digits: Spl
     spent = [(p[NFE_FORWARD] + p[NFE_BACKWARD]) * p[IMAGES_SEEN] for p in points]
     assert spent[-1] >= 3000
     assert points[-1][IMAGES_SEEN] < 10_000
-    before = spent[-1] / points[-1][IMAGES_SEEN] * trial.optim.batch_size * 2
+    before = spent[-1] / points[-1][IMAGES_SEEN] * 16 * 2
     assert spent[-1] - 3000 < before
     assert run(train(trial, digits))[0][-1][VAL_LOSS] == points[-1][VAL_LOSS]
 

@@ -89,8 +89,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """`paper`: the constants of arXiv:2412.00864 to the letter. `gen`: those of the GEN paper, where it gives them. `best`:
-what this project measured to be best whenever training ends. `best_epoch`: the best at the end of a budget that is known,
-of one epoch of MNIST or so."""
+what this project measured to be best whenever training ends. `best_epoch`: the best at the end of a budget that is
+known, of one epoch of MNIST or so."""
 
 
 def _named_class(section: str, value: Any) -> type[Component] | None:
