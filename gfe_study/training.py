@@ -5,6 +5,7 @@ Shapes: B batch, D values of a sample.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from bisect import bisect_right
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from gfe_study.config import Trial
 from gfe_study.data.base import Split, Splits
+from gfe_study.device import prepare
 from gfe_study.measures.errors import errors
 from gfe_study.methods.base import Batch, Diverged, Learner, derive_seed
 from gfe_study.metrics import (
@@ -129,6 +131,9 @@ def train(
     torch's global generators are seeded from the trial's seed, or restored from `state`.
     """
     device = torch.device(device)
+    prepare(device)
+    if trial.budget.seconds is not None and state is None:
+        _warm_up(trial, splits, device)
     learner = trial.method.create(trial, splits.shape, device)
     learner.see(splits.train)
     progress = TrainingState(learner, device)
@@ -153,6 +158,15 @@ def train(
         if metrics is not None:
             progress.points.append(metrics)
         yield Progress(progress.images_seen, metrics, progress)
+
+
+def _warm_up(trial: Trial, splits: Splits, device: torch.device) -> None:
+    """Train another learner on one batch, so that what is set up once is not part of a budget in seconds."""
+    torch.manual_seed(derive_seed(trial.seed, "training"))
+    learner = trial.method.create(trial, splits.shape, device)
+    learner.see(splits.train)
+    with contextlib.suppress(Diverged):
+        train_batch(TrainingState(learner, device), splits.train, min(32, len(splits.train)))
 
 
 def training_order(seed: int, size: int, start: int, count: int) -> Index:

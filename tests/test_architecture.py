@@ -13,7 +13,7 @@ PACKAGE = "gfe_study"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 LAYERS = [
-    {"metrics", "names", "pictures"},
+    {"device", "metrics", "names", "pictures"},
     {"config"},
     {"likelihoods"},
     {"data", "optim"},

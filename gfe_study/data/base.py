@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gfe_study.config import Component, InputError
+from gfe_study.device import has_room
 from gfe_study.likelihoods.base import Observed
 from gfe_study.metrics import Values
 from gfe_study.names import DATA_DIR_VARIABLE
@@ -191,13 +192,33 @@ class Split:
         return len(self.values_ND)
 
     def batch(self, index: slice | Array, device: torch.device | None = None) -> Observed:
-        """The chosen samples, scaled."""
-        values_BD = self.scale.apply(_tensor(self.values_ND[index], device))
-        if self.observed_ND is None and self.sigma_ND is None:
-            return Observed(values_BD)
-        known = None if self.observed_ND is None else _tensor(self.observed_ND[index], device)
-        sigma = None if self.sigma_ND is None else self.scale.spread(_tensor(self.sigma_ND[index], device))
-        return Observed(values_BD, known, sigma)
+        """The chosen samples, scaled. On a GPU with room for it the whole split is kept, as it is stored."""
+        values_BD, known, sigma = self._chosen(index, device)
+        assert values_BD is not None
+        return Observed(self.scale.apply(values_BD), known, None if sigma is None else self.scale.spread(sigma))
+
+    def _chosen(self, index: slice | Array, device: torch.device | None) -> list[Tensor | None]:
+        parts = (self.values_ND, self.observed_ND, self.sigma_ND)
+        kept = None if device is None else self._kept_on(device)
+        if kept is None:
+            return [None if part is None else _tensor(part[index], device) for part in parts]
+        place = index if isinstance(index, slice) else torch.from_numpy(index).to(device)
+        return [None if part is None else part[place] for part in kept]
+
+    def _kept_on(self, device: torch.device) -> list[Tensor | None] | None:
+        """The stored values on a device; None where they have no room."""
+        if device not in self._kept:
+            parts = (self.values_ND, self.observed_ND, self.sigma_ND)
+            room = has_room(sum(part.nbytes for part in parts if part is not None), device)
+            self._kept[device] = [None if part is None else _tensor(part, device) for part in parts] if room else None
+        return self._kept[device]
+
+    @cached_property
+    def _kept(self) -> dict[torch.device, list[Tensor | None] | None]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     def batches(self, count: int | None = None) -> Iterator[Observed]:
         """The first `count` samples, or all, scaled, some at a time."""

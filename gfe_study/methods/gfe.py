@@ -11,7 +11,7 @@ from torch import Tensor
 from gfe_study.data.base import Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Encoding, Learner, Method, Updated
-from gfe_study.solvers.base import Solution, joined
+from gfe_study.solvers.base import BadStart, Solution, joined
 from gfe_study.solvers.objective import Objective
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ class GFELearner(Learner):
         return torch.cat([new_BL, self.latent_NL[old_K]])
 
     def _solve(self, objective: Objective, start_BL: Tensor, *, resumed: bool) -> Solution:
-        if not bool(start_BL.isfinite().all()):
-            raise Diverged
         solver, keep_path = self.trial.solver.for_training(resumed=resumed), self.trial.gradient.needs_path
-        return solver.solve(self.trial.flow, objective, start_BL, keep_path=keep_path)
+        try:
+            return solver.solve(self.trial.flow, objective, start_BL, keep_path=keep_path)
+        except BadStart as error:
+            raise Diverged from error
 
     def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
         """Called after every step of the optimiser, with the new samples' latents it was made at.

@@ -125,11 +125,16 @@ class Solver(Component, ABC):
         return self
 
 
+class BadStart(ValueError):
+    """A start latent is NaN or infinite."""
+
+
 def check_start(start_BL: Tensor) -> None:
-    """Raise `ValueError` naming the samples whose start is NaN or infinite."""
-    bad = (~start_BL.isfinite().all(-1)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"NaN or infinite start latent of sample {', '.join(map(str, bad[:5]))} of the batch")
+    """Raise `BadStart` naming the samples whose start is NaN or infinite."""
+    finite_B = start_BL.isfinite().all(-1)
+    if not bool(finite_B.all()):
+        bad = (~finite_B).nonzero().flatten().tolist()
+        raise BadStart(f"NaN or infinite start latent of sample {', '.join(map(str, bad[:5]))} of the batch")
 
 
 def full_like_batch(start_BL: Tensor, value: float) -> Tensor:

@@ -198,19 +198,22 @@ def _retire(active: A, ended: Ended, solution: Solution) -> A:
     gone = ended[0][1]
     for _, mask in ended[1:]:
         gone = gone | mask
-    if not bool(gone.any()):
+    count = int(gone.sum())  # the one time in a round that the host waits for the device
+    if not count:
         return active
     code = torch.zeros_like(active.row)
     for result, mask in ended:
         code = code.masked_fill(mask, result)
-    row = active.row[gone]
+    order = gone.to(torch.uint8).argsort(stable=True)
+    kept, left = order[: len(order) - count], order[len(order) - count :]
+    row = active.row[left]
     latent, loss, time, num_steps = active.end()
-    solution.latent_BL[row] = latent[gone]
-    solution.loss_B[row] = loss[gone]
-    solution.time_B[row] = time[gone]
-    solution.result_B[row] = code[gone]
-    solution.num_steps_B[row] = num_steps[gone]
-    return active.keep((~gone).nonzero().flatten())
+    solution.latent_BL[row] = latent[left]
+    solution.loss_B[row] = loss[left]
+    solution.time_B[row] = time[left]
+    solution.result_B[row] = code[left]
+    solution.num_steps_B[row] = num_steps[left]
+    return active.keep(kept)
 
 
 class _Walked:

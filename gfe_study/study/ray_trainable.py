@@ -18,6 +18,7 @@ from ray import tune
 from gfe_study import names
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Splits
+from gfe_study.device import prepare
 from gfe_study.provenance import code, unlike
 from gfe_study.study.images import data_key
 from gfe_study.study.runner import FAILURE_FILE, Report, device_name, pin_threads, reason_of, run_trial
@@ -65,6 +66,7 @@ class StudyTrainable(tune.Trainable):
         pin_threads(job["cpus"])
         torch.set_default_dtype(torch.float32)
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        prepare(torch.device(self._device), job["gpus"] or 1.0)
         self._folder = Path(job["folder"])
         self._code = job[CODE]
         self._started = False

@@ -78,6 +78,7 @@ class Bridge:
             "folder": str(mirror.local),
             "remote": mirror.remote,
             "cpus": self.options.cpus,
+            "gpus": self.options.gpus,
             CODE: code(),
             PACKAGES: run.job.trial.packages(),
             "may_be_stopped": self.engine.plan.study.stops_early,
