@@ -77,9 +77,9 @@ class Optimiser(Component, ABC):
     updates_per_batch: Schedule = 1
     """Weight updates on each batch, its latents solved on from where they were; its images count as seen once.
     A number, or a schedule of pairs [images seen, number]."""
-    replay: float | None = Field(None, gt=0)
-    """Images seen before that join every weight update, per new image, drawn at random from all of them; their latents
-    are kept, and solved on from where they were. None: no replay."""
+    update_size: int | None = Field(None, gt=0)
+    """Images per weight update: to the new ones of the batch come as many seen before as make up this number, drawn at
+    random from all of them; their latents are kept, and solved on from where they were. None: the new ones alone."""
     weight_decay: float | None = Field(None, gt=0)
     """Decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101): every update takes away lr times this share of
     every weight. None: no decay."""
@@ -102,7 +102,7 @@ class Optimiser(Component, ABC):
 
     def replayed(self, new: int, seen: int) -> int:
         """Number of the `seen` images before a batch that join each of its weight updates."""
-        return 0 if self.replay is None else min(round(self.replay * new), seen)
+        return 0 if self.update_size is None else min(max(0, self.update_size - new), seen)
 
     @abstractmethod
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -259,7 +259,10 @@ def test_amd_implies_a_constant_alpha_and_rk4_does_not() -> None:
             {"optim": {"decay": "linear"}, "budget": {"seconds": 3}},
             ["optim.decay", "given linear", "budget.seconds", "allowed: null, or a budget of images alone"],
         ),
-        ({"optim": {"replay": 1.0}, "solver": "rk4", "gradient": "adjoint"}, ["optim.replay", "given 1", "approx"]),
+        (
+            {"optim": {"update_size": 9}, "solver": "rk4", "gradient": "adjoint"},
+            ["optim.update_size", "given 9", "approx"],
+        ),
         ({"budget": {"images": 0}}, ["budget.images", "given 0", "greater than 0"]),
         ({"budget": 100}, ["budget", "given 100"]),
         ({"optim": {"name": "rmsprop", "beta1": 0.5}}, ["optim.beta1: unknown key", "alpha"]),

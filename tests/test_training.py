@@ -74,13 +74,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optim": {
             "updates_per_batch": 2,
             "batch_size": [[0, 8], [32, 16]],
-            "replay": 0.5,
+            "update_size": 20,
             "average": {"window": 5},
             "decay": "linear",
             "weight_decay": 0.1,
         },
     },
-    "ae averaged": {"method": "ae", "optim": {"name": "adam", "average": {}, "replay": 1.0, "batch_size": 16}},
+    "ae averaged": {"method": "ae", "optim": {"name": "adam", "average": {}, "update_size": 30, "batch_size": 16}},
     "ae": {"method": "ae", "start": "encoder"},
     "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
     "gen": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 2}},
@@ -403,7 +403,7 @@ def test_replayed_images_are_different_ones_among_those_seen() -> None:
 
 def test_replay_joins_every_update_and_goes_on_from_the_latents_kept(digits: Splits) -> None:
     solver = {"name": "lbfgs", "train_max_nfe": 6, "resume_max_nfe": 3, "min_slope": 0}
-    optim = {"batch_size": 8, "replay": 0.5, "updates_per_batch": 2}
+    optim = {"batch_size": 8, "update_size": 12, "updates_per_batch": 2}
     trial = tiny({"solver": solver, "optim": optim, "budget": {"images": 24}, "eval": {"schedule": [24]}})
     steps = train(trial, digits)
     assert next(steps).state.images_used == 16  # nothing has been seen before

@@ -33,7 +33,7 @@ class GFELearner(Learner):
     """The last z* of every training sample, where samples are replayed."""
 
     def see(self, train: Split) -> None:
-        if self.trial.optim.replay is not None:
+        if self.trial.optim.update_size is not None:
             weight = next(self.decoder.parameters())
             self.latent_NL = weight.new_zeros(len(train), self.trial.model.latent_dim)
 
@@ -72,12 +72,12 @@ class GFELearner(Learner):
             if not bool(torch.stack([done.loss_B.sum(), latent_BL.sum(), *sums]).isfinite().all()):
                 raise Diverged
             self.optimiser.step()
-            if self.trial.optim.replay is not None:
+            if self.trial.optim.update_size is not None:
                 self.latent_NL[index_B[new:]] = latent_BL[new:]
             self.updated(latent_BL[:new], index_B[:new], again=number > 0)
             forward = forward + sum(each.nfe_forward_B.sum() for each in spent) + done.nfe_forward_B.sum()
             backward = backward + sum(each.nfe_backward_B.sum() for each in spent) + done.nfe_backward_B.sum()
-        if self.trial.optim.replay is not None:
+        if self.trial.optim.update_size is not None:
             self.latent_NL[index_B[:new]] = latent_BL[:new]
         self.start.remember(latent_BL[:new], target[:new], index_B[:new])
         return Updated(latent_BL[:new], done.loss_B[:new], forward, backward)
@@ -105,12 +105,12 @@ class GFELearner(Learner):
         return self.encode_by_flow(target)
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {} if self.trial.optim.replay is None else {LATENTS: self.latent_NL}
+        kept = {} if self.trial.optim.update_size is None else {LATENTS: self.latent_NL}
         return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        if self.trial.optim.replay is not None:
+        if self.trial.optim.update_size is not None:
             self.latent_NL.copy_(state[LATENTS])
 
 
@@ -121,8 +121,8 @@ class GFE(Method):
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)
-        if trial.optim.replay is not None and trial.gradient.needs_path:
+        if trial.optim.update_size is not None and trial.gradient.needs_path:
             raise ValueError(
-                f"optim.replay: given {trial.optim.replay:g} with gradient.name={trial.gradient.name}, which "
+                f"optim.update_size: given {trial.optim.update_size} with gradient.name={trial.gradient.name}, which "
                 "differentiates the steps from the start; allowed: null, or gradient.name=approx"
             )
