@@ -43,6 +43,8 @@ DIVERGED: Final = "diverged"
 LATENT_ENTROPY: Final = "latent_entropy"
 NORMAL_ENTROPY: Final = "normal_entropy"
 ENTROPY_GAP: Final = "entropy_gap"
+VAL_ENTROPY_GAP: Final = f"val_{ENTROPY_GAP}"
+TEST_ENTROPY_GAP: Final = f"test_{ENTROPY_GAP}"
 FID: Final = "fid"
 NOVELTY_AUROC: Final = "novelty_auroc"
 RECONSTRUCTION_AUROC: Final = "reconstruction_auroc"
@@ -209,14 +211,14 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         ENCODE_NFE,
         "decoder evaluations and pullbacks per encoded image",
         "per image",
-        "Decoder evaluations and pullbacks to encode a test image; 0 for an encoder.",
+        "Decoder evaluations and pullbacks to encode a validation image; 0 for an encoder.",
         "against",
     ),
     _cost(
         ENCODE_SECONDS,
-        "time to encode the test images",
+        "time to encode the validation images",
         "s",
-        "Seconds to encode and decode all test images at this point.",
+        "Seconds to encode and decode all validation images at this point.",
         "against",
     ),
     _cost(
@@ -233,8 +235,8 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         "0 or 1",
         "lower",
         ".0f",
-        "1 if a loss became NaN or infinite, which ends the trial. If it is the training loss, the trial ends before "
-        "the optimiser steps.",
+        "1 if the training or the validation loss became NaN or infinite, which ends the trial. If it is the training "
+        "loss, the trial ends before the optimiser steps.",
         "cost",
         counted=True,
     ),
@@ -255,13 +257,22 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         "The same for as many samples of a standard normal.",
     ),
     MetricInfo(
-        ENTROPY_GAP,
-        "entropy gap to the normal",
+        TEST_ENTROPY_GAP,
+        "entropy gap of test images to the normal",
         "nats",
         "lower",
         ".4f",
         "`normal_entropy` − `latent_entropy`. It is 0 if the latents fill the standard normal.",
-        uses=("against", "compare"),
+        uses=("compare",),
+    ),
+    MetricInfo(
+        VAL_ENTROPY_GAP,
+        "entropy gap of validation images to the normal",
+        "nats",
+        "lower",
+        ".4f",
+        "The same with the latents of the validation images, for a search.",
+        uses=("search", "against"),
     ),
     MetricInfo(
         f"{LATENT_ENTROPY}_<samples>",
@@ -445,6 +456,11 @@ def counterpart_on_test(name: str) -> str:
     """Return the metric of the test images that corresponds to one of others: `test_rmse` for `val_rmse`."""
     counterpart = f"test_{name.partition('_')[2]}"
     return counterpart if counterpart in _known else TEST_LOSS
+
+
+def is_objective(name: str) -> bool:
+    """Return whether a search may optimise a metric, which then never depends on test images."""
+    return not {"search", "against"}.isdisjoint(info_of(name).uses)
 
 
 def choices(use: Use) -> list[str]:

@@ -36,9 +36,9 @@ from gfe_study.data.digits import Digits
 from gfe_study.gradients.base import Gradient
 from gfe_study.likelihoods.base import Likelihood, Loss, Observed
 from gfe_study.likelihoods.bernoulli import BernoulliLoss
-from gfe_study.measures.base import Measure
+from gfe_study.measures.base import Latents, Measure
 from gfe_study.methods.base import Batch, Diverged, Learner, Method
-from gfe_study.metrics import ENCODE_SECONDS, EVAL_SECONDS, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
+from gfe_study.metrics import ENCODE_SECONDS, EVAL_SECONDS, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS, is_objective
 from gfe_study.models.base import Decoder, Linearizable, Model, Products, Vjp
 from gfe_study.models.mlp import MLP, MLPDecoder
 from gfe_study.optim import Optimiser
@@ -451,7 +451,7 @@ def check_target(target: Target | type[Target]) -> None:
 
 
 def check_measure(measure: Measure | type[Measure], splits: Splits | None = None) -> None:
-    """Check that a measure gives the same finite numbers twice and leaves training alone."""
+    """Check that a measure repeats itself, leaves training alone, and shows a search nothing of the test images."""
     measure = example(measure)
     check_settings(measure)
     splits = Digits().load() if splits is None else splits
@@ -459,12 +459,16 @@ def check_measure(measure: Measure | type[Measure], splits: Splits | None = None
     trial = Trial.build(TINY, small)
     _, learner = _trained(trial, splits)
     weights, random = copy.deepcopy(_weights(learner)), torch.get_rng_state()
-    latent_NL = learner.encode(splits.test.batch(slice(0, 100))).latent_BL
-    values = measure.values(learner, splits, latent_NL)
+    values = _measured(measure, learner, splits)
     _claim(measure, torch.equal(random, torch.get_rng_state()), "draws from torch's global generator")
     _claim(measure, _equal(weights, _weights(learner)), "changed the networks")
     _claim(measure, all(isinstance(value, float) for value in values.values()), "gives something else than numbers")
-    _claim(measure, measure.values(learner, splits, latent_NL) == values, "gives other numbers the second time")
+    _claim(measure, _measured(measure, learner, splits) == values, "gives other numbers the second time")
+    elsewhere = replace(splits, test=splits.train.take(slice(len(splits.test) // 2)))
+    others = _measured(measure, learner, elsewhere)
+    for name in filter(is_objective, sorted({*values, *others})):
+        same = values.get(name) == others.get(name)
+        _claim(measure, same, f"{name} depends on the test images; a search may use it")
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {
@@ -619,6 +623,11 @@ def _trained(trial: Trial, splits: Splits, state: dict[str, Any] | None = None) 
     *_, last = train(trial, splits, state)
     points = [{name: value for name, value in point.items() if name not in SECONDS} for point in last.state.points]
     return points, last.state.learner
+
+
+def _measured(measure: Measure, learner: Learner, splits: Splits) -> Metrics:
+    encoded = (learner.encode(split.batch(slice(0, 100))).latent_BL for split in (splits.val, splits.test))
+    return measure.values(learner, splits, Latents(*encoded))
 
 
 def _weights(learner: Learner) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from gfe_study.config import Trial
 from gfe_study.data.base import Split, Splits
 from gfe_study.device import prepare
+from gfe_study.measures.base import Latents
 from gfe_study.measures.errors import errors
 from gfe_study.methods.base import Batch, Diverged, Learner, derive_seed
 from gfe_study.metrics import (
@@ -292,22 +293,23 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
         TRAIN_LOSS: progress.loss_sum / progress.loss_count,
         VAL_LOSS: val.loss,
         TEST_LOSS: test.loss,
-        ENCODE_NFE: test.nfe,
-        ENCODE_SECONDS: test.seconds,
+        ENCODE_NFE: val.nfe,
+        ENCODE_SECONDS: val.seconds,
         NFE_FORWARD: progress.nfe_forward / progress.images_seen,
         NFE_BACKWARD: progress.nfe_backward / progress.images_seen,
         TRAIN_SECONDS: progress.train_seconds,
-        DIVERGED: float(not math.isfinite(val.loss + test.loss)),
+        DIVERGED: float(not math.isfinite(val.loss)),
     }
     if options.mixed:
         for encoding in learner.encodings:
             mixed = evaluate(learner, splits.test, options.test_images, progress.device, encoding)
             metrics[f"{encoding}_{TEST_LOSS}"] = mixed.loss
-    for part, split, found in (("val", splits.val, val), ("test", splits.test, test)):
-        for name, value in errors(learner, split, found.latent_NL.to(progress.device)).items():
+    latents = Latents(val.latent_NL.to(progress.device), test.latent_NL.to(progress.device))
+    for part, split, latent_NL in (("val", splits.val, latents.val_VL), ("test", splits.test, latents.test_NL)):
+        for name, value in errors(learner, split, latent_NL).items():
             metrics[f"{part}_{name}"] = value
     for measure in options.measures or ():
-        metrics |= measure.values(learner, splits, test.latent_NL.to(progress.device))
+        metrics |= measure.values(learner, splits, latents)
     progress.loss_sum, progress.loss_count = 0.0, 0
     progress.eval_seconds += time.perf_counter() - started
     metrics[EVAL_SECONDS] = progress.eval_seconds

@@ -22,13 +22,14 @@ from gfe_study.analysis.tidy import REPEATED, RUN_ID, measured
 from gfe_study.config import Study, space_files
 from gfe_study.metrics import (
     ENCODE_SECONDS,
-    ENTROPY_GAP,
     FID,
     LATENT_ENTROPY,
     NORMAL_ENTROPY,
     NOVELTY_AUROC,
     RECONSTRUCTION_AUROC,
+    TEST_ENTROPY_GAP,
     TRAIN_SECONDS,
+    VAL_ENTROPY_GAP,
     VAL_LOSS,
     classifier_distance,
 )
@@ -42,7 +43,7 @@ def entropies(value: float) -> dict[str, float]:
     """The metrics of latents whose entropy is `value` less than the normal's."""
     of_latents = {LATENT_ENTROPY + suffix: normal - value for suffix, normal in NORMAL.items()}
     of_normal = {NORMAL_ENTROPY + suffix: normal for suffix, normal in NORMAL.items()}
-    return {**of_latents, **of_normal, ENTROPY_GAP: value}
+    return {**of_latents, **of_normal, TEST_ENTROPY_GAP: value, VAL_ENTROPY_GAP: value}
 
 
 def table_2(folder: Path, dataset: str = "mnist", latent_dim: int = 8, **params: Any) -> Evidence:
@@ -68,7 +69,7 @@ def table_2(folder: Path, dataset: str = "mnist", latent_dim: int = 8, **params:
         for seed in range(3)
     ]
     declared = (
-        "question: Which?\nseeds: 3\ncompare: {metric: entropy_gap}\n"
+        "question: Which?\nseeds: 3\ncompare: {metric: test_entropy_gap}\n"
         "scientific:\n  arms: {plain: {method: ae}, pulled: {method: gen}, adversary: {method: aae}}\n"
     )
     return evidence(folder, deliveries, declared)
@@ -127,7 +128,7 @@ def test_entropy_over_images_has_the_normal_as_a_line(of: Evidence) -> None:
 
 
 def test_few_test_images_give_the_entropy_of_all(tmp_path: Path) -> None:
-    all_of_them = {LATENT_ENTROPY: 9.0, NORMAL_ENTROPY: 9.5, ENTROPY_GAP: 0.5}
+    all_of_them = {LATENT_ENTROPY: 9.0, NORMAL_ENTROPY: 9.5, TEST_ENTROPY_GAP: 0.5}
     of = evidence(tmp_path, [run("a", "gen", "digits", seed, [point(480, **all_of_them)]) for seed in range(2)])
     table = shown(entropy, of)["entropy"].table
     assert table is not None
@@ -148,14 +149,14 @@ def test_latents_that_collapsed_have_no_entropy_whatever_they_had_before(tmp_pat
         for seed in range(3)
     ]
     declared = "question: Which?\nscientific:\n  arms: {ae: {method: ae}, gen: {method: gen}}\nseeds: 3\n"
-    of = evidence(tmp_path, deliveries, declared + "compare: {metric: entropy_gap}\n")
+    of = evidence(tmp_path, deliveries, declared + "compare: {metric: test_entropy_gap}\n")
     exhibit = shown(entropy, of)["entropy"]
     assert exhibit.table is not None
     assert exhibit.table.set_index("arm").loc["gen", "seeds"] == "2"
     assert "1 of 3 of gen" in exhibit.caption
     assert of.verdict is not None
     assert [len(row.seeds) for row in of.verdict.rows] == [3, 2]
-    assert any("report no entropy_gap" in text for text in of.verdict.warnings)
+    assert any("report no test_entropy_gap" in text for text in of.verdict.warnings)
 
 
 def test_a_verdict_by_entropy_speaks_of_no_loss(of: Evidence) -> None:
@@ -163,7 +164,7 @@ def test_a_verdict_by_entropy_speaks_of_no_loss(of: Evidence) -> None:
     assert set(exhibits) == {
         "verdict",
         "differences",
-        *(f"entropy_gap_over_{axis}" for axis in ("images", "seconds", "evaluations")),
+        *(f"test_entropy_gap_over_{axis}" for axis in ("images", "seconds", "evaluations")),
     }
     for exhibit in exhibits.values():
         told = exhibit.title + exhibit.caption
@@ -171,23 +172,23 @@ def test_a_verdict_by_entropy_speaks_of_no_loss(of: Evidence) -> None:
             told += "".join(axes.get_xlabel() + axes.get_ylabel() for axes in exhibit.figure.axes)
         assert "nats per pixel" not in told
         assert "loss" not in told.lower()
-    assert "entropy gap to the normal (nats)" in exhibits["verdict"].caption
+    assert "entropy gap of test images to the normal (nats)" in exhibits["verdict"].caption
 
 
 def test_the_views_in_mlflow_show_the_entropy(of: Evidence) -> None:
     study = of.study
     assert study is not None
     told = views.description(study, "given", "7")
-    assert "ranked by `entropy_gap`" in told
-    assert "`entropy_gap`: `normal_entropy` − `latent_entropy`. It is 0 if" in told
+    assert "ranked by `test_entropy_gap`" in told
+    assert "`test_entropy_gap`: `normal_entropy` − `latent_entropy`. It is 0 if" in told
     assert "(nats, lower is better)" in told
     for _, state in views.views(study).values():
         sections = {chart["metricKey"]: chart["metricSectionId"] for chart in state["compareRunCharts"]}
-        assert "nats per pixel" not in sections[ENTROPY_GAP]
-        assert f"metrics.`{ENTROPY_GAP}`" in state["selectedColumns"]
+        assert "nats per pixel" not in sections[TEST_ENTROPY_GAP]
+        assert f"metrics.`{TEST_ENTROPY_GAP}`" in state["selectedColumns"]
     front = Study.build({**FRONT}, "front.yaml")
     for _, state in views.views(front).values():
-        assert f"metrics.`{ENTROPY_GAP}`" in state["selectedColumns"]
+        assert f"metrics.`{VAL_ENTROPY_GAP}`" in state["selectedColumns"]
 
 
 FRONT: dict[str, Any] = {
@@ -195,12 +196,12 @@ FRONT: dict[str, Any] = {
     "fixed": {"method": "gen", "preset": "gen", "eval": {"measures": ["entropy"]}},
     "nuisance": {"method.weight": {"loguniform": [1e-3, 1e-1]}},
     "trials": 4,
-    "metric": {"name": "val_loss", "against": "entropy_gap"},
+    "metric": {"name": "val_loss", "against": "val_entropy_gap"},
 }
 DECLARED_FRONT = (
     "question: Which?\nfixed: {preset: gen, eval: {measures: [entropy]}}\n"
     "nuisance: {method.weight: {loguniform: [1.0e-3, 1.0e-1]}}\ntrials: 4\n"
-    "metric: {name: val_loss, against: entropy_gap}\n"
+    "metric: {name: val_loss, against: val_entropy_gap}\n"
 )
 
 
@@ -220,16 +221,16 @@ def test_the_front_is_of_loss_and_entropy_where_the_search_was_for_these(tmp_pat
         for number, (loss, gap) in enumerate(gaps)
     ]
     exhibit = shown(pareto, evidence(tmp_path, deliveries, DECLARED_FRONT))["pareto"]
-    assert exhibit.title == "Loss against the entropy gap to the normal"
+    assert exhibit.title == "Loss against the entropy gap of validation images to the normal"
     assert "2 of 3 are on the front" in exhibit.caption
     assert "Not shown: 1 whose latents have collapsed" in exhibit.caption
     assert "econds" not in exhibit.caption
     assert exhibit.table is not None
-    assert exhibit.table[[VAL_LOSS, ENTROPY_GAP]].to_numpy().tolist() == [[0.3, 0.1], [0.2, 1.0]]
+    assert exhibit.table[[VAL_LOSS, VAL_ENTROPY_GAP]].to_numpy().tolist() == [[0.3, 0.1], [0.2, 1.0]]
     assert not {TRAIN_SECONDS, ENCODE_SECONDS} & {*exhibit.table}
     figure = exhibit.figure
     assert figure is not None
-    assert figure.axes[0].get_xlabel() == "entropy gap to the normal (nats)"
+    assert figure.axes[0].get_xlabel() == "entropy gap of validation images to the normal (nats)"
 
 
 def test_a_front_of_which_nothing_has_an_entropy_is_not_drawn(tmp_path: Path) -> None:
@@ -303,7 +304,7 @@ def test_measures_are_told_from_other_metrics_and_stand_in_the_table_of_trials(o
     own = measured(pd.DataFrame(columns=[RUN_ID, names.FINGERPRINT, REPEATED, *columns]))
     assert own == ["test_rmse", LATENT_ENTROPY, "latent_entropy_50", "fd_digits_classifier_floor", FID, "my_metric"]
     table = trials_table(of)
-    assert {LATENT_ENTROPY, ENTROPY_GAP, "fd_mnist_classifier"} <= {*table}
+    assert {LATENT_ENTROPY, TEST_ENTROPY_GAP, "fd_mnist_classifier"} <= {*table}
     assert not {"fd_mnist_classifier_floor", NORMAL_ENTROPY} & {*table}
     assert of.chosen_ends.groupby(RUN_ID).size().eq(1).all()
 

@@ -175,6 +175,23 @@ def test_diverged_trials_are_no_best(folder: Path, monkeypatch: pytest.MonkeyPat
     assert outcome.plan.best() is None
 
 
+def test_a_test_loss_that_is_lost_at_the_end_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It overflowed, which ends no trial; nothing takes the one of an earlier point for it."""
+
+    def points(run: TrialRun) -> tuple[list[dict[str, float]], str | None]:
+        (end,), failure = trials()(run)
+        early = {**end, IMAGES_SEEN: 32.0, TEST_LOSS: 0.1}
+        lost = {TEST_LOSS} if run.job.arm == "fast" and run.job.seed == 1 else set()
+        return [early, {name: value for name, value in end.items() if name not in lost}], failure
+
+    monkeypatch.setattr(test_one_route, "made_up", points)
+    outcome = sweep(TWO_ARMS, folder)
+    check(outcome)
+    judged = verdict(outcome.plan)
+    assert judged is not None
+    assert [(row.arm, row.lost) for row in judged.rows] == [("slow", 0), ("fast", 1)]
+
+
 def test_reused_files_are_there_before_the_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_one_route, "made_up", trials())
     sweep(TWO_ARMS, folder, "first")

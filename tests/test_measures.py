@@ -22,6 +22,7 @@ from gfe_study.data.base import Split, Splits, image_shape
 from gfe_study.data.digits import Digits
 from gfe_study.measures import classifier as classifiers
 from gfe_study.measures import novelty
+from gfe_study.measures.base import Latents
 from gfe_study.measures.classifier import Classifier, classifier_of
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.fid import inception, inception_features
@@ -268,11 +269,12 @@ def test_novelty_of_latents_without_a_density_is_left_out(without_threes: Splits
         for weight in learner.networks["encoder"].parameters():
             weight.zero_()
     (measure,) = trial.eval.measures or ()
-    image_ND = without_threes.test.batch(slice(200))
-    found = measure.values(learner, without_threes, learner.encode(image_ND).latent_BL)
+    val_VL, test_NL = (
+        learner.encode(split.batch(slice(200))).latent_BL for split in (without_threes.val, without_threes.test)
+    )
+    found = measure.values(learner, without_threes, Latents(val_VL, test_NL))
     assert set(found) == {RECONSTRUCTION_AUROC}
-    few = image_ND[slice(0, 1)]
-    assert measure.values(learner, without_threes, learner.encode(few).latent_BL) == {}
+    assert measure.values(learner, without_threes, Latents(val_VL, test_NL[:1])) == {}
 
 
 def test_novelty_without_a_class_that_is_held_out_is_refused() -> None:
@@ -293,7 +295,7 @@ def fid_of(digits: Splits) -> Any:
         trial = Trial.build(SMALL, {"eval": {"measures": [{"name": "fid", "weights": str(weights), "images": 6}]}})
         learner = trial.method.create(trial, digits.shape, CPU)
         (measure,) = trial.eval.measures or ()
-        found: dict[str, float] = measure.values(learner, digits, torch.zeros(20, 3))
+        found: dict[str, float] = measure.values(learner, digits, Latents(torch.zeros(20, 3), torch.zeros(20, 3)))
         return found
 
     return values

@@ -29,13 +29,14 @@ from gfe_study.config import InputError, Study
 from gfe_study.console import best_table, front_table
 from gfe_study.measures.base import Measure
 from gfe_study.metrics import (
-    ENTROPY_GAP,
     FID,
     LATENT_ENTROPY,
     MIXED_TEST_LOSS,
+    TEST_ENTROPY_GAP,
     TEST_LOSS,
     TRAIN_LOSS,
     UNIQUE_IMAGES,
+    VAL_ENTROPY_GAP,
     VAL_LOSS,
     MetricInfo,
     Values,
@@ -84,10 +85,11 @@ def test_what_a_study_may_use_is_declared_whole() -> None:
         TRAIN_LOSS,
         VAL_LOSS,
         *(f"val_{quality}" for quality in ("rmse", "mae", "r2", "relative_l2")),
+        VAL_ENTROPY_GAP,
     ]
     assert {f"test_{quality}" for quality in ("rmse", "mae", "r2", "relative_l2")} < {*choices("compare")}
-    assert {TEST_LOSS, VAL_LOSS, TRAIN_LOSS, MIXED_TEST_LOSS, ENTROPY_GAP} < {*choices("compare")}
-    assert not any("test" in name for name in choices("search"))  # a search never sees test images
+    assert {TEST_LOSS, VAL_LOSS, TRAIN_LOSS, MIXED_TEST_LOSS, TEST_ENTROPY_GAP} < {*choices("compare")}
+    assert not any("test" in name for name in (*choices("search"), *choices("against")))
     for use in ("search", "against", "compare"):
         for name in choices(use):
             assert info_of(name).better, name
@@ -176,7 +178,7 @@ def test_a_name_has_one_declaration() -> None:
 def test_a_measure_brings_its_metrics() -> None:
     """Of another package: its metric can be compared by and is shown with its unit, without a change here."""
     declared = {**SEARCH, "compare": {"metric": "sharpness"}}
-    with pytest.raises(InputError, match=r"mine.yaml: compare.metric: given 'sharpness'; .*allowed: entropy_gap, "):
+    with pytest.raises(InputError, match=r"mine.yaml: compare.metric: given 'sharpness'; .*allowed: fid, "):
         Study.build(declared, "mine.yaml")
 
     class Sharpness(Measure):
@@ -198,7 +200,7 @@ def test_a_measure_brings_its_metrics() -> None:
     [
         (
             {"metric": {"name": "test_rmse"}},
-            r"metric.name: given 'test_rmse'; .*allowed: train_loss, val_loss, val_mae",
+            r"metric.name: given 'test_rmse'; .*allowed: train_loss, val_entropy_gap",
         ),
         ({"metric": {"against": "val_r2"}}, "metric.against: given 'val_r2'; allowed: encode_nfe, "),
         ({"compare": {"metric": "val_rmse"}}, "compare.metric: given 'val_rmse'; did you mean"),

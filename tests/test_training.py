@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ from gfe_study.metrics import (
     TRAIN_SECONDS,
     UNIQUE_IMAGES,
     VAL_LOSS,
+    choices,
     is_known,
+    is_objective,
 )
 from gfe_study.training import Metrics, Progress, evaluate, train, training_order
 
@@ -154,6 +157,45 @@ def test_every_method_reports_the_same_metrics(method: str, digits: Splits) -> N
         assert set(point) == expected
         assert all(map(is_known, point))
         assert point[DIVERGED] == 0
+
+
+OBJECTIVES = [
+    name
+    for name in registry.names("measure")
+    if any(is_objective(metric.name) for metric in registry.component("measure", name).metrics)
+]
+"""Measures that give a search something to optimise."""
+
+
+@pytest.mark.parametrize("method", registry.names("method"))
+def test_a_search_sees_no_test_image(method: str, digits: Splits) -> None:
+    """Whatever it may optimise, and the weights, are the same with other test images, in another number."""
+    trial = tiny({"method": method}, {"eval": {"test_images": 40, "measures": OBJECTIVES}})
+    points, learner = run(train(trial, digits))
+    overflowing = Split(np.full((9, SHAPE.size), 3e38, np.float32))
+    for test in (digits.train.take(slice(33)), overflowing):
+        others, other = run(train(trial, replace(digits, test=test)))
+        assert same(weights(other), weights(learner))
+        assert [point[DIVERGED] for point in others] == [0, 0, 0]
+        for name in {*choices("search"), *choices("against")} - SECONDS:
+            assert [point[name] for point in others] == [point[name] for point in points], name
+
+
+@dataclass(frozen=True)
+class Slow(Split):
+    """Takes half a second to give its images."""
+
+    def batch(self, index: Any, device: torch.device | None = None) -> Observed:
+        time.sleep(0.5)
+        return super().batch(index, device)
+
+
+def test_the_time_to_encode_is_that_of_validation_images(digits: Splits) -> None:
+    trial = tiny({"method": "ae", "budget": {"images": 16}, "eval": {"mixed": False}})
+    for part, (least, most) in {"test": (0, 0.5), "val": (0.5, math.inf)}.items():
+        parts = {**digits.parts, part: Slow(**vars(digits.parts[part]))}
+        (point,), _ = run(train(trial, Splits(parts["train"], parts["val"], parts["test"], SHAPE)))
+        assert least <= point[ENCODE_SECONDS] < most
 
 
 # The same numbers

@@ -33,6 +33,7 @@ from gfe_study.metrics import (
     IMAGES_SEEN,
     NFE_BACKWARD,
     NFE_FORWARD,
+    STANDARD,
     TEST_LOSS,
     TRAIN_SECONDS,
     VAL_LOSS,
@@ -90,7 +91,7 @@ class Evidence:
     def trials(self) -> pd.DataFrame:
         """Trials with an outcome, as `judgement` expects them, with searched keys as columns of numbers or choices.
 
-        Measures are taken from the last point only: latents that have collapsed since an earlier one have no entropy.
+        A result is that of the last point: latents that have collapsed since an earlier one have no entropy.
 
         Raises:
             InputError: see `judgement.in_order`.
@@ -98,7 +99,10 @@ class Evidence:
         trials, points = self._ended
         trials = in_order(self.study, trials)
         last = points.drop_duplicates(RUN_ID, keep="last").set_index(RUN_ID)
-        trials = trials.assign(**{name: trials[RUN_ID].map(last[name]) for name in measured(points) if name in trials})
+        without = trials[DIVERGED] | ~trials[RUN_ID].isin(last.index)
+        logged = [name for name in (*STANDARD, *measured(points)) if name in trials]
+        ends = {name: trials[name].where(without, trials[RUN_ID].map(last[name])) for name in logged}
+        trials = trials.assign(**ends)
         trials = trials.assign(value=trials[self.chosen_by])
         return trials if self.study is None else trials.join(self._searched(self.study, trials))
 

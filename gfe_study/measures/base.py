@@ -1,12 +1,12 @@
 """What every measure promises.
 
-Shapes: N test images, L latent.
+Shapes: V validation images, N test images, L latent.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
 
 
+class Latents(NamedTuple):
+    """Latents of the images that a trial is evaluated on, by the method's own encoding, on the learner's device.
+
+    Attributes:
+        val_VL: of the first V validation images.
+        test_NL: of the first N test images.
+    """
+
+    val_VL: Tensor
+    test_NL: Tensor
+
+
 class Measure(Component, ABC):
-    """Taken at every point of a trial, beside its losses, of the same encoding of the test images.
+    """Taken at every point of a trial, beside its losses, of the same encodings of its images.
 
     In a configuration: `eval: {measures: [entropy, {name: frechet, images: 2000}]}`.
     """
@@ -33,13 +45,16 @@ class Measure(Component, ABC):
         register(*cls.metrics)
 
     @abstractmethod
-    def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
-        """Metrics by name; one that cannot be had is left out. It must leave torch's global generators alone.
+    def values(self, learner: Learner, splits: Splits, latents: Latents) -> dict[str, float]:
+        """Return metrics by name, without those that cannot be computed.
+
+        It must leave torch's global generators alone. A metric that a search may use (`search` or `against` among its
+        uses) must be computed without the test images and their latents.
 
         Args:
             learner: the method as it stands.
             splits: the trial's images.
-            latent_NL: latents of the first N test images, by the method's own encoding, on the learner's device.
+            latents: of the images that the trial is evaluated on.
         """
 
     def check_data(self, splits: Splits) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gfe_study.config import InputError
 from gfe_study.data.base import Shape, Splits
-from gfe_study.measures.base import Measure
+from gfe_study.measures.base import Latents, Measure
 from gfe_study.measures.classifier import check_images, shades
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.samples import sampled_images
@@ -49,13 +49,13 @@ class FID(Measure):
     def check_data(self, splits: Splits) -> None:
         check_images(splits, self.name)
 
-    def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
+    def values(self, learner: Learner, splits: Splits, latents: Latents) -> dict[str, float]:
         """As of every measure.
 
         Raises:
             InputError: torch-fidelity is not installed, or the weights are missing or damaged.
         """
-        count, device = len(latent_NL[: self.images]), latent_NL.device
+        count, device = len(latents.test_NL[: self.images]), latents.test_NL.device
         samples = sampled_images(learner, count, device)
         if samples is None:
             return {}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from gfe_study.config import InputError
 from gfe_study.data.base import Splits
-from gfe_study.measures.base import Measure
+from gfe_study.measures.base import Latents, Measure
 from gfe_study.measures.classifier import check_images, classifier_of, shades
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.samples import decode_all, sampled_images
@@ -40,8 +39,8 @@ class Frechet(Measure):
         if splits.train.labels_N is None:
             raise InputError("eval.measures: given frechet, and the data has no labels to train its classifier with")
 
-    def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
-        latent_NL = latent_NL[: self.images]
+    def values(self, learner: Learner, splits: Splits, latents: Latents) -> dict[str, float]:
+        latent_NL = latents.test_NL[: self.images]
         count, device = len(latent_NL), latent_NL.device
         data = learner.trial.data
         try:

@@ -18,7 +18,7 @@ from torch import Tensor
 from gfe_study.config import InputError
 from gfe_study.data.base import Split, Splits
 from gfe_study.density import kde
-from gfe_study.measures.base import Measure
+from gfe_study.measures.base import Latents, Measure
 from gfe_study.measures.samples import decode_all
 from gfe_study.metrics import NOVELTY_AUROC, RECONSTRUCTION_AUROC, MetricInfo, info_of
 
@@ -145,21 +145,21 @@ class Novelty(Measure):
     train_images: int = Field(10_000, gt=1)
     """Training images whose latents make p(z), at most. They are encoded at every point; more are better."""
 
-    def values(self, learner: Learner, splits: Splits, latent_NL: Tensor) -> dict[str, float]:
+    def values(self, learner: Learner, splits: Splits, latents: Latents) -> dict[str, float]:
         from sklearn.metrics import roc_auc_score
 
+        val_VL, latent_NL = latents
         device = latent_NL.device
         assert splits.test.labels_N is not None
         novel_N = splits.test.labels_N[: len(latent_NL)] == learner.trial.data.held_out
         if novel_N.all() or not novel_N.any() or not bool(latent_NL.isfinite().all()):
             return {}
         image_ND = splits.test.batch(slice(len(latent_NL)), device).value_BD
-        val_VD = splits.val.batch(slice(learner.trial.eval.val_images), device).value_BD
+        val_VD = splits.val.batch(slice(len(val_VL)), device).value_BD
         error_N = (image_ND - decode_all(learner, latent_NL)).double().square().sum(1)
         if not bool(error_N.isfinite().all()):
             return {}
         found = {RECONSTRUCTION_AUROC: float(roc_auc_score(novel_N, error_N.cpu().numpy()))}
-        val_VL = _encoded(learner, splits.val, len(val_VD), device)
         try:
             density = LatentDensity.fit(_encoded(learner, splits.train, self.train_images, device), val_VL)
         except ValueError:  # latents that have collapsed have no density

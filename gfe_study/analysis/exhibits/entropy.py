@@ -17,11 +17,11 @@ from gfe_study.analysis.exhibits.curves import mean_curves, show_means
 from gfe_study.analysis.style import INK, draw_mean, drawing, figure, legend, log_axis, styles
 from gfe_study.analysis.tidy import PARAMS
 from gfe_study.metrics import (
-    ENTROPY_GAP,
     FID,
     IMAGES_SEEN,
     LATENT_ENTROPY,
     NORMAL_ENTROPY,
+    TEST_ENTROPY_GAP,
     TEST_LOSS,
     classifier_distance,
     label_of,
@@ -214,7 +214,7 @@ def _costs(evidence: Evidence) -> Exhibit:
         row: dict[str, object] = {names.ARM: arm or str(own[names.METHOD].iloc[0]), "seeds": len(own)}
         row["test loss"], row[f"{SD} (loss)"] = loss, _ = _mean_and_sd(own, TEST_LOSS)
         row[f"× {reference}"] = loss / beside
-        row["entropy gap"], row[f"{SD} (gap)"] = _mean_and_sd(own, ENTROPY_GAP)
+        row["entropy gap"], row[f"{SD} (gap)"] = _mean_and_sd(own, TEST_ENTROPY_GAP)
         for metric, text in _kinds(str(own[names.DATASET].iloc[0])).items():
             row[text], spread = _mean_and_sd(own, metric)
             row |= {f"{SD} (distance)": spread} if text == DISTANCE else {}

@@ -11,11 +11,11 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, capitalised
 from gfe_study.analysis.stats import pareto as front_of
 from gfe_study.analysis.style import INK, drawing, figure, legend, plain_log, styles
-from gfe_study.metrics import ENCODE_SECONDS, ENTROPY_GAP, TRAIN_SECONDS, info_of, noun_of, sign_of
+from gfe_study.metrics import ENCODE_SECONDS, TRAIN_SECONDS, VAL_ENTROPY_GAP, info_of, noun_of, sign_of
 
 LEAST_SPREAD = 1.2
 """Largest over smallest time below which, as of trials that were all given so many seconds, there is no trade."""
-DRAWN = (ENCODE_SECONDS, ENTROPY_GAP)
+DRAWN = (ENCODE_SECONDS, VAL_ENTROPY_GAP)
 """Second objectives that losses are drawn against; under others, and without one, they are against training time."""
 TIMES = (TRAIN_SECONDS, ENCODE_SECONDS)
 
@@ -67,8 +67,8 @@ def _about(axis: str, left_out: int) -> str:
         return "Seconds are comparable only between trials on one machine with equal load."
     told = f" Not shown: {left_out} whose latents have collapsed and have no entropy." if left_out else ""
     return (
-        "The gap is the entropy of samples of the standard normal minus that of as many whitened latents of test "
-        f"images, by a kernel density estimate; it is 0 if the latents are normal.{told}"
+        "The gap is the entropy of samples of the standard normal minus that of as many whitened latents of "
+        f"validation images, by a kernel density estimate; it is 0 if the latents are normal.{told}"
     )
 
 
