@@ -19,6 +19,7 @@ from gfe_study.analysis.judgement import verdict_of
 from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.data.base import load_splits
+from gfe_study.measures.preparation import prepared
 from gfe_study.metrics import DIVERGED, VAL_LOSS, text_of
 from gfe_study.observers import study_observer
 from gfe_study.progress import bar
@@ -223,7 +224,7 @@ def train(trial: Trial, *, device: str | torch.device | None = None, progress: b
     Raises:
         InputError: the data cannot be used, or the trial diverged before its first evaluation.
     """
-    splits = load_splits(trial, download=True)
+    splits = prepared(trial, load_splits(trial, download=True))
     where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     best_loss, best, state = math.inf, None, None
     with bar(trial.budget.images, "images", progress) as advance:

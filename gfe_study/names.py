@@ -61,6 +61,8 @@ LEVELLED: Final = "levelled"
 # Files of a trial, which are also its MLflow artifacts.
 TRIALS_FOLDER: Final = "trials"
 """Subfolder of a study's folder; it holds one folder per trial, named by the trial's fingerprint."""
+PREPARED_FOLDER: Final = "prepared"
+"""Subfolder of a study's folder; it holds what measures made of whole datasets before the trials began."""
 TRIAL_FILE: Final = "trial.yaml"
 BEST_CHECKPOINT: Final = "best.pt"
 CHECKPOINT: Final = "checkpoint.pt"

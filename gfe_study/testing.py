@@ -459,12 +459,16 @@ def check_measure(measure: Measure | type[Measure], splits: Splits | None = None
     trial = Trial.build(TINY, small)
     _, learner = _trained(trial, splits)
     weights, random = copy.deepcopy(_weights(learner)), torch.get_rng_state()
+    elsewhere = replace(splits, test=splits.train.take(slice(len(splits.test) // 2)))
+    first, other = measure.prepare(splits), measure.prepare(elsewhere)
+    _claim(measure, _equal(first, other), "prepares something else the second time, or with other test images")
+    if measure.prepares:
+        splits, elsewhere = (replace(each, prepared={measure.prepares: first}) for each in (splits, elsewhere))
     values = _measured(measure, learner, splits)
     _claim(measure, torch.equal(random, torch.get_rng_state()), "draws from torch's global generator")
     _claim(measure, _equal(weights, _weights(learner)), "changed the networks")
     _claim(measure, all(isinstance(value, float) for value in values.values()), "gives something else than numbers")
     _claim(measure, _measured(measure, learner, splits) == values, "gives other numbers the second time")
-    elsewhere = replace(splits, test=splits.train.take(slice(len(splits.test) // 2)))
     others = _measured(measure, learner, elsewhere)
     for name in filter(is_objective, sorted({*values, *others})):
         same = values.get(name) == others.get(name)

@@ -73,7 +73,7 @@ NUISANCE = {"solver.s_max": {"loguniform": [10, 1000]}}
         ),
         ({"fixed": {"data": {"name": "minst"}}}, ["mine.yaml", "minst", "did you mean 'mnist'"]),
         ({"fixed": {"flow": {"name": "nesterov"}}}, ["amd cannot follow", "solver.name=rk4"]),
-        ({"metric": {"name": "test_loss"}}, ["metric.name", "test_loss", "allowed: train_loss, val_loss, val_mae"]),
+        ({"metric": {"name": "test_loss"}}, ["metric.name", "test_loss", "allowed: train_loss, val_entropy_gap"]),
         ({"start_from": ["papr"]}, ["start_from", "papr", "did you mean 'paper'"]),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,23 @@ from problems import image_problem, smooth_problem
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
+from gfe_study import names
 from gfe_study.cache import CACHE_DIR_VARIABLE
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits, image_shape
-from gfe_study.data.digits import Digits
 from gfe_study.measures import classifier as classifiers
 from gfe_study.measures import novelty
 from gfe_study.measures.base import Latents
-from gfe_study.measures.classifier import Classifier, classifier_of
+from gfe_study.measures.classifier import Classifier, restored, trained
 from gfe_study.measures.distance import frechet_distance
 from gfe_study.measures.fid import inception, inception_features
 from gfe_study.measures.novelty import LatentDensity, decoded_with_volume, log_probability, noise_variance
+from gfe_study.measures.preparation import prepared, write_prepared
 from gfe_study.measures.samples import sampled_images
 from gfe_study.metrics import FID, NOVELTY_AUROC, RECONSTRUCTION_AUROC, VAL_LOSS, classifier_distance
 from gfe_study.models.mlp import MLPDecoder
+from gfe_study.study.images import Images
+from gfe_study.study.storage import Mirror
 from gfe_study.training import train
 
 CPU = torch.device("cpu")
@@ -53,7 +57,8 @@ def normals(count: int, features: int, seed: int) -> Tensor:
 
 
 def last_point(splits: Splits, *changes: dict[str, Any]) -> dict[str, float]:
-    points = [metrics for _, metrics, _ in train(Trial.build(SMALL, *changes), splits) if metrics is not None]
+    trial = Trial.build(SMALL, *changes)
+    points = [metrics for _, metrics, _ in train(trial, prepared(trial, splits)) if metrics is not None]
     return points[-1]
 
 
@@ -67,7 +72,6 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_DIR_VARIABLE, str(folder))
-        patch.setattr(classifiers, "_known", {})
         yield folder
 
 
@@ -98,29 +102,80 @@ def test_frechet_distance_refuses_what_has_no_covariance(features: Tensor) -> No
         frechet_distance(torch.ones(5, 4), features)
 
 
-def test_the_classifier_is_trained_once_and_knows_its_dataset(
-    cached: Path, digits: Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+FRECHET = Trial.build(SMALL, {"data": {"held_out": None}, "eval": {"measures": ["frechet"]}})
+OTHERS = Trial.build(FRECHET.dump(), {"data": {"held_out": 3, "train_images": 100}, "likelihood": "gaussian"})
+"""A trial that sees fewer images of the same dataset, in other units."""
+
+
+def weights_of(splits: Splits) -> dict[str, Tensor]:
+    """The classifier that came with them."""
+    (weights,) = splits.prepared.values()
+    return weights
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_classifier_learns_from_training_images_alone(digits: Splits) -> None:
     before = torch.get_rng_state()
-    classifier = classifier_of(Digits(), digits)
+    weights = trained(digits)
+    assert torch.equal(torch.get_rng_state(), before)
+    classifier = restored(digits.shape, weights)
     assert torch.equal(torch.get_rng_state(), before)
     image_ND = digits.test.batch(slice(None)).value_BD
     with torch.no_grad():
         found = classifier(image_ND).argmax(1).numpy()
     assert float(np.mean(found == digits.test.labels_N)) > 0.95
-    features = classifier.features(image_ND)
-    assert features.shape == (300, classifiers.FEATURES)
+    assert classifier.features(image_ND).shape == (300, classifiers.FEATURES)
 
-    (file,) = (cached / "classifier").glob("*.pt")
+    lost = Split(np.full((5, 64), math.nan, np.float32), np.full(5, 11), scale=digits.test.scale)
+    assert same(trained(replace(digits, val=lost, test=lost)), weights)
+    assert not same(trained(replace(digits, train=digits.train.take(slice(1, None)))), weights)
+
+
+def test_trials_of_a_dataset_share_a_classifier(cached: Path, digits: Splits) -> None:
+    assert same(weights_of(prepared(OTHERS, OTHERS.data.load())), trained(digits))
+    (file,) = (cached / "prepared").glob("*.pt")
     written = file.stat().st_mtime_ns
-    monkeypatch.setattr(classifiers, "_known", {})
-    few = Digits(held_out=3, train_images=100)
-    assert torch.equal(classifier_of(few, few.load()).features(image_ND), features)
+    whole = prepared(FRECHET, FRECHET.data.load())
     assert file.stat().st_mtime_ns == written
-
+    assert prepared(FRECHET, whole) is whole
     file.write_bytes(b"no checkpoint")
-    monkeypatch.setattr(classifiers, "_known", {})
-    assert torch.equal(classifier_of(Digits(), digits).features(image_ND), features)
+    assert same(weights_of(prepared(FRECHET, FRECHET.data.load())), weights_of(whole))
+
+
+def test_a_study_keeps_its_classifier(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Splits
+) -> None:
+    """Whoever resumes it elsewhere has the same, and so has a study beside it, whose trials it may reuse."""
+
+    def found(trial: Trial, folder: Mirror) -> dict[str, Tensor]:
+        images = Images([], download=False)
+        images.prepare([trial], folder)
+        return weights_of(images.of(trial))
+
+    remote = f"file://{tmp_path / 'remote'}"
+    first = found(FRECHET, Mirror(tmp_path / "here" / "one", f"{remote}/one"))
+    (file,) = (tmp_path / "remote" / "one" / names.PREPARED_FOLDER).glob("*.pt")
+    changed = {name: weight + 1 for name, weight in first.items()}
+    write_prepared(file, changed)
+    monkeypatch.setenv(CACHE_DIR_VARIABLE, str(tmp_path / "cache of another machine"))
+    assert same(found(OTHERS, Mirror(tmp_path / "there" / "one", f"{remote}/one")), changed)
+    assert same(found(FRECHET, Mirror(tmp_path / "there" / "two")), changed)
+    assert same(found(FRECHET, Mirror(tmp_path / "nowhere" / "two")), first)
+
+    (own,) = (tmp_path / "there" / "two").rglob("*.pt")
+    write_prepared(own, first)
+    assert same(found(FRECHET, Mirror(tmp_path / "there" / "two")), first)
+    own.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match=r"^\S*/there/two/prepared/classifier-v1-\w{16}\.pt: damaged"):
+        found(FRECHET, Mirror(tmp_path / "there" / "two"))
+
+
+def test_no_other_classifier_takes_the_place_of_one_that_is_missing(digits: Splits) -> None:
+    with pytest.raises(InputError, match=r"^eval\.measures: given frechet, and its classifier did not come"):
+        next(step for step in train(FRECHET, digits) if step.metrics is not None)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 5, 9)])
@@ -129,20 +184,16 @@ def test_the_classifier_is_built_for_any_shape(shape: tuple[int, int, int]) -> N
     assert classifier(torch.rand(2, math.prod(shape))).shape == (2, 4)
 
 
-def test_images_of_one_class_train_no_classifier(cached: Path, digits: Splits) -> None:
+def test_images_of_one_class_train_no_classifier(digits: Splits) -> None:
     alone = Split(digits.train.values_ND[:50], np.zeros(50, np.int64), scale=digits.train.scale)
-    with pytest.raises(ValueError, match="one class"):
-        classifier_of(Digits(), Splits(alone, alone, alone, digits.shape))
+    with pytest.raises(InputError, match="one class; allowed: of several"):
+        trained(Splits(alone, digits.val, digits.test, digits.shape))
 
 
 @pytest.mark.slow
-def test_the_classifier_of_mnist_finds_98_percent(
-    cached: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = Trial.build({"data": "mnist"}).data
-    splits = data.load([mnist_folder])
-    monkeypatch.setattr(classifiers, "_known", {})
-    classifier = classifier_of(data, splits)
+def test_the_classifier_of_mnist_finds_98_percent(mnist_folder: Path) -> None:
+    splits = Trial.build({"data": "mnist"}).data.load([mnist_folder])
+    classifier = restored(splits.shape, trained(splits))
     with torch.no_grad():
         parts = [classifier(splits.test.batch(slice(i, i + 500)).value_BD).argmax(1) for i in range(0, 10_000, 500)]
     assert float(np.mean(torch.cat(parts).numpy() == splits.test.labels_N)) >= 0.98

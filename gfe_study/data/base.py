@@ -11,11 +11,11 @@ import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -268,6 +268,7 @@ class Splits:
     Attributes:
         shape: of every sample.
         format: what the stored numbers mean, where the dataset's name does not say it; part of the fingerprint.
+        prepared: what measures made of the whole dataset, by `Measure.prepares`; no part of the fingerprint.
     """
 
     train: Split
@@ -275,6 +276,7 @@ class Splits:
     test: Split
     shape: Shape
     format: str = ""
+    prepared: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Split]:
@@ -350,6 +352,12 @@ class Dataset(Component, ABC):
     zero mean and unit variance, the range to [0, 1], or as they are. Vectors are scaled by value, samples with
     channels by channel, all others as a whole. None: images from black 0 to white 1, anything else as it is. Whatever
     is shown or written is in the data's own units."""
+
+    @property
+    def whole(self) -> Self:
+        """The dataset with all of its samples, as they are stored."""
+        everything = {"train_images": None, "subset_seed": 0, "held_out": None, "scale": None}
+        return self.model_copy(update=everything)
 
     @property
     def label(self) -> str:

@@ -38,6 +38,8 @@ class Measure(Component, ABC):
 
     metrics: ClassVar[tuple[MetricInfo, ...]] = ()
     """The metrics that it gives. Others are shown by their bare names, and no study can search or compare by them."""
+    prepares: ClassVar[str] = ""
+    """What `prepare` returns, as part of a file name, with a version to raise whenever it changes; empty: nothing."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -56,6 +58,20 @@ class Measure(Component, ABC):
             splits: the trial's images.
             latents: of the images that the trial is evaluated on.
         """
+
+    def prepare(self, whole: Splits) -> dict[str, Tensor]:
+        """Return what `values` needs of the whole dataset, such as the weights of a network.
+
+        It is made once per study and dataset, where the files are; a trial finds it as `splits.prepared[prepares]`.
+        It must depend on nothing but the training and the validation images, and leave torch's global generators alone.
+
+        Args:
+            whole: the splits before `held_out`, `train_images` and `scale`.
+
+        Raises:
+            InputError: the data does not allow it; one line.
+        """
+        return {}
 
     def check_data(self, splits: Splits) -> None:
         """Raise `InputError`, one line, if this measure cannot be taken of the data."""

@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.data.base import Dataset, Splits, check_data
+from gfe_study.measures.preparation import Content, Keep, in_cache, prepared, read_prepared, write_prepared
+from gfe_study.study.storage import Mirror
 
 
 def data_key(trial: Trial | dict[str, Any]) -> str:
     """Return what distinguishes a trial's images from another's."""
     data = trial["data"] if isinstance(trial, dict) else trial.data.model_dump(mode="json")
     return json.dumps(data, sort_keys=True)
+
+
+def kept_in(folder: Mirror) -> Keep:
+    """Keep what measures prepare in a study's folder, so that it is the same wherever the study is resumed.
+
+    What another study of the same storage has kept is used too, because finished trials are reused between them.
+    """
+    mirror = folder.below(names.PREPARED_FOLDER)
+
+    def keep(name: str, make: Callable[[], Content]) -> Content:
+        path = mirror.local / name
+        if not mirror.fetch(name):
+            if not path.exists():
+                others = sorted(folder.local.parent.glob(f"*/{names.PREPARED_FOLDER}/{name}"))
+                content = read_prepared(others[0]) if others else in_cache(name, make)
+                try:
+                    write_prepared(path, content)
+                except OSError as error:
+                    raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+            mirror.push(name)
+        return read_prepared(path)
+
+    return keep
 
 
 class Images:
@@ -43,6 +70,15 @@ class Images:
             check_data(trial, self.loaded[key])
             self._checked.add(asked)
         return self.loaded[key]
+
+    def prepare(self, trials: Iterable[Trial], folder: Mirror) -> None:
+        """Add what the measures of trials prepare to their splits, and keep it in the study's folder.
+
+        Raises:
+            InputError: it cannot be prepared or kept, or what is kept is damaged.
+        """
+        for trial in trials:
+            self.loaded[data_key(trial)] = prepared(trial, self.of(trial), self._folders, kept_in(folder))
 
     def sources(self) -> list[Path]:
         """Return the files that the loaded images depend on."""

@@ -11,8 +11,10 @@ import torch
 from gfe_study import interrupts, names
 from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import Splits, load_splits
+from gfe_study.measures.preparation import prepared
 from gfe_study.metrics import DIVERGED
 from gfe_study.provenance import package_versions, provenance
+from gfe_study.study.images import kept_in
 from gfe_study.study.recorder import artifact_files, floor_tag, trial_tags
 from gfe_study.study.runner import CONTINUATION, device_name, pin_threads, run_trial
 from gfe_study.study.storage import Storage, about_uploads
@@ -52,6 +54,7 @@ def run_single(
     folder = mirror.local
     writable(folder, "choose another --storage")
     mirror.check()
+    splits = prepared(trial, splits, keep=kept_in(storage.folder(EXPERIMENT)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tracker = Tracker(EXPERIMENT)
     opening = _opening(trial, splits, fingerprint, device)

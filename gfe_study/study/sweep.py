@@ -115,6 +115,7 @@ def run_sweep(
     files = file_states(images.sources())
     writable(folder.local, "choose another --storage")
     folder.check()
+    images.prepare((study.example(arm, stage) for stage in study.stages() for arm in study.arms), folder)
     # What follows is not torn apart by a signal: it ends where no more trials are handed out.
     with interrupts.deferred(), Journal.open(folder) as journal:
         source = {"source": study.source, "source_sha256": study.source_sha256}
