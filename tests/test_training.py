@@ -86,6 +86,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ae averaged": {"method": "ae", "optim": {"name": "adam", "average": {}, "update_size": 30, "batch_size": 16}},
     "ae": {"method": "ae", "start": "encoder"},
     "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
+    "ae noisy": {"method": {"name": "ae", "dropout": 0.2, "input_noise": 0.1, "latent_noise": 0.3}},
+    "vae noisy": {"method": {"name": "vae", "dropout": 0.2, "input_noise": 0.1}},
     "gen": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 2}},
     "gen followed": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 4, "followed": 16}},
     "gen two updates": {

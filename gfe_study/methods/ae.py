@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Encoding, Learner, Method, Updated, seeded
+from gfe_study.methods.noise import dropout, jittered, masked
 from gfe_study.metrics import MIXED
 
 if TYPE_CHECKING:
@@ -23,10 +26,14 @@ class AutoencoderLearner(Learner):
 
     encodings = (MIXED,)
 
-    def seen_as(self, shape: Shape) -> Shape:
+    @property
+    def settings(self) -> EncoderMethod:
         method = self.trial.method
-        unseen = isinstance(method, EncoderMethod) and method.mask_channel is False
-        return replace(shape, mask=False) if unseen else shape
+        assert isinstance(method, EncoderMethod)
+        return method
+
+    def seen_as(self, shape: Shape) -> Shape:
+        return replace(shape, mask=False) if self.settings.mask_channel is False else shape
 
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         with seeded(self.trial.seed, "encoder"):
@@ -36,8 +43,9 @@ class AutoencoderLearner(Learner):
     def update(self, batches: Sequence[Batch], new: int) -> Updated:
         for number, (target, index_B) in enumerate(batches):
             self.optimiser.zero_grad(set_to_none=True)
-            latent_BL = self.encoder(target.as_input(mask=self.shape.mask))
-            loss_B = self.loss(self.decoder(latent_BL), target)
+            with self.dropout():
+                latent_BL = self.encoder(self.noisy_input(target))
+                loss_B = self.loss(self.decoder(jittered(latent_BL, self.settings.latent_noise)), target)
             term_B = self.latent_term(latent_BL, index_B)
             total_B = loss_B if term_B is None else loss_B + term_B
             if not bool(total_B.isfinite().all()):
@@ -47,6 +55,14 @@ class AutoencoderLearner(Learner):
             self.updated(latent_BL[:new].detach(), index_B[:new], again=number > 0)
         self.start.remember(latent_BL[:new].detach(), target[:new], index_B[:new])
         return Updated(latent_BL[:new].detach(), loss_B[:new].detach(), *passes(batches))
+
+    def noisy_input(self, target: Observed) -> Tensor:
+        """What the encoder reads in training, shape (B, `shape.input_size`)."""
+        return masked(target, self.settings.input_noise).as_input(mask=self.shape.mask)
+
+    def dropout(self) -> AbstractContextManager[None]:
+        """The networks as they are trained: their hidden activations drop out while this context is open."""
+        return dropout(self.settings.dropout, self.encoder, self.decoder)
 
     def latent_term(self, latent_BL: Tensor, index_B: Tensor) -> Tensor | None:
         """What is added to each sample's loss for where its latent is, shape (B,); None for nothing."""
@@ -79,12 +95,22 @@ def passes(batches: Sequence[Batch]) -> tuple[float, float]:
 class EncoderMethod(Method):
     """A method whose latents come from an encoder. Test samples are also encoded by flow: `mixed_test_loss`.
 
-    Of data with missing values the encoder reads 0 in their place.
+    Of data with missing values the encoder reads 0 in their place. Dropout and noise regularise training alone: the
+    training loss includes them, and every evaluation is without them.
     """
 
     mask_channel: bool | None = None
     """Of data with missing values: whether the encoder also reads which values are observed, as further channels;
     None: yes."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the hidden activations, of the encoder and of the decoder, that drop out of a training pass; None:
+    none."""
+    input_noise: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Masking noise: share of a sample's values that the encoder reads in training as if they were missing, while the
+    whole sample is to be reconstructed; None: none."""
+    latent_noise: Annotated[float, Field(ge=0)] | None = None
+    """Standard deviation of the normal noise that is added in training to the latents that the decoder reads; None:
+    none."""
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)

@@ -40,10 +40,11 @@ class VAELearner(AutoencoderLearner):
         for batch in batches:
             target = batch.target
             self.optimiser.zero_grad(set_to_none=True)
-            mean_BL, log_variance_BL = self.posterior.moments(target.as_input(mask=self.shape.mask))
-            # Drawn on the CPU, so that a trial draws the same on every device.
-            noise_BL = torch.randn(mean_BL.shape).to(mean_BL)
-            loss_B = self.loss(self.decoder(mean_BL + (log_variance_BL / 2).exp() * noise_BL), target)
+            with self.dropout():
+                mean_BL, log_variance_BL = self.posterior.moments(self.noisy_input(target))
+                # Drawn on the CPU, so that a trial draws the same on every device.
+                noise_BL = torch.randn(mean_BL.shape).to(mean_BL)
+                loss_B = self.loss(self.decoder(mean_BL + (log_variance_BL / 2).exp() * noise_BL), target)
             divergence_B = (log_variance_BL.exp() + mean_BL.square() - 1 - log_variance_BL).sum(1) / 2
             total_B = loss_B + self.settings.beta * divergence_B / target.count_B
             if not bool(total_B.isfinite().all()):
@@ -85,4 +86,9 @@ class VAE(TargetedMethod, EncoderMethod):
             raise ValueError(
                 f"target.name: given {trial.target.name!r} with method=vae, whose divergence is in closed form for "
                 "one normal; allowed: standard_normal"
+            )
+        if self.latent_noise is not None:
+            raise ValueError(
+                f"method.latent_noise: given {self.latent_noise} with method=vae, which draws its latents from q(z|y); "
+                "allowed: null"
             )
