@@ -16,6 +16,7 @@ from gfe_study.data.base import DataError, Splits, load_splits
 from gfe_study.data.mnist import MNIST
 from gfe_study.study.artifacts import write_best
 from gfe_study.study.encoding import encode_file
+from gfe_study.trained import TrainedDecoder
 from gfe_study.training import train
 
 
@@ -93,12 +94,33 @@ def test_outputs_are_taken_for_what_the_decoder_was_trained_to_give(tmp_path: Pa
     assert encode_file(decoder, tmp_path / "a.npy", tmp_path / "out.npz", {"likelihood": "student_t"})["rmse"] < 1
 
 
-def encoded(decoder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+def encoded(decoder: Path, images: np.ndarray, **changes: Any) -> dict[str, np.ndarray]:
     folder = decoder.parent
     np.save(folder / "images.npy", images)
-    encode_file(decoder, folder / "images.npy", folder / "out.npz", {})
+    encode_file(decoder, folder / "images.npy", folder / "out.npz", changes)
     with np.load(folder / "out.npz") as found:
         return dict(found)
+
+
+def test_an_encoders_decoder_encodes_as_its_trial_does(tmp_path: Path) -> None:
+    """By flow where the trial says so or whoever encodes asks for it, and by the encoder again on demand."""
+    images = np.random.default_rng(1).random((40, 5))
+    found = {}
+    for encode in (None, "flow"):
+        (tmp_path / str(encode)).mkdir()
+        np.save(tmp_path / str(encode) / "a.npy", images)
+        decoder = trained_on(tmp_path / str(encode) / "a.npy", method={"name": "ae", "encode": encode})
+        for asked in (None, "flow"):
+            found[encode, asked] = encoded(decoder, images, method={"encode": asked})
+        as_trained = encoded(decoder, images)
+        np.testing.assert_array_equal(as_trained["latent"], found[encode, encode]["latent"])
+        np.testing.assert_array_equal(TrainedDecoder.read(decoder).encode(images), as_trained["latent"])
+    for encode in (None, "flow"):
+        for name in ("latent", "loss"):
+            np.testing.assert_array_equal(found[None, encode][name], found["flow", encode][name])
+        assert (found[None, encode]["nfe_forward"] > 0).all() == (encode == "flow")
+        assert (found[None, encode]["stopped"] == "encoder").all() == (encode is None)
+    assert (found[None, "flow"]["loss"] < found[None, None]["loss"]).mean() > 0.9
 
 
 def test_whole_numbers_are_scaled_as_the_decoders_data_was(decoder: Path, digits: Splits) -> None:

@@ -87,6 +87,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ae": {"method": "ae", "start": "encoder"},
     "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
     "ae noisy": {"method": {"name": "ae", "dropout": 0.2, "input_noise": 0.1, "latent_noise": 0.3}},
+    "ae by flow": {"method": {"name": "ae", "encode": "flow"}, "start": "encoder"},
     "vae noisy": {"method": {"name": "vae", "dropout": 0.2, "input_noise": 0.1}},
     "gen": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 2}},
     "gen followed": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 4, "followed": 16}},
@@ -481,6 +482,24 @@ def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digit
     gfe.decoder.load_state_dict(ae.decoder.state_dict())
     by_flow = evaluate(gfe, digits.test, 15, torch.device("cpu"))
     assert points[-1][MIXED_TEST_LOSS] == by_flow.loss != points[-1][TEST_LOSS]
+
+
+@pytest.mark.parametrize("method", ["ae", "vae"])
+def test_an_encoders_decoder_may_be_judged_by_flow(method: str, digits: Splits) -> None:
+    """Trained alike to the bit, its losses of both splits and their cost are those of its decoder under the flow."""
+    plain, by_flow = ({"method": {"name": method, "encode": encode}} for encode in (None, "flow"))
+    points_of_plain, one = run(train(tiny(plain), digits))
+    points, other = run(train(tiny(by_flow), digits))
+    assert same(weights(one), weights(other))
+    gfe = tiny().method.create(tiny(), SHAPE, torch.device("cpu"))
+    gfe.decoder.load_state_dict(other.decoder.state_dict())
+    for split, count, loss in ((digits.val, 20, VAL_LOSS), (digits.test, 15, TEST_LOSS)):
+        found = evaluate(gfe, split, count, torch.device("cpu"))
+        assert points[-1][loss] == found.loss != points_of_plain[-1][loss]
+    assert points[-1][ENCODE_NFE] == found.nfe > 0
+    assert [point[TEST_LOSS] for point in points] == [point[MIXED_TEST_LOSS] for point in points_of_plain]
+    assert not any(MIXED_TEST_LOSS in point for point in points)
+    assert tiny({"method": method}).fingerprint("") == tiny(plain).fingerprint("") != tiny(by_flow).fingerprint("")
 
 
 @pytest.mark.parametrize("method", [name for name in registry.names("method") if name != "pca"])  # has no step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 
 class AutoencoderLearner(Learner):
-    """z = E(y). Its `mixed` encoding is the papers': this decoder, with latents found by gradient flow."""
+    """z = E(y) in training. Its `mixed` encoding is the papers': this decoder, with latents found by gradient flow."""
 
-    encodings = (MIXED,)
+    def __init__(self, trial: Trial, shape: Shape, device: torch.device) -> None:
+        super().__init__(trial, shape, device)
+        self.encodes_by_flow = self.settings.encode == "flow"
+        self.encodings = () if self.encodes_by_flow else (MIXED,)
 
     @property
     def settings(self) -> EncoderMethod:
@@ -79,7 +82,7 @@ class AutoencoderLearner(Learner):
 
     @torch.no_grad()
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
-        if encoding == MIXED:
+        if self.encodes_by_flow or encoding == MIXED:
             return self.encode_by_flow(target)
         latent_BL = self.encoder(target.as_input(mask=self.shape.mask))
         none_B = torch.zeros(len(target), device=target.value_BD.device)
@@ -93,7 +96,7 @@ def passes(batches: Sequence[Batch]) -> tuple[float, float]:
 
 
 class EncoderMethod(Method):
-    """A method whose latents come from an encoder. Test samples are also encoded by flow: `mixed_test_loss`.
+    """A method that trains a decoder through an encoder. Test samples are also encoded by flow: `mixed_test_loss`.
 
     Of data with missing values the encoder reads 0 in their place. Dropout and noise regularise training alone: the
     training loss includes them, and every evaluation is without them.
@@ -102,6 +105,9 @@ class EncoderMethod(Method):
     mask_channel: bool | None = None
     """Of data with missing values: whether the encoder also reads which values are observed, as further channels;
     None: yes."""
+    encode: Literal["flow"] | None = None
+    """How samples are encoded once the decoder is trained, validation and test samples too: by `flow`, that is by the
+    trial's solver from its start, which makes the decoder alone what is judged; None: by the encoder."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the hidden activations, of the encoder and of the decoder, that drop out of a training pass; None:
     none."""

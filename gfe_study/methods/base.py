@@ -91,14 +91,14 @@ class Learner(ABC):
     The same trial seed gives the same initial decoder to every method.
     """
 
-    encodings: ClassVar[tuple[str, ...]] = ()
-    """Further ways to encode than the method's own; each becomes the metric `<name>_test_loss`."""
+    encodings: tuple[str, ...] = ()
+    """Further ways to encode than the trial's own; each becomes the metric `<name>_test_loss`."""
 
     descends: ClassVar[bool] = True
     """Whether its weights come from steps of the optimiser, which can be averaged and have samples replayed to."""
 
-    encodes_by_flow: ClassVar[bool] = False
-    """Whether its own encoding is `encode_by_flow`."""
+    encodes_by_flow: bool = False
+    """Whether the trial's own encoding is `encode_by_flow`."""
 
     def __init__(self, trial: Trial, shape: Shape, device: torch.device) -> None:
         self.trial = trial
@@ -176,7 +176,7 @@ class Learner(ABC):
 
     @abstractmethod
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
-        """Latents of samples by the method's own encoding, or by one of `encodings`."""
+        """Latents of samples by the trial's own encoding, or by one of `encodings`."""
 
     def objective(self, target: Observed, index_B: Tensor | None = None) -> Objective:
         """What the latents of samples are found by minimising.
