@@ -87,6 +87,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ae": {"method": "ae", "start": "encoder"},
     "ae adam two updates": {"method": "ae", "optim": {"name": "adam", "updates_per_batch": 2}},
     "ae noisy": {"method": {"name": "ae", "dropout": 0.2, "input_noise": 0.1, "latent_noise": 0.3}},
+    "gfe linear": {"model": {"hidden": []}, "solver": RK4, "gradient": "adjoint"},
+    "ae linear": {"method": "ae", "model": {"hidden": []}},
     "ae by flow": {"method": {"name": "ae", "encode": "flow"}, "start": "encoder"},
     "vae noisy": {"method": {"name": "vae", "dropout": 0.2, "input_noise": 0.1}},
     "gen": {"method": {"name": "gen", "kde_samples": 70, "refresh_updates": 2}},
@@ -482,6 +484,18 @@ def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digit
     gfe.decoder.load_state_dict(ae.decoder.state_dict())
     by_flow = evaluate(gfe, digits.test, 15, torch.device("cpu"))
     assert points[-1][MIXED_TEST_LOSS] == by_flow.loss != points[-1][TEST_LOSS]
+
+
+def test_a_linear_decoder_trains_with_every_solver(digits: Splits) -> None:
+    """Without hidden layers a sample's loss is convex in its latent, so all solvers must train the same decoder."""
+    few = {"budget": {"images": 48}, "eval": {"schedule": [16], "val_images": 10, "test_images": 10}}
+    linear = {"model": {"latent_dim": 4, "hidden": []}}
+    losses = {}
+    for solver in registry.names("solver"):
+        points, _ = run(train(Trial.build({"preset": "paper", "solver": {"name": solver}}, few, linear), digits))
+        losses[solver] = [point[VAL_LOSS] for point in points]
+        assert losses[solver] == pytest.approx(losses["amd"], rel=1e-5)
+    assert losses["amd"][0] > losses["amd"][1]
 
 
 @pytest.mark.parametrize("method", ["ae", "vae"])

@@ -174,7 +174,7 @@ class MLP(Model):
 
     latent_dim: int = Field(20, gt=0, le=WIDEST)
     hidden: tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...] = (150, 300, 600)
-    """Widths of the decoder's hidden layers, from the latent outwards."""
+    """Widths of the decoder's hidden layers, from the latent outwards; none make it linear."""
     latent_gain: float | None = Field(None, gt=0)
     """Factor on the initial weights that the decoder reads its latent with; None: 1. An autoencoder's free latents
     grow some ten times longer than those held to a unit normal, whose decoder had to grow by as much instead."""
