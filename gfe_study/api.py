@@ -20,7 +20,7 @@ from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.data.base import load_splits
 from gfe_study.measures.preparation import prepared
-from gfe_study.metrics import DIVERGED, VAL_LOSS, text_of
+from gfe_study.metrics import DIVERGED, VAL_LOSS, result_of, text_of
 from gfe_study.observers import study_observer
 from gfe_study.progress import bar
 from gfe_study.study.frames import curves_frame, trials_frame
@@ -44,7 +44,7 @@ class BestTrial:
         trial: its configuration.
         arm, number, seed: where it belongs in the study.
         params: the values that the search chose.
-        metrics: the metrics of its last point.
+        metrics: the metrics of its result: of its last point, or with `budget.patience` of its best one.
     """
 
     fingerprint: str
@@ -82,7 +82,7 @@ class Result:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row per trial that has ended: where it belongs, its state, its last metrics and the searched values."""
+        """One row per trial that has ended: where it belongs, its state, its result and the searched values."""
         return trials_frame(self.study, self._journal)
 
     @cached_property
@@ -121,7 +121,7 @@ class Result:
             if fingerprint == name
         )
         trial = self.study.trial(member.params, seed, member.arm, member.stage)
-        metrics = dict(self._journal.points[name][-1])
+        metrics = dict(result_of(self._journal.points[name]))
         return BestTrial(name, trial, member.arm, member.number, seed, member.params, metrics, self._journal)
 
     def __repr__(self) -> str:

@@ -159,6 +159,8 @@ def shape(study: Study) -> str:
     limits += [f"{budget.seconds:g} seconds of training"] if budget.seconds is not None else []
     if budget.images < IMAGES_WITHOUT_LIMIT:
         limits.append(f"{budget.images:,} images")
+    if budget.patience is not None:
+        limits.append(f"{_count(budget.patience, 'evaluation')} without a lower validation loss")
     text = f"{' × '.join(parts)} of {' or '.join(limits)}, preset {trial.preset}"
     if study.stops_early:
         text += ", early stopping by successive halving"
@@ -214,7 +216,7 @@ def best_table(plan: Plan) -> Listing:
     """Return the best trials of a study with their final metrics and searched values."""
     chosen = ranked(plan)
     stage = max((job.stage for job, _ in chosen), default=0)  # stages may have different budgets
-    rows = [(job, plan.journal.points[job.fingerprint][-1]) for job, _ in chosen if job.stage == stage]
+    rows = [(job, plan.result(job.fingerprint) or {}) for job, _ in chosen if job.stage == stage]
     rows = rows[:NUM_BEST_SHOWN]
     wanted = (*_searched_and_tested(plan.study), TEST_LOSS, MIXED_TEST_LOSS)
     metrics = [name for name in dict.fromkeys(wanted) if any(name in point for _, point in rows)]
@@ -245,7 +247,7 @@ def best_blocks(plan: Plan) -> list[Block]:
     if found is None:
         return []
     best = found[0]
-    point = plan.journal.points[best.fingerprint][-1]
+    point = plan.result(best.fingerprint) or {}
     metrics = dict.fromkeys(_searched_and_tested(plan.study))
     results = ", ".join(f"{name} {_metric(name, point.get(name))}" for name in metrics)
     values = " ".join(f"{key}={number(value, 3)}" for key, value in best.params.items())

@@ -8,7 +8,7 @@ measure from another package declares its own metrics beside its class; see `Mea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ IMAGES_SEEN: Final = "images_seen"
 IMAGES_USED: Final = "images_used"
 UNIQUE_IMAGES: Final = "unique_images"
 OPTIMISER_STEPS: Final = "optimiser_steps"
+SINCE_BEST: Final = "evaluations_since_best"
 TRAIN_LOSS: Final = "train_loss"
 VAL_LOSS: Final = "val_loss"
 TEST_LOSS: Final = "test_loss"
@@ -194,6 +195,13 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         "Different training images seen: `images_seen`, until the whole training set has been seen.",
     ),
     _count(OPTIMISER_STEPS, "weight updates", "updates", "Weight updates."),
+    _count(
+        SINCE_BEST,
+        "evaluations since the lowest validation loss",
+        "evaluations",
+        "Of a trial with `budget.patience`: evaluations since the validation loss was lowest; 0 where it is lower than "
+        "ever before. The last such point is the trial's result.",
+    ),
     _cost(
         NFE_FORWARD,
         "decoder evaluations per training image, solver and update",
@@ -349,7 +357,7 @@ STANDARD: Final = (
     OPTIMISER_STEPS,
 )
 """Metrics that always have a column, even if nothing was logged."""
-COUNTS: Final = (IMAGES_SEEN, IMAGES_USED, UNIQUE_IMAGES, OPTIMISER_STEPS, DIVERGED)
+COUNTS: Final = (IMAGES_SEEN, IMAGES_USED, UNIQUE_IMAGES, OPTIMISER_STEPS, SINCE_BEST, DIVERGED)
 """Metrics with integer values."""
 
 _known: dict[str, MetricInfo] = {}
@@ -400,6 +408,15 @@ def _match(family: str, name: str) -> re.Match[str] | None:
         return None
     pattern = _PLACEHOLDER.sub(lambda part: f"(?P<{part[1]}>{_PARTS[part[1]]})", family)
     return re.fullmatch(pattern, name)
+
+
+def result_of(points: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """Return the point that is a trial's result: its last one, or of a trial with `budget.patience` its best one.
+
+    A trial that diverged has its last point, which says so.
+    """
+    best = points if points[-1].get(DIVERGED) else [point for point in points if not point.get(SINCE_BEST)]
+    return best[-1]
 
 
 def is_loss(name: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -34,6 +33,7 @@ from gfe_study.metrics import (
     NFE_BACKWARD,
     NFE_FORWARD,
     OPTIMISER_STEPS,
+    SINCE_BEST,
     TEST_LOSS,
     TRAIN_LOSS,
     TRAIN_SECONDS,
@@ -98,9 +98,10 @@ class TrainingState:
     @property
     def over(self) -> bool:
         """Whether the budget is spent or the trial has diverged."""
-        budget = self.learner.trial.budget
-        diverged = bool(self.points and self.points[-1][DIVERGED])
-        return diverged or budget.spent(self.images_seen, self.nfe_forward + self.nfe_backward, self.train_seconds)
+        last = self.points[-1] if self.points else {}
+        nfe = self.nfe_forward + self.nfe_backward
+        spent = self.learner.trial.budget.spent
+        return bool(last.get(DIVERGED)) or spent(self.images_seen, nfe, self.train_seconds, last.get(SINCE_BEST, 0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the networks, optimiser, random number generators, counters, and the points so far."""
@@ -125,9 +126,9 @@ def train(
     """Train one trial, from the start or from a `TrainingState.state_dict()`.
 
     Yields after every batch. `metrics` is set at the points of `eval.schedule` and when the first limit of the budget
-    is reached. Evaluation images never influence training. A batch that would pass a point is cut there, so that all
-    trials are evaluated at exactly the same numbers of images seen. A loss that is not finite ends the trial before the
-    optimiser step, with a last point whose `diverged` is 1.
+    is reached. Evaluation images never influence training, except that validation images end it by `budget.patience`.
+    A batch that would pass a point is cut there, so that all trials are evaluated at exactly the same numbers of images
+    seen. A loss that is not finite ends the trial before the optimiser step, with a last point whose `diverged` is 1.
 
     torch's global generators are seeded from the trial's seed, or restored from `state`.
     """
@@ -142,9 +143,10 @@ def train(
     torch.manual_seed(derive_seed(trial.seed, "training"))
     if state is not None:
         progress.load_state_dict(state)
-    points = trial.eval.points(trial.budget.images)
+    points, following = trial.eval.points(trial.budget.images), 0
     while not progress.over:
-        following = points[bisect_right(points, progress.images_seen)]
+        while following <= progress.images_seen:
+            following = next(points)
         count = min(scheduled(trial.optim.batch_size, progress.images_seen), following - progress.images_seen)
         metrics: Metrics | None = None
         try:
@@ -313,6 +315,9 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
     progress.loss_sum, progress.loss_count = 0.0, 0
     progress.eval_seconds += time.perf_counter() - started
     metrics[EVAL_SECONDS] = progress.eval_seconds
+    if progress.learner.trial.budget.patience is not None:
+        waited = progress.points[-1][SINCE_BEST] + 1 if progress.points else 0.0
+        metrics[SINCE_BEST] = 0.0 if val.loss < progress.best_val_loss else waited
     if math.isfinite(val.loss):
         progress.best_val_loss = min(progress.best_val_loss, val.loss)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gfe_study import registry
 from gfe_study.config import (
@@ -62,20 +66,23 @@ def test_a_dumped_trial_builds_the_same_trial(base: Trial) -> None:
     assert Trial.build(unflatten(flatten(base.dump()))) == base
 
 
-CHOSEN_BY_NAME = {
+OTHER = {
     "eval.measures": ["entropy"],
     "data.scale": "standard",
     "method.mask_channel": False,
+    "method.encode": "flow",
+    "method.dropout": 0.1,
+    "method.input_noise": 0.1,
     "optim.decay": "linear",
     "optim.average": {"window": 3},
 }
-"""What is None in most trials, and otherwise no number."""
+"""What is None in most trials, and otherwise no whole number."""
 
 
 def other(key: str, value: Any) -> Any:
     """Another value, as near as may be, so that it is valid as well."""
-    if key in CHOSEN_BY_NAME:
-        return CHOSEN_BY_NAME[key]
+    if key in OTHER:
+        return OTHER[key]
     if isinstance(value, bool):
         return not value
     if value is None:
@@ -279,9 +286,53 @@ def test_a_bad_configuration_is_refused_in_one_line(given: dict[str, Any], words
 
 def test_evaluation_points_end_with_the_budget() -> None:
     points = Trial.build({"eval": {"schedule": [30, 10, 10, 50, 99]}}).eval.points
-    assert points(50) == [10, 30, 50]
-    assert points(7) == [7]
-    assert points(200) == [10, 30, 50, 99, 200]
+    assert list(points(50)) == [10, 30, 50]
+    assert list(points(7)) == [7]
+    assert list(points(200)) == [10, 30, 50, 99, 200]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "images", "expected"),
+    [
+        ({"every": 20}, 70, [20, 40, 60, 70]),
+        ({"every": 20}, 60, [20, 40, 60]),
+        ({"every": 100, "growth": 1.5}, 1100, [100, 200, 300, 450, 675, 1012, 1100]),
+        ({"every": 1, "growth": 2}, 10, [1, 2, 4, 8, 10]),
+    ],
+)
+def test_evaluation_points_may_go_on_at_a_distance(schedule: Any, images: int, expected: list[int]) -> None:
+    trial = Trial.build({"eval": {"schedule": schedule}})
+    assert list(trial.eval.points(images)) == expected
+    assert Trial.build(trial.dump()) == trial
+    assert next(trial.eval.points(10**12)) == expected[0]  # one at a time: there may be any number
+
+
+@given(st.integers(1, 500), st.floats(1, 100), st.integers(1, 5000))
+def test_evaluation_points_keep_their_distance(every: int, growth: float, images: int) -> None:
+    """Strictly increasing, up to the budget, at the larger of both distances."""
+    trial = Trial.build({"eval": {"schedule": {"every": every, "growth": growth}}})
+    points = [0, *trial.eval.points(images)]
+    assert points[-1] == images
+    for before, after in itertools.pairwise(points[:-1]):
+        assert after == max(before + every, math.floor(before * growth))
+    assert 0 < points[-1] - points[-2] <= max(every, math.floor(points[-2] * growth) - points[-2])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ({"every": 0}, "eval.schedule.every: given 0; allowed: greater than 0"),
+        ({"every": 480, "growth": 0.5}, "eval.schedule.growth: given 0.5; allowed: greater than or equal to 1"),
+        ({"evry": 480}, "eval.schedule.evry: unknown key; did you mean 'every'?"),
+        ({"growth": 2}, "eval.schedule.every: not given"),
+        (5, "eval.schedule: given 5; allowed: a list of images seen, or {every: 480, growth: 1.3}"),
+        ([0], "eval.schedule.0: given 0; allowed: greater than 0"),
+    ],
+)
+def test_a_wrong_schedule_is_one_line(schedule: Any, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        Trial.build({"eval": {"schedule": schedule}})
+    assert told in complaint(error)
 
 
 # Files and assignments

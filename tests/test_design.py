@@ -235,12 +235,24 @@ def test_budgets_are_told_in_images_evaluations_or_seconds() -> None:
         "images": IMAGES_WITHOUT_LIMIT,
         "nfe": 1000,
         "seconds": None,
+        "patience": None,
     }
     both = build(budget={"nfe": 1000, "images": 320}).trial({}, 0).budget
     assert (both.images, both.nfe) == (320, 1000)
     assert build(budget={"seconds": 2}).trial({}, 0).budget.seconds == 2
     with pytest.raises(InputError, match=r"budget.nfe: given -1; allowed: greater than 0"):
         build(budget={"nfe": -1})
+
+
+def test_patience_needs_a_limit_and_is_part_of_the_budget() -> None:
+    assert build(budget={"images": 320, "patience": 3}).trial({}, 0).budget.patience == 3
+    assert build(budget={"seconds": 2, "patience": 3}).trial({}, 0).budget.images == IMAGES_WITHOUT_LIMIT
+    with pytest.raises(InputError, match=r"budget: patience: given alone; allowed: with images, nfe or seconds"):
+        build(budget={"patience": 3})
+    with pytest.raises(InputError, match=r"budget.patience: given 0; allowed: greater than 0"):
+        build(budget={"images": 320, "patience": 0})
+    study = searched(trials=6, budget={"images": 64, "patience": 3}, then={"best": 1, "budget": {"images": 640}})
+    assert study.trial(study.completed({}, ""), 0, "", 1).budget.patience is None
 
 
 def test_the_second_stage_has_a_budget_and_seeds_of_its_own() -> None:

@@ -25,8 +25,20 @@ from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.verdict import verdict_table
 from gfe_study.analysis.load import Store
 from gfe_study.config import InputError, Study
+from gfe_study.console import best_blocks
 from gfe_study.data.base import Splits
-from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
+from gfe_study.metrics import (
+    DIVERGED,
+    IMAGES_SEEN,
+    NFE_BACKWARD,
+    NFE_FORWARD,
+    RMSE,
+    SINCE_BEST,
+    TEST_LOSS,
+    TRAIN_SECONDS,
+    VAL_LOSS,
+    of_split,
+)
 from gfe_study.statements import signs, summary, verdict
 from gfe_study.study.engine import Engine, Observer
 from gfe_study.study.frames import trials_frame
@@ -36,6 +48,7 @@ from gfe_study.study.sweep import Outcome, run_sweep
 from gfe_study.study.trial_run import TrialRun
 from gfe_study.tracking.uri import URI_VARIABLE
 
+TEST_RMSE = of_split("test", RMSE)
 BASE: dict[str, Any] = {
     "question": "Which is better?",
     "fixed": {
@@ -66,11 +79,15 @@ def made_up(run: TrialRun) -> tuple[list[dict[str, float]], str | None]:
         return [], "MemoryError: no more"
     diverges, points = luck.random() < 0.06, []
     for images in (32, 64):
-        loss = 0.5 + 0.1 * luck.random() + run.job.trial.optim.lr / images
+        overfits = 0.2 if run.job.trial.budget.patience is not None and images == 64 else 0.0
+        loss = 0.5 + 0.1 * luck.random() + run.job.trial.optim.lr / images + overfits
         costs = {TRAIN_SECONDS: images * luck.random(), NFE_FORWARD: 4.0, NFE_BACKWARD: 0.0}
         losses = {VAL_LOSS: loss, TEST_LOSS: loss + 0.01 * luck.random()}
+        losses[TEST_RMSE] = 2 * losses[TEST_LOSS]
         losses = {} if diverges and images == 64 else losses
         points.append({IMAGES_SEEN: float(images), **costs, **losses, DIVERGED: float(not losses)})
+        if run.job.trial.budget.patience is not None:
+            points[-1][SINCE_BEST] = float(overfits > 0)
     return points, None
 
 
@@ -151,7 +168,7 @@ class Editor:
 
     def edit(self) -> str:
         kinds = ["swap", "rename", "add", "remove", "reference", "design", "setting", "more seeds", "fewer seeds"]
-        kind = self.luck.choice([*kinds, "search", "more trials", "fewer trials", "data", "second stage"])
+        kind = self.luck.choice([*kinds, "patience", "search", "more trials", "fewer trials", "data", "second stage"])
         getattr(self, kind.replace(" ", "_"))()
         return kind
 
@@ -203,6 +220,10 @@ class Editor:
     def fewer_seeds(self) -> None:
         self.declared["seeds"] = max(1, self.declared["seeds"] - 1)
 
+    def patience(self) -> None:
+        budget = self.declared["budget"]
+        budget["patience"] = None if budget.get("patience") else 1
+
     def search(self) -> None:
         if self.declared.pop("nuisance", None) is None:
             self.declared |= {"nuisance": SEARCH, "trials": 2, "sampler": "random"}
@@ -227,6 +248,36 @@ class Editor:
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
+
+
+def test_trials_count_at_their_lowest_validation_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped by validation: everywhere, its value is the test loss where its validation loss was lowest."""
+    monkeypatch.setenv(URI_VARIABLE, fresh(tmp_path / "store.db"))
+    declared = {**copy.deepcopy(BASE), "scientific": {"arms": ARMS}, "seeds": 4}
+    declared["budget"] = {"images": 64, "patience": 1}
+    outcome = sweep(declared, tmp_path)
+    check(outcome)
+    found, journal = verdict(outcome.plan), outcome.plan.journal
+    assert found is not None
+    ends = lowest = 0.0
+    for arm in found.rows:
+        member = next(each for each in journal.membership if each.arm == arm.arm)
+        points = [journal.points[member.fingerprints[member.seeds.index(seed)]] for seed in arm.seeds]
+        best = [min(of, key=lambda point: point[VAL_LOSS]) for of in points]
+        assert arm.value.mean == pytest.approx(sum(point[TEST_LOSS] for point in best) / len(best))
+        assert arm.seconds == pytest.approx(sum(point[TRAIN_SECONDS] for point in best) / len(best))
+        lowest, ends = lowest + arm.value.mean, ends + sum(of[-1][TEST_LOSS] for of in points) / len(best)
+    assert lowest != pytest.approx(ends)
+    assert found.as_dict()["stopped_by_validation"]
+    assert "each trial at its lowest validation loss" in str(found)
+    trials = Evidence.load(Store(), "edited").trials
+    usable = trials[~trials["failed"] & ~trials[DIVERGED]]
+    assert (usable[TEST_RMSE] == 2 * usable[TEST_LOSS]).all()
+    best_of_all = results("edited", tmp_path / "results").best
+    assert best_of_all.metrics[SINCE_BEST] == 0
+    assert best_of_all.metrics[VAL_LOSS] == outcome.plan.best()[1]  # type: ignore[index]
+    told = "\n".join(str(block) for block in best_blocks(outcome.plan))
+    assert f"{best_of_all.metrics[TEST_LOSS]:.4f}" in told
 
 
 @settings(max_examples=4, deadline=None, derandomize=True, database=None, phases=[Phase.generate])

@@ -24,7 +24,7 @@ from gfe_study.analysis.judgement import (
     verdict_of,
 )
 from gfe_study.analysis.load import Parent, Store
-from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
+from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured, until_result
 from gfe_study.analysis.verdict import Verdict, best_configuration
 from gfe_study.config import InputError, Range, Study
 from gfe_study.metrics import (
@@ -91,14 +91,15 @@ class Evidence:
     def trials(self) -> pd.DataFrame:
         """Trials with an outcome, as `judgement` expects them, with searched keys as columns of numbers or choices.
 
-        A result is that of the last point: latents that have collapsed since an earlier one have no entropy.
+        A result is that of the last point up to its result: latents that have collapsed since an earlier one have no
+        entropy.
 
         Raises:
             InputError: see `judgement.in_order`.
         """
         trials, points = self._ended
         trials = in_order(self.study, trials)
-        last = points.drop_duplicates(RUN_ID, keep="last").set_index(RUN_ID)
+        last = until_result(points).drop_duplicates(RUN_ID, keep="last").set_index(RUN_ID)
         without = trials[DIVERGED] | ~trials[RUN_ID].isin(last.index)
         logged = [name for name in (*STANDARD, *measured(points)) if name in trials]
         ends = {name: trials[name].where(without, trials[RUN_ID].map(last[name])) for name in logged}
@@ -196,8 +197,8 @@ class Evidence:
 
     @cached_property
     def chosen_ends(self) -> pd.DataFrame:
-        """The last point of each of those trials, with the trial's parameters (`params.<dotted key>`)."""
-        curves = self.chosen_curves
+        """The result of each of those trials, with the trial's parameters (`params.<dotted key>`)."""
+        curves = until_result(self.chosen_curves)
         last = curves[IMAGES_SEEN] == curves.groupby(RUN_ID)[IMAGES_SEEN].transform("max")
         params = [column for column in self.chosen if str(column).startswith(PARAMS)]
         places = [RUN_ID, names.ARM, names.STAGE, names.NUMBER]

@@ -2,7 +2,7 @@
 
 Trials are given as a frame, from a journal or from the tracking store: one row per trial with an outcome, with `arm`,
 `stage`, `number`, `seed`, `fingerprint`, `state`, `diverged`, `failed`, `value` (the study's metric), the metrics of
-its last point, `verdict.CONDITIONS`, and the searched keys that apply.
+its result, `verdict.CONDITIONS`, and the searched keys that apply.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
         as_declared=study.compare.budgets == "as_declared",
         alone={arm.name: arm.alone for arm in study.arms if arm.alone},
         values=study.values,
+        stopped_by_validation=any(budget.patience is not None for budget in given.values()),
     )
     tried = tuned(study, trials)
     if stage and len(set(tried.values())) > 1:

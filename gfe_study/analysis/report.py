@@ -242,6 +242,8 @@ def _limits(budget: Budget) -> str:
     limits = [f"{budget.images:,} images seen"] if budget.images < IMAGES_WITHOUT_LIMIT else []
     limits += [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
     limits += [f"{budget.seconds:g} s of training"] if budget.seconds is not None else []
+    if budget.patience is not None:
+        limits.append(f"{budget.patience} evaluations without a lower validation loss")
     return " or ".join(limits)
 
 
@@ -256,7 +258,7 @@ def _verdict(evidence: Evidence) -> str:
         lines = [
             f"<b>{escape(row.arm)}</b>: {mean}{escape(row.text)}" for row, mean in zip(found.rows, means, strict=True)
         ]
-        about = f"Verdict by {evidence.label(found.metric)}, {found.better} is better"
+        about = f"Verdict by {evidence.label(found.metric)}, {found.better} is better{found.taken}"
     else:
         lines, about = _best(evidence), "Best"
     items = "".join(f"<li>{line}</li>" for line in lines)

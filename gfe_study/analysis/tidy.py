@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.metrics import DIVERGED, IMAGES_SEEN, STANDARD, ordered
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, SINCE_BEST, STANDARD, ordered
 from gfe_study.tracking.runs import FAILED, FINISHED
 
 RUN_ID, NAME, STATUS, STATE = "run_id", "name", "status", "state"
@@ -69,8 +69,23 @@ LARGEST = sys.float_info.max
 
 def measured(points: pd.DataFrame) -> list[str]:
     """Return the metrics of a frame of points that not every trial has, in the order of the reference."""
-    always = {RUN_ID, names.FINGERPRINT, DIVERGED, *REMARKS, *STANDARD}
+    always = {RUN_ID, names.FINGERPRINT, DIVERGED, SINCE_BEST, *REMARKS, *STANDARD}
     return ordered(str(column) for column in points if column not in always)
+
+
+def until_result(points: pd.DataFrame, trial: str = RUN_ID) -> pd.DataFrame:
+    """Return the points of each trial up to its result, which is the last of them; see `metrics.result_of`.
+
+    Args:
+        points: by images seen within each trial.
+        trial: the column that tells trials apart.
+    """
+    if SINCE_BEST not in points:
+        return points
+    diverged = points[DIVERGED] > 0 if DIVERGED in points else False
+    result = (~(points[SINCE_BEST] > 0) | diverged).astype("int64").reset_index(drop=True)
+    kept: pd.Series[int] = result[::-1].groupby(points[trial].to_numpy()[::-1]).cummax()[::-1]
+    return points[kept.to_numpy() > 0]
 
 
 @dataclass(frozen=True)
@@ -130,10 +145,11 @@ def runs_frame(rows: Rows, points: pd.DataFrame, *, armless: bool) -> pd.DataFra
     head = pd.DataFrame({name: getattr(column, "array", column) for name, column in columns.items()}, index=runs)
     trials = _numbered(_shared(head.astype({names.ARM: "str"}), list(tags[names.SHARED_BY]))).reset_index(drop=True)
     others = [name for name in points if name in REMARKS or (name in head and name != DIVERGED)]
-    finite = points.drop(columns=others).replace([np.inf, -np.inf], np.nan)
-    metrics = finite.groupby(points[RUN_ID]).last()  # of each metric, the last value that is there
-    if DIVERGED in metrics:
-        trials[DIVERGED] |= trials[RUN_ID].map(metrics.pop(DIVERGED)).fillna(0.0) != 0
+    if DIVERGED in points:
+        trials[DIVERGED] |= trials[RUN_ID].map(points.groupby(RUN_ID)[DIVERGED].last()).fillna(0.0) != 0
+    counted = until_result(points)
+    finite = counted.drop(columns=[*others, DIVERGED], errors="ignore").replace([np.inf, -np.inf], np.nan)
+    metrics = finite.groupby(counted[RUN_ID]).last()  # of each metric, the last value that is there
     more = sorted(name for name in map(str, metrics) if name not in STANDARD and metrics[name].notna().any())
     metrics = metrics[[*STANDARD, *more]].astype("float64")
     params = _wide(rows.params, runs).astype("str").rename(columns=lambda key: f"{PARAMS}{key}")

@@ -21,6 +21,7 @@ from gfe_study.analysis.stats import (
     paired,
     seeds_to_decide,
 )
+from gfe_study.analysis.tidy import until_result
 from gfe_study.analysis.verdict_table import verdict_table
 from gfe_study.metrics import (
     IMAGES_SEEN,
@@ -104,6 +105,8 @@ class Verdict:
     Attributes:
         better: whether lower or higher values of the metric are better.
         values: what the values of the data are called, for the unit.
+        stopped_by_validation: whether trials have a `budget.patience`: their results are those of their points with the
+            lowest validation loss, costs up to there included.
         warnings: what was cut or skipped to make the arms comparable, and what limits the comparison.
     """
 
@@ -114,12 +117,19 @@ class Verdict:
     warnings: list[str] = field(default_factory=list)
     better: Better = "lower"
     values: Values = PIXELS
+    stopped_by_validation: bool = False
+
+    @property
+    def taken(self) -> str:
+        """How captions say at which point of a trial its results were taken; empty at the end of its budget."""
+        return ", each trial at its lowest validation loss" if self.stopped_by_validation else ""
 
     def as_dict(self) -> dict[str, Any]:
         unit = unit_of(self.metric, self.values)
         about = {"metric": self.metric, "unit": unit, "better": self.better, "margin": self.margin}
         rows = [row.as_dict() for row in self.rows]
-        return {**about, "confidence": self.confidence, "rows": rows, "warnings": self.warnings}
+        about |= {"confidence": self.confidence, "stopped_by_validation": self.stopped_by_validation}
+        return {**about, "rows": rows, "warnings": self.warnings}
 
     def __str__(self) -> str:
         lines = [line.plain for line in verdict_table(self).lines(WIDTH)]
@@ -145,6 +155,7 @@ def judge(
     as_declared: bool = False,
     alone: Mapping[str, str] | None = None,
     values: Values = PIXELS,
+    stopped_by_validation: bool = False,
 ) -> Verdict:
     """Compare every arm with its reference.
 
@@ -177,8 +188,12 @@ def judge(
         as_declared: compare arms of unequal budgets each at its own end, and add a warning.
         alone: arm -> why it has no comparison.
         values: what the values of the data are called.
+        stopped_by_validation: as of `Verdict`.
     """
-    verdict = Verdict(metric, margin, confidence, better=info_of(metric).better or "lower", values=values)
+    better = info_of(metric).better or "lower"
+    verdict = Verdict(
+        metric, margin, confidence, better=better, values=values, stopped_by_validation=stopped_by_validation
+    )
     there = trials[trials[ARM].isin(references)] if len(trials) else trials
     if not len(there) or metric not in there.columns:
         verdict.warnings.append(f"no finished trial reports {metric}; nothing can be compared")
@@ -361,16 +376,16 @@ def _unlike(own: pd.DataFrame, other: pd.DataFrame, reference: str) -> str:
 def _cut(
     own: pd.DataFrame, other: pd.DataFrame, curves: pd.DataFrame, equal: str, limit: float, metric: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the points of two arms to compare within a limit; for images, the last point that all seeds share."""
+    """Return the points of two arms to compare within a limit; for images, within the last that all seeds share."""
     reached = curves[curves[metric].notna()].copy()
     spent = _nfe(reached) if equal == NFE_FORWARD else reached[equal]
-    within = limit if equal == IMAGES_SEEN else limit * OVERSHOOT
-    reached = reached[spent <= within]
+    reached = reached[spent <= (limit if equal == IMAGES_SEEN else limit * OVERSHOOT)]
     if equal == IMAGES_SEEN:
         every = [set(reached[reached[FINGERPRINT] == name][equal]) for name in (*own[FINGERPRINT], *other[FINGERPRINT])]
         common = set.intersection(*every) if every else set()
-        reached = reached[reached[equal] == max(common)] if common else reached.iloc[:0]
-    last = reached.sort_values(IMAGES_SEEN).groupby(FINGERPRINT).last()
+        reached = reached[reached[equal] <= max(common)] if common else reached.iloc[:0]
+    within = until_result(reached.sort_values(IMAGES_SEEN), FINGERPRINT)
+    last = within.drop_duplicates(FINGERPRINT, keep="last").set_index(FINGERPRINT)
     cut = []
     for rows in (own, other):
         seeds = {str(name): seed for seed, name in rows[FINGERPRINT].items()}

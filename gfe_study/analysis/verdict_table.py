@@ -16,8 +16,8 @@ def verdict_table(verdict: Verdict) -> Listing:
     """Compare arms with their references: means, paired differences with intervals, costs, and the verdict."""
     percent = f"{100 * verdict.confidence:g} %"
     title = (
-        f"Verdict: {verdict.metric} ({unit_and_direction(verdict.metric, verdict.values)}); differences from the "
-        f"reference, paired by seed, with {percent} intervals (Student's t)"
+        f"Verdict: {verdict.metric} ({unit_and_direction(verdict.metric, verdict.values)}){verdict.taken}; differences "
+        f"from the reference, paired by seed, with {percent} intervals (Student's t)"
     )
     columns = [
         Column("arm", left=True),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from gfe_study.config.base import InputError, Section, suggestion
 from gfe_study.config.trial import unflatten
@@ -25,7 +25,7 @@ Nested = Annotated[dict[str, Any], AfterValidator(unflatten)]
 
 
 class Metric(Section):
-    """The metric that the search optimises, taken at the end of a trial's budget."""
+    """The metric that the search optimises: of a trial, what it is at the point that is its result."""
 
     name: str = Field(VAL_LOSS, examples=choices("search"))
     mode: Mode = Field(default_factory=lambda given: mode_of(given.get("name", VAL_LOSS)))
@@ -57,6 +57,14 @@ class StudyBudget(Section):
     """Decoder evaluations and pullbacks spent in training."""
     seconds: Annotated[float, Field(gt=0)] | None = None
     """Seconds spent in training updates."""
+    patience: Annotated[int, Field(gt=0)] | None = None
+    """Evaluations in a row without a lower validation loss; trials are then compared where theirs was lowest."""
+
+    @model_validator(mode="after")
+    def _ends_for_certain(self) -> Self:
+        if self.patience is not None and self.images is None and self.nfe is None and self.seconds is None:
+            raise ValueError("patience: given alone; allowed: with images, nfe or seconds, which end any trial")
+        return self
 
     def layer(self) -> dict[str, Any]:
         """Return the part of a trial's configuration that this budget sets."""

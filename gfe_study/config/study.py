@@ -342,7 +342,7 @@ class Study(Section):
         if stage and self.then is not None:
             if replaced := self.then.budget.layer():
                 # The second stage's budget replaces the first's as a whole: limits it does not name must not remain.
-                layers.append({"budget": {"nfe": None, "seconds": None, **replaced["budget"]}})
+                layers.append({"budget": {"nfe": None, "seconds": None, "patience": None, **replaced["budget"]}})
             layers.append(self.then.fixed)
         return layers
 

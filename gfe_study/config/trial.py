@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from gfe_study import registry
@@ -147,20 +148,53 @@ class Budget(Section):
     """Decoder evaluations and pullbacks in training; the batch that reaches it is the last."""
     seconds: Annotated[float, Field(gt=0)] | None = None
     """Seconds in training updates; the batch that reaches it is the last."""
+    patience: Annotated[int, Field(gt=0)] | None = None
+    """Evaluations in a row without a validation loss below the lowest so far, after which the trial ends. The trial's
+    result is then what it was at the lowest; None: what it is at the end."""
 
-    def spent(self, images: float, nfe: float, seconds: float) -> bool:
+    def spent(self, images: float, nfe: float, seconds: float, since_best: float = 0) -> bool:
         """Whether one of the limits is reached."""
         return (
             images >= self.images
             or (self.nfe is not None and nfe >= self.nfe)
             or (self.seconds is not None and seconds >= self.seconds)
+            or (self.patience is not None and since_best >= self.patience)
         )
+
+
+class Spacing(Section):
+    """Evaluations at a distance that may grow."""
+
+    every: int = Field(gt=0)
+    """Training images from one evaluation to the next, at least."""
+    growth: float = Field(1.0, ge=1, le=100)
+    """From one evaluation to the next, images seen grow by this factor once that is more than `every`; 1: never."""
+
+    def points(self) -> Iterator[int]:
+        """Yield images seen, strictly increasing, without end."""
+        point = 0
+        while True:
+            point = max(point + self.every, int(point * self.growth))
+            yield point
+
+
+Points = tuple[Annotated[int, Field(gt=0)], ...]
+"""Images seen."""
+
+
+def _schedule(value: Any) -> Points | Spacing:
+    """Validate the kind that is given, so that an error is about it alone."""
+    if isinstance(value, Mapping | Spacing):
+        return Spacing.model_validate(value)
+    if isinstance(value, list | tuple):
+        return TypeAdapter(Points).validate_python(value)
+    raise ValueError("Input should be a list of images seen, or {every: 480, growth: 1.3}")
 
 
 class Evaluation(Section):
     """When a trial is evaluated, and on how many images."""
 
-    schedule: tuple[Annotated[int, Field(gt=0)], ...] = (
+    schedule: Annotated[Points | Spacing, BeforeValidator(_schedule)] = (
         480,
         960,
         1920,
@@ -171,7 +205,8 @@ class Evaluation(Section):
         46080,
         60000,
     )
-    """Images seen at which the trial is evaluated; the end of the budget is always added."""
+    """Images seen at which the trial is evaluated: a list, or `{every: 480, growth: 1.3}`, which never ends. The end of
+    the budget is always added."""
     val_images: int = Field(500, gt=0)
     """Validation images used, the first of the split; all of them if it holds fewer."""
     test_images: int = Field(1000, gt=0)
@@ -181,9 +216,11 @@ class Evaluation(Section):
     measures: tuple[SerializeAsAny[Annotated[Measure, _chosen("measure")]], ...] | None = None
     """What is measured beside the losses, by name or with settings; None: nothing."""
 
-    def points(self, images: int) -> list[int]:
-        """The images seen at which a trial of that budget is evaluated, strictly increasing."""
-        return sorted({point for point in self.schedule if point < images} | {images})
+    def points(self, images: int) -> Iterator[int]:
+        """Yield the images seen at which a trial of that budget is evaluated, strictly increasing; `images` last."""
+        points = self.schedule.points() if isinstance(self.schedule, Spacing) else sorted(set(self.schedule))
+        yield from takewhile(lambda point: point < images, points)
+        yield images
 
 
 SEEDS = range(2**31)

@@ -184,13 +184,16 @@ def _estimates(
             max(e.memory_bytes for e in timed),
         )
     told = f"{len(chosen)} probes of {seconds:.0f} s"
+    if any(trial.budget.patience is not None for trial, _ in trials):
+        told += "; less where validation stops trials before the end of their budget"
     return estimates, told, start_up or STARTS_OF_A_PROCESS * process_start
 
 
 def _past(plan: Plan, kind: Kind) -> Estimate | None:
     stage, arm = kind
     fingerprints = [name for c in plan.configurations[stage, arm].values() for name in c.fingerprints]
-    last = [point for name in fingerprints if (point := plan.last(name)) and not point[DIVERGED]]
+    last = [plan.journal.points[name][-1] for name in fingerprints if plan.result(name)]
+    last = [point for point in last if not point[DIVERGED]]
     if not last:
         return None
     images = sum(point[IMAGES_SEEN] for point in last) / len(last)

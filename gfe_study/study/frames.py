@@ -8,7 +8,7 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.config import Study
-from gfe_study.metrics import DIVERGED
+from gfe_study.metrics import DIVERGED, result_of
 from gfe_study.study.journal import FAILED, Journal
 from gfe_study.study.plan import Job, Plan
 
@@ -22,10 +22,10 @@ def trials_frame(study: Study, journal: Journal) -> pd.DataFrame:
             if outcome is None:
                 continue
             points = journal.points.get(name)
-            last = points[-1] if points and outcome.state != FAILED else {}
+            result = result_of(points) if points and outcome.state != FAILED else {}
             rows.append(
                 {
-                    **last,
+                    **result,
                     **member.params,
                     **{key: outcome.run.get(key, "") for key in (names.DEVICE, names.THREADS, names.SIDE_BY_SIDE)},
                     "arm": member.arm,
@@ -33,8 +33,8 @@ def trials_frame(study: Study, journal: Journal) -> pd.DataFrame:
                     "number": member.number,
                     "seed": seed,
                     "fingerprint": name,
-                    "value": last.get(study.metric.name, math.nan),
-                    "diverged": bool(last.get(DIVERGED, 0.0)),
+                    "value": result.get(study.metric.name, math.nan),
+                    "diverged": bool(result.get(DIVERGED, 0.0)),
                     "failed": outcome.state == FAILED,
                     "state": outcome.state,
                 }

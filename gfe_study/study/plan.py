@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
-from gfe_study.metrics import DIVERGED, sign_of
+from gfe_study.metrics import DIVERGED, result_of, sign_of
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Configuration, Journal
 from gfe_study.study.storage import Mirror
 
@@ -273,19 +273,19 @@ class Plan:
         """Return the folder of a trial's checkpoints and pictures."""
         return self.journal.mirror.below(names.TRIALS_FOLDER, job.fingerprint)
 
-    def last(self, fingerprint: str) -> dict[str, float] | None:
-        """Return the last point of a trial that is over; None before that."""
+    def result(self, fingerprint: str) -> Mapping[str, float] | None:
+        """Return the point that is the result of a trial that is over; None before that."""
         points = self.journal.points.get(fingerprint)
-        return points[-1] if points and self.over(fingerprint) else None
+        return result_of(points) if points and self.over(fingerprint) else None
 
     def value(self, job: Job | str, metric: str | None = None) -> float | None:
-        """Return a metric at the end of a trial that is over; infinitely bad if it diverged; None before that."""
-        last = self.last(job if isinstance(job, str) else job.fingerprint)
-        if last is None:
+        """Return a metric in the result of a trial that is over; infinitely bad if it diverged; None before that."""
+        result = self.result(job if isinstance(job, str) else job.fingerprint)
+        if result is None:
             return None
         name = metric or self.study.metric.name
         worst = sign_of(name) * math.inf
-        return worst if last.get(DIVERGED) else last.get(name, worst)
+        return worst if result.get(DIVERGED) else result.get(name, worst)
 
     def mean(self, configuration: Configuration, metric: str | None = None) -> float | None:
         """Return the mean of a metric over a configuration's seeds; None unless all of them are over."""

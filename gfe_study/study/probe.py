@@ -6,9 +6,9 @@ import multiprocessing
 import resource
 import sys
 import time
-from bisect import bisect_right
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -
     options = trial.eval
     encodings = 1 + (len(learner.encodings) if options.mixed else 0)
     images = min(options.val_images, len(splits.val)) + min(options.test_images, len(splits.test)) * encodings
-    points = bisect_right(options.points(trial.budget.images), trained.images - 1) + 1
+    points = 1 + sum(1 for _ in takewhile(lambda point: point < trained.images, options.points(trial.budget.images)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Estimate(trained.images, trained.seconds + points * images * per_image, peak, started)
 

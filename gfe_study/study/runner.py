@@ -100,15 +100,17 @@ def _run(trial: Trial, splits: Splits, folder: Path, device: str, uploads: Uploa
                 saved_at = time.monotonic()
                 yield Report([], done=False)
             continue
-        if metrics.get(VAL_LOSS, float("inf")) < best and not metrics[DIVERGED]:
+        done, by_validation = state.over, trial.budget.patience is not None
+        lowest = metrics.get(VAL_LOSS, float("inf")) < best and not metrics[DIVERGED]
+        if lowest:
             best = metrics[VAL_LOSS]
             write_best(folder, state, splits)
             uploads.add(names.BEST_CHECKPOINT)
-        if not metrics[DIVERGED]:
+        may_be_result = lowest if by_validation else not metrics[DIVERGED]
+        if may_be_result:
             write_snapshot(folder, state, splits)
             uploads.add(names.SNAPSHOTS)
-        done = state.over
-        if done and not metrics[DIVERGED]:
+        if may_be_result and (done or by_validation):
             write_reconstruction(folder, state.learner, splits, state.device)
             uploads.add(names.RECONSTRUCTION)
         _save(folder, state, uploads)

@@ -12,7 +12,7 @@ from gfe_study import interrupts, names
 from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import Splits, load_splits
 from gfe_study.measures.preparation import prepared
-from gfe_study.metrics import DIVERGED
+from gfe_study.metrics import DIVERGED, result_of
 from gfe_study.provenance import package_versions, provenance
 from gfe_study.study.images import kept_in
 from gfe_study.study.recorder import artifact_files, floor_tag, trial_tags
@@ -42,7 +42,7 @@ def run_single(
         problem: called with every problem that does not end the trial.
 
     Returns:
-        Its last point, its fingerprint, and the problems.
+        Its result, its fingerprint, and the problems.
 
     Raises:
         InputError: the data, the folder or the store cannot be used.
@@ -81,7 +81,7 @@ def run_single(
             tracker.write([end])
             if_interrupted.pop_all()
     mirror.remove(*CONTINUATION)
-    return points[-1], fingerprint, problems
+    return dict(result_of(points)), fingerprint, problems
 
 
 def _write(tracker: Tracker, change: Change) -> None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from gfe_study.metrics import DIVERGED, VAL_LOSS
+from gfe_study.metrics import DIVERGED, VAL_LOSS, result_of
 from gfe_study.study.journal import FAILED, FINISHED, Journal
 
 
@@ -21,13 +21,13 @@ def state_of(journal: Journal) -> dict[str, Any]:
     outcomes = {name: journal.outcomes[name] for name in members if name in journal.outcomes}
     states = Counter(outcomes[name].state if name in outcomes else "unfinished" for name in members)
     values = {
-        name: points[-1][metric["name"]]
+        name: result[metric["name"]]
         for name, outcome in outcomes.items()
         if outcome.state == FINISHED
         and (points := journal.points.get(name))
-        and metric["name"] in points[-1]
-        and not points[-1].get(DIVERGED)
-        and math.isfinite(points[-1][metric["name"]])
+        and metric["name"] in (result := result_of(points))
+        and not result.get(DIVERGED)
+        and math.isfinite(result[metric["name"]])
     }
     last = max((stages[name] for name in values), default=0)  # the same choice as `Plan.best`
     sign = 1 if metric["mode"] == "min" else -1

@@ -12,7 +12,7 @@ from gfe_study.analysis import paper
 from gfe_study.analysis.evidence import Evidence, floors_of
 from gfe_study.analysis.exhibits.base import Exhibit, capitalised, level_text, seeds_text
 from gfe_study.analysis.stats import mean_interval
-from gfe_study.analysis.tidy import PARAMS, RUN_ID
+from gfe_study.analysis.tidy import PARAMS, RUN_ID, until_result
 from gfe_study.metrics import IMAGES_SEEN, MIXED_TEST_LOSS, TEST_LOSS, unit_of
 
 OURS, HALF, THEIRS, DIFFERENCE = "ours", "±", "paper", "ours − paper"
@@ -75,7 +75,7 @@ def _columns(evidence: Evidence, points: pd.DataFrame) -> Iterator[tuple[str, st
 
 def table_2(evidence: Evidence) -> Iterator[Exhibit]:
     """Test loss at the end of training by dataset, where the study has AE and GFE on one of the papers' datasets."""
-    points = _on_all_images(evidence)
+    points = until_result(_on_all_images(evidence))
     ends = points[points[IMAGES_SEEN] == points.groupby(RUN_ID)[IMAGES_SEEN].transform("max")]
     ends = ends[ends[names.DATASET].isin(paper.TABLE_2) & ends[names.METHOD].isin(["ae", "gfe"])]
     if ends[names.DATASET].nunique() < 2 or set(ends[names.METHOD]) != {"ae", "gfe"}:

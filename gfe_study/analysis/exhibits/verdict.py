@@ -42,8 +42,9 @@ def verdict(evidence: Evidence) -> Iterator[Exhibit]:
         "verdict",
         "Verdict",
         f"Arms by their chosen configurations, {evidence.label(found.metric)}, {found.better} is better, "
-        f"{seeds_text(counts)}. Differences are of runs paired by seed, with {level_text(found.confidence)} Student "
-        "intervals, p of the paired t-test, Holm's over the study's comparisons, which decides, and p of the sign-flip "
+        f"{seeds_text(counts)}{found.taken}. Differences are of runs paired by seed, with "
+        f"{level_text(found.confidence)} Student intervals, "
+        "p of the paired t-test, Holm's over the study's comparisons, which decides, and p of the sign-flip "
         "permutation test beside the smallest that so many seeds can reach; the effect size is Hedges's g of paired "
         "differences. Seconds are those of training, mean per trial. × are ratios to the reference, of seconds only "
         "where all trials ran under the same conditions.",
