@@ -40,7 +40,7 @@ def run(bench: Bench) -> None:
 
 def gfe(bench: Bench) -> Trial:
     points = [480, 960, 1440, *range(1920, 5761, 240)]
-    return bench.trial(preset="best", eval={"schedule": points, "val_images": 1})
+    return bench.trial(preset="best", eval={"schedule": points, "val_images": 1, "common": False})
 
 
 def autoencoder(bench: Bench, batch: int, lr: float) -> Trial:
@@ -49,7 +49,7 @@ def autoencoder(bench: Bench, batch: int, lr: float) -> Trial:
         method="ae",
         optim={"name": "adam", "lr": lr, "batch_size": batch},
         budget={"images": AE_IMAGES},
-        eval={"schedule": list(range(4000, AE_IMAGES, 4000)), "val_images": 1, "mixed": False},
+        eval={"schedule": list(range(4000, AE_IMAGES, 4000)), "val_images": 1, "mixed": False, "common": False},
     )
 
 

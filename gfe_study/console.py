@@ -19,6 +19,7 @@ from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.base import Splits
 from gfe_study.layout import Column, Listing, NotebookLine, drawn_bar, number, say, wrapped
 from gfe_study.metrics import (
+    COMMON_TEST_LOSS,
     MIXED_TEST_LOSS,
     TEST_LOSS,
     VAL_LOSS,
@@ -218,7 +219,7 @@ def best_table(plan: Plan) -> Listing:
     stage = max((job.stage for job, _ in chosen), default=0)  # stages may have different budgets
     rows = [(job, plan.result(job.fingerprint) or {}) for job, _ in chosen if job.stage == stage]
     rows = rows[:NUM_BEST_SHOWN]
-    wanted = (*_searched_and_tested(plan.study), TEST_LOSS, MIXED_TEST_LOSS)
+    wanted = (*_searched_and_tested(plan.study), TEST_LOSS, MIXED_TEST_LOSS, COMMON_TEST_LOSS)
     metrics = [name for name in dict.fromkeys(wanted) if any(name in point for _, point in rows)]
     seeds = len(plan.study.seeds_of(stage)) > 1
     columns = [Column("arm", left=True), Column("#"), Column("seed")]

@@ -178,7 +178,13 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             "optim": {"name": "adam", "lr": self.learning_rate, "batch_size": self.batch_size},
             "data": data if self.scale is None else {**data, "scale": self.scale},
             "budget": {"images": images},
-            "eval": {"schedule": [images], "val_images": EVALUATED, "test_images": EVALUATED, "mixed": False},
+            "eval": {
+                "schedule": [images],
+                "val_images": EVALUATED,
+                "test_images": EVALUATED,
+                "mixed": False,
+                "common": False,
+            },
             "seed": seed,
         }
         return Trial.build(settings, where=type(self).__name__)

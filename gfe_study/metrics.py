@@ -29,6 +29,10 @@ TEST_LOSS: Final = "test_loss"
 MIXED: Final = "mixed"
 """The encoding by gradient flow of a method that has an encoder; it prefixes the metric."""
 MIXED_TEST_LOSS: Final = f"{MIXED}_{TEST_LOSS}"
+COMMON: Final = "common"
+"""The encoding that is the same for every trial."""
+COMMON_VAL_LOSS: Final = f"{COMMON}_{VAL_LOSS}"
+COMMON_TEST_LOSS: Final = f"{COMMON}_{TEST_LOSS}"
 RMSE: Final = "rmse"
 MAE: Final = "mae"
 R2: Final = "r2"
@@ -172,11 +176,31 @@ def _quality(split: Literal["val", "test"], of: str) -> tuple[MetricInfo, ...]:
 _BUILT_IN: tuple[MetricInfo, ...] = (
     _loss(TRAIN_LOSS, "training loss", "Mean over the training images since the last point.", "search", "compare"),
     _loss(VAL_LOSS, "validation loss", "Validation images. A search optimises this one.", "search", "compare"),
-    _loss(TEST_LOSS, "test loss", "Test images. Arms are compared by this one.", "compare"),
+    _loss(
+        TEST_LOSS,
+        "test loss",
+        "Test images. Arms are compared by this one, unless `compare.metric` names another.",
+        "compare",
+    ),
     _loss(
         MIXED_TEST_LOSS,
         "test loss, encoded by flow",
         "The decoder of a method with an encoder, with test images encoded by gradient flow (`eval.mixed`).",
+        "compare",
+    ),
+    _loss(
+        COMMON_VAL_LOSS,
+        "validation loss, common encoder",
+        "Validation images, encoded by L-BFGS with its default settings from zero, whatever the trial's own method, "
+        "solver, flow, start or latent term (`eval.common`).",
+        "search",
+        "compare",
+    ),
+    _loss(
+        COMMON_TEST_LOSS,
+        "test loss, common encoder",
+        "The same for test images. Decoders are compared by this one where arms differ in solver, flow, gradient or "
+        "start.",
         "compare",
     ),
     *_quality("val", "validation"),
@@ -348,6 +372,8 @@ STANDARD: Final = (
     VAL_LOSS,
     TEST_LOSS,
     MIXED_TEST_LOSS,
+    COMMON_VAL_LOSS,
+    COMMON_TEST_LOSS,
     NFE_FORWARD,
     NFE_BACKWARD,
     ENCODE_NFE,
@@ -471,8 +497,8 @@ def unit_and_direction(name: str, values: Values = PIXELS) -> str:
 
 def counterpart_on_test(name: str) -> str:
     """Return the metric of the test images that corresponds to one of others: `test_rmse` for `val_rmse`."""
-    counterpart = f"test_{name.partition('_')[2]}"
-    return counterpart if counterpart in _known else TEST_LOSS
+    counterpart, found = re.subn("(^|_)(train|val|test)_", r"\1test_", name)
+    return counterpart if found and counterpart in _known else TEST_LOSS
 
 
 def is_objective(name: str) -> bool:

@@ -24,6 +24,9 @@ from gfe_study.measures.base import Latents
 from gfe_study.measures.errors import errors
 from gfe_study.methods.base import Batch, Diverged, Learner, derive_seed
 from gfe_study.metrics import (
+    COMMON,
+    COMMON_TEST_LOSS,
+    COMMON_VAL_LOSS,
     DIVERGED,
     ENCODE_NFE,
     ENCODE_SECONDS,
@@ -254,30 +257,34 @@ class Evaluated(NamedTuple):
         nfe: decoder evaluations and pullbacks per image.
         seconds: wall time for all images.
         latent_NL: latents of the images.
+        common: whether the encoding was exactly that of the common encoder.
     """
 
     loss: float
     nfe: float
     seconds: float
     latent_NL: Tensor
+    common: bool
 
 
 def evaluate(
     learner: Learner, split: Split, images: int, device: torch.device, encoding: str | None = None
 ) -> Evaluated:
-    """Encode and decode the first `images` images of a split."""
+    """Encode and decode the first `images` images of a split, by the method's own encoding or by another one."""
     count = min(images, len(split))
     loss_sum = nfe_sum = 0.0
+    common = True
     latents = []
     started = time.perf_counter()
     for start in range(0, count, ENCODE_BATCH):
         target = split.batch(slice(start, min(start + ENCODE_BATCH, count)), device)
-        encoded = learner.encode(target, encoding)
+        encoded = learner.encode_commonly(target) if encoding == COMMON else learner.encode(target, encoding)
+        common = common and encoded.common
         loss_sum += float(encoded.loss_B.double().sum())
         nfe_sum += float((encoded.nfe_forward_B + encoded.nfe_backward_B).sum())
         latents.append(encoded.latent_BL.cpu())
     seconds = time.perf_counter() - started
-    return Evaluated(loss_sum / count, nfe_sum / count, seconds, torch.cat(latents))
+    return Evaluated(loss_sum / count, nfe_sum / count, seconds, torch.cat(latents), common)
 
 
 def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
@@ -300,12 +307,21 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
         NFE_FORWARD: progress.nfe_forward / progress.images_seen,
         NFE_BACKWARD: progress.nfe_backward / progress.images_seen,
         TRAIN_SECONDS: progress.train_seconds,
-        DIVERGED: float(not math.isfinite(val.loss)),
     }
-    if options.mixed:
-        for encoding in learner.encodings:
-            mixed = evaluate(learner, splits.test, options.test_images, progress.device, encoding)
-            metrics[f"{encoding}_{TEST_LOSS}"] = mixed.loss
+    of_val, of_test = [val], [test]
+    for encoding in learner.encodings if options.mixed else ():
+        of_test.append(evaluate(learner, splits.test, options.test_images, progress.device, encoding))
+        metrics[f"{encoding}_{TEST_LOSS}"] = of_test[-1].loss
+    if options.common:
+        for name, split, images, known in (
+            (COMMON_VAL_LOSS, splits.val, options.val_images, of_val),
+            (COMMON_TEST_LOSS, splits.test, options.test_images, of_test),
+        ):
+            same = next((each for each in known if each.common), None)
+            metrics[name] = (same or evaluate(learner, split, images, progress.device, COMMON)).loss
+    # Of validation images alone: whether a trial ends is nothing for test images to say.
+    decisive = [metrics[name] for name in (VAL_LOSS, COMMON_VAL_LOSS) if name in metrics]
+    metrics[DIVERGED] = float(not all(map(math.isfinite, decisive)))
     latents = Latents(val.latent_NL.to(progress.device), test.latent_NL.to(progress.device))
     for part, split, latent_NL in (("val", splits.val, latents.val_VL), ("test", splits.test, latents.test_NL)):
         for name, value in errors(learner, split, latent_NL).items():

@@ -29,6 +29,9 @@ from gfe_study.config import InputError, Study
 from gfe_study.console import best_table, front_table
 from gfe_study.measures.base import Measure
 from gfe_study.metrics import (
+    COMMON_TEST_LOSS,
+    COMMON_VAL_LOSS,
+    ENTROPY_GAP,
     FID,
     LATENT_ENTROPY,
     MIXED_TEST_LOSS,
@@ -42,6 +45,7 @@ from gfe_study.metrics import (
     Values,
     choices,
     classifier_distance,
+    counterpart_on_test,
     info_of,
     is_known,
     label_of,
@@ -84,16 +88,34 @@ def test_what_a_study_may_use_is_declared_whole() -> None:
     assert choices("search") == [
         TRAIN_LOSS,
         VAL_LOSS,
+        COMMON_VAL_LOSS,
         *(f"val_{quality}" for quality in ("rmse", "mae", "r2", "relative_l2")),
         VAL_ENTROPY_GAP,
     ]
     assert {f"test_{quality}" for quality in ("rmse", "mae", "r2", "relative_l2")} < {*choices("compare")}
-    assert {TEST_LOSS, VAL_LOSS, TRAIN_LOSS, MIXED_TEST_LOSS, TEST_ENTROPY_GAP} < {*choices("compare")}
+    losses = {TEST_LOSS, VAL_LOSS, TRAIN_LOSS, MIXED_TEST_LOSS, COMMON_VAL_LOSS, COMMON_TEST_LOSS}
+    assert {*losses, TEST_ENTROPY_GAP} < {*choices("compare")}
     assert not any("test" in name for name in (*choices("search"), *choices("against")))
     for use in ("search", "against", "compare"):
         for name in choices(use):
             assert info_of(name).better, name
             assert info_of(name).description, name
+
+
+def test_a_metric_has_a_counterpart_on_the_test_images() -> None:
+    pairs = {
+        TRAIN_LOSS: TEST_LOSS,
+        VAL_LOSS: TEST_LOSS,
+        TEST_LOSS: TEST_LOSS,
+        COMMON_VAL_LOSS: COMMON_TEST_LOSS,
+        COMMON_TEST_LOSS: COMMON_TEST_LOSS,
+        MIXED_TEST_LOSS: MIXED_TEST_LOSS,
+        "val_rmse": "test_rmse",
+        "test_r2": "test_r2",
+        ENTROPY_GAP: TEST_LOSS,
+        "unheard_of": TEST_LOSS,
+    }
+    assert {name: counterpart_on_test(name) for name in pairs} == pairs
 
 
 def test_only_the_share_of_variance_and_detections_are_better_when_higher() -> None:
@@ -178,7 +200,9 @@ def test_a_name_has_one_declaration() -> None:
 def test_a_measure_brings_its_metrics() -> None:
     """Of another package: its metric can be compared by and is shown with its unit, without a change here."""
     declared = {**SEARCH, "compare": {"metric": "sharpness"}}
-    with pytest.raises(InputError, match=r"mine.yaml: compare.metric: given 'sharpness'; .*allowed: fid, "):
+    with pytest.raises(
+        InputError, match=r"mine.yaml: compare.metric: given 'sharpness'; .*allowed: common_test_loss, "
+    ):
         Study.build(declared, "mine.yaml")
 
     class Sharpness(Measure):
@@ -200,7 +224,7 @@ def test_a_measure_brings_its_metrics() -> None:
     [
         (
             {"metric": {"name": "test_rmse"}},
-            r"metric.name: given 'test_rmse'; .*allowed: train_loss, val_entropy_gap",
+            r"metric.name: given 'test_rmse'; .*allowed: common_val_loss, train_loss, val_entropy_gap",
         ),
         ({"metric": {"against": "val_r2"}}, "metric.against: given 'val_r2'; allowed: encode_nfe, "),
         ({"compare": {"metric": "val_rmse"}}, "compare.metric: given 'val_rmse'; did you mean"),

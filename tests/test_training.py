@@ -27,6 +27,8 @@ from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Learner
 from gfe_study.methods.gfe import GFELearner
 from gfe_study.metrics import (
+    COMMON_TEST_LOSS,
+    COMMON_VAL_LOSS,
     DIVERGED,
     ENCODE_NFE,
     ENCODE_SECONDS,
@@ -153,7 +155,7 @@ def test_every_method_reports_the_same_metrics(method: str, digits: Splits) -> N
     points, learner = run(train(tiny({"method": method}), digits))
     assert [point[IMAGES_SEEN] for point in points] == [20, 50, 90]
     expected = {*SECONDS, IMAGES_SEEN, IMAGES_USED, UNIQUE_IMAGES, OPTIMISER_STEPS}
-    expected |= {TRAIN_LOSS, VAL_LOSS, TEST_LOSS}
+    expected |= {TRAIN_LOSS, VAL_LOSS, TEST_LOSS, COMMON_VAL_LOSS, COMMON_TEST_LOSS}
     expected |= {ENCODE_NFE, NFE_FORWARD, NFE_BACKWARD, DIVERGED}
     kinds = (RMSE, MAE, R2, RELATIVE_L2)
     expected |= {f"{part}_{kind}" for part in ("val", "test") for kind in kinds}
@@ -298,7 +300,7 @@ def test_points_are_hit_exactly_by_batches_that_do_not_divide_them(digits: Split
 
 def test_evaluation_does_not_change_training(variant: Trial, digits: Splits, uninterrupted: Any) -> None:
     points, ended = uninterrupted
-    more = Trial.build(variant.dump(), {"eval": {"val_images": 60, "test_images": 40, "mixed": False}})
+    more = Trial.build(variant.dump(), {"eval": {"val_images": 60, "test_images": 40, "mixed": False, "common": False}})
     points_of_more, learner_of_more = run(train(more, digits))
     assert [p[TRAIN_LOSS] for p in points] == [p[TRAIN_LOSS] for p in points_of_more]
     assert points[-1][VAL_LOSS] != points_of_more[-1][VAL_LOSS]

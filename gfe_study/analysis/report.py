@@ -25,6 +25,8 @@ from gfe_study.config import Budget, InputError, Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.layout import number
 from gfe_study.metrics import (
+    COMMON_TEST_LOSS,
+    COMMON_VAL_LOSS,
     DIVERGED,
     IMAGES_SEEN,
     IMAGES_USED,
@@ -46,7 +48,7 @@ from gfe_study.metrics import (
 PAGE_FILE = "report.html"
 TRIALS_FILE = "trials.csv"
 TABLE_FORMATS = (".csv", ".md", ".tex")
-LOSSES = (VAL_LOSS, TEST_LOSS, MIXED_TEST_LOSS, TRAIN_LOSS)
+LOSSES = (VAL_LOSS, TEST_LOSS, MIXED_TEST_LOSS, COMMON_VAL_LOSS, COMMON_TEST_LOSS, TRAIN_LOSS)
 
 STYLE = """
 :root { color-scheme: light }

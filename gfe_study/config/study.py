@@ -28,7 +28,7 @@ from gfe_study.config.options import (
 )
 from gfe_study.config.ranges import RANGE_KEYS, Range, Ranges, holds, searched
 from gfe_study.config.trial import PRESETS, Trial, dotted, flatten, merge, once, unflatten
-from gfe_study.metrics import Values
+from gfe_study.metrics import COMMON_TEST_LOSS, COMMON_VAL_LOSS, Values
 
 ARM = "arm"
 """Key under which a condition can refer to the arm: `when: {arm: ae}`."""
@@ -505,6 +505,12 @@ class Study(Section):
             check_choice("compare.metric", self.compare.metric, "compare")
         except InputError as error:
             raise InputError(f"{self._source}: {error}") from error
+        for key, name in (("metric.name", self.metric.name), ("compare.metric", self.compare.metric)):
+            without = [arm for arm in self._arms if not self.example(arm).eval.common]
+            if name in (COMMON_VAL_LOSS, COMMON_TEST_LOSS) and without:
+                raise InputError(
+                    f"{self._where(without[0])}: eval.common: given false with {key}={name}; allowed: true"
+                )
 
     def _check(self) -> None:
         # Try both ends of every range and some values between them, so that no draw fails an hour into the study.

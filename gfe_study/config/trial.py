@@ -213,6 +213,9 @@ class Evaluation(Section):
     """Test images used, the first of the split; all of them if it holds fewer."""
     mixed: bool = True
     """Methods with an encoder: also encode the test images by gradient flow (the papers' "mixed" column)."""
+    common: bool = True
+    """Also encode the validation and the test images by the common encoder, whatever the method's own: L-BFGS with its
+    default settings, from zero, on the likelihood alone."""
     measures: tuple[SerializeAsAny[Annotated[Measure, _chosen("measure")]], ...] | None = None
     """What is measured beside the losses, by name or with settings; None: nothing."""
 

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from gfe_study.config import Component
 from gfe_study.likelihoods.base import Loss, Observed
+from gfe_study.solvers.base import Solver
+from gfe_study.solvers.fields import Flow, GradientFlow
+from gfe_study.solvers.lbfgs import LBFGS
 from gfe_study.solvers.objective import LatentTerm, Objective
 from gfe_study.starts.base import Starter
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from gfe_study.models.base import Decoder
     from gfe_study.optim import Average
     from gfe_study.targets.base import Target
+
+
+COMMON_SOLVER, COMMON_FLOW = LBFGS(), GradientFlow(alpha="constant")
+"""The common encoder, by which decoders are compared whatever they were trained with: from zero, of ℓ alone."""
 
 
 class Diverged(ArithmeticError):
@@ -70,6 +77,8 @@ class Encoding:
     nfe_backward_B: Tensor
     result_B: Tensor | None = None
     """Why each sample's solver stopped, as `Result` codes; None of an encoder."""
+    common: bool = False
+    """Whether it is exactly what the common encoder gives."""
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -200,18 +209,12 @@ class Learner(ABC):
 
     def encode_by_flow(self, target: Observed) -> Encoding:
         """Latents by following the trial's flow with its solver from its start."""
-        objective = self.objective(target)
-        start_BL = self.start(target)
-        lost_B = ~start_BL.isfinite().all(-1)
-        solution = self.trial.solver.solve(self.trial.flow, objective, start_BL.masked_fill(lost_B[:, None], 0.0))
-        loss_B, forward_B = solution.loss_B, solution.nfe_forward_B
-        if not objective.exact:  # of what was minimised, the loss alone is reported, in full precision
-            lost_B = lost_B | ~loss_B.isfinite()
-            with torch.no_grad():
-                loss_B = self.loss(self.decoder(solution.latent_BL), target)
-            forward_B = forward_B + 1
-        loss_B = loss_B.masked_fill(lost_B, torch.nan)
-        return Encoding(solution.latent_BL, loss_B, forward_B, solution.nfe_backward_B, solution.result_B)
+        return _solved(self.trial.solver, self.trial.flow, self.objective(target), self.start(target))
+
+    def encode_commonly(self, target: Observed) -> Encoding:
+        """Latents by the common encoder, which is the same for every trial."""
+        start_BL = target.value_BD.new_zeros(len(target), self.trial.model.latent_dim)
+        return _solved(COMMON_SOLVER, COMMON_FLOW, Objective(self.decoder, self.loss, target), start_BL)
 
     @torch.no_grad()
     def decode(self, latent_BL: Tensor) -> Tensor:
@@ -261,6 +264,22 @@ class Averaged:
         self.steps = state["steps"]
         for other, saved in zip(self.others, state["weights"], strict=True):
             other.copy_(saved)
+
+
+def _solved(solver: Solver, flow: Flow, objective: Objective, start_BL: Tensor) -> Encoding:
+    """Latents by a solver from a start. A sample whose start is not finite has a loss of NaN."""
+    lost_B = ~start_BL.isfinite().all(-1)
+    solution = solver.solve(flow, objective, start_BL.masked_fill(lost_B[:, None], 0.0))
+    loss_B, forward_B = solution.loss_B, solution.nfe_forward_B
+    if not objective.exact:  # of what was minimised, the loss alone is reported, in full precision
+        lost_B = lost_B | ~loss_B.isfinite()
+        with torch.no_grad():
+            loss_B = objective.loss(objective.decoder(solution.latent_BL), objective.target)
+        forward_B = forward_B + 1
+    loss_B = loss_B.masked_fill(lost_B, torch.nan)
+    common = flow == COMMON_FLOW and solver.for_encoding() == COMMON_SOLVER
+    common = common and objective.exact and not bool(start_BL.any())
+    return Encoding(solution.latent_BL, loss_B, forward_B, solution.nfe_backward_B, solution.result_B, common)
 
 
 class Method(Component, ABC):

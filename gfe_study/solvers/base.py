@@ -124,6 +124,10 @@ class Solver(Component, ABC):
         """The solver as it is used on a training batch; `resumed`: on from where it ended before a weight update."""
         return self
 
+    def for_encoding(self) -> Self:
+        """The solver without the settings that only a training batch has."""
+        return self
+
 
 class BadStart(ValueError):
     """A start latent is NaN or infinite."""

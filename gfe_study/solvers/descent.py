@@ -90,6 +90,9 @@ class DescentSolver(Solver, Generic[A]):
         cap = self.resume_max_nfe if resumed and self.resume_max_nfe is not None else self.train_max_nfe
         return self if cap is None else self.model_copy(update={"max_nfe": min(cap, self.max_nfe)})
 
+    def for_encoding(self) -> Self:
+        return self.model_copy(update={"train_max_nfe": None, "resume_max_nfe": None})
+
     @torch.no_grad()
     def solve(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Self
 
 import torch
 from pydantic import Field
@@ -39,8 +40,16 @@ class FixedGrid(Solver):
     """End of the flow, in units of time per (nat per value)."""
     slices: int = Field(50, ge=2)
     """Grid times t_0 … t_{N−1}, the papers' N; N − 1 steps."""
+    train_slices: int | None = Field(None, ge=2)
+    """The same for a training batch; None: `slices`."""
     base: float = Field(4.0, ge=1)
     """Base b of the logarithmic grid: its last step is about b times its first; 1 is the uniform grid."""
+
+    def for_training(self, *, resumed: bool) -> Self:
+        return self if self.train_slices is None else self.model_copy(update={"slices": self.train_slices})
+
+    def for_encoding(self) -> Self:
+        return self.model_copy(update={"train_slices": None})
 
     def step(self, flow: Flow, objective: Objective, t0: float, t1: float, state_BS: Tensor) -> Tensor:
         """The state at t1, from the state at t0."""

@@ -16,7 +16,7 @@ import torch
 from gfe_study.config import Trial
 from gfe_study.data.base import Splits
 from gfe_study.methods.base import Diverged, derive_seed
-from gfe_study.metrics import EVAL_SECONDS, TRAIN_SECONDS
+from gfe_study.metrics import COMMON, EVAL_SECONDS, TRAIN_SECONDS
 from gfe_study.optim import scheduled, starts_of
 from gfe_study.study.runner import pin_threads
 from gfe_study.training import ENCODE_BATCH, TrainingState, evaluate, train_batch
@@ -78,13 +78,10 @@ def probe(dumped: dict[str, Any], splits: Splits, cpus: float, seconds: float) -
     state = TrainingState(learner, device)
     torch.manual_seed(derive_seed(trial.seed, "training"))
     trained = _training(trial, splits, state, seconds)
-    per_image = _evaluation(state, splits)
-    options = trial.eval
-    encodings = 1 + (len(learner.encodings) if options.mixed else 0)
-    images = min(options.val_images, len(splits.val)) + min(options.test_images, len(splits.test)) * encodings
-    points = 1 + sum(1 for _ in takewhile(lambda point: point < trained.images, options.points(trial.budget.images)))
+    point_seconds = _evaluation(state, splits)
+    points = 1 + sum(1 for _ in takewhile(lambda point: point < trained.images, trial.eval.points(trial.budget.images)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Estimate(trained.images, trained.seconds + points * images * per_image, peak, started)
+    return Estimate(trained.images, trained.seconds + points * point_seconds, peak, started)
 
 
 def _phases(trial: Trial) -> list[tuple[int, int]]:
@@ -139,9 +136,18 @@ def _rates(trial: Trial, splits: Splits, state: TrainingState, end: int, seconds
 
 
 def _evaluation(state: TrainingState, splits: Splits) -> float:
-    """Seconds per evaluated image."""
+    """Seconds of a point, reckoned from some test images in every encoding."""
+    learner, options = state.learner, state.learner.trial.eval
     count = min(ENCODE_BATCH, len(splits.test))
-    return evaluate(state.learner, splits.test, count, state.device).seconds / count
+    val, test = min(options.val_images, len(splits.val)), min(options.test_images, len(splits.test))
+    own = evaluate(learner, splits.test, count, state.device)
+    timed = [(own, val + test)]
+    for encoding in learner.encodings if options.mixed else ():
+        timed.append((evaluate(learner, splits.test, count, state.device, encoding), test))
+    if options.common and not own.common:
+        images = val + (0 if any(found.common for found, _ in timed) else test)
+        timed.append((evaluate(learner, splits.test, count, state.device, COMMON), images))
+    return sum(found.seconds / count * images for found, images in timed)
 
 
 def spent(point: dict[str, float]) -> float:

@@ -29,6 +29,7 @@ from gfe_study.analysis.style import (
 )
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.metrics import (
+    COMMON_TEST_LOSS,
     IMAGES_SEEN,
     MIXED_TEST_LOSS,
     TEST_LOSS,
@@ -47,7 +48,7 @@ AXES = {
     "nfe": "loss_over_evaluations",
 }
 """What a curve runs over, and the key of the exhibit of a loss."""
-TEST_LOSSES = (TEST_LOSS, MIXED_TEST_LOSS)
+TEST_LOSSES = (TEST_LOSS, MIXED_TEST_LOSS, COMMON_TEST_LOSS)
 """The losses that the lowest possible one, of the test samples, is a floor of."""
 MARGIN = 0.06
 """Of a y axis, beyond the mean curves."""
