@@ -156,7 +156,7 @@ def shape(study: Study) -> str:
         parts.append(_count(study.seeds, "seed"))
     trial = study.example(study.arms[0])
     budget = trial.budget
-    limits = [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
+    limits = [f"{budget.nfe:,} passes"] if budget.nfe is not None else []
     limits += [f"{budget.seconds:g} seconds of training"] if budget.seconds is not None else []
     if budget.images < IMAGES_WITHOUT_LIMIT:
         limits.append(f"{budget.images:,} images")

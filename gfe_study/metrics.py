@@ -40,10 +40,16 @@ RELATIVE_L2: Final = "relative_l2"
 NFE: Final = "nfe"
 NFE_FORWARD: Final = "nfe_forward"
 NFE_BACKWARD: Final = "nfe_backward"
+ENCODER_PASSES: Final = "encoder_passes"
+PASSES: Final = (NFE_FORWARD, NFE_BACKWARD, ENCODER_PASSES)
+"""What training costs apart from seconds, per image: all that `budget.nfe` limits."""
 ENCODE_NFE: Final = "encode_nfe"
 TRAIN_SECONDS: Final = "train_seconds"
 ENCODE_SECONDS: Final = "encode_seconds"
 EVAL_SECONDS: Final = "eval_seconds"
+STOPPED: Final = "stopped"
+"""The families of why solvers stopped: `stopped_max_nfe`."""
+TRAIN_STOPPED: Final = f"train_{STOPPED}"
 DIVERGED: Final = "diverged"
 LATENT_ENTROPY: Final = "latent_entropy"
 NORMAL_ENTROPY: Final = "normal_entropy"
@@ -240,10 +246,17 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         "Decoder pullbacks (vector–Jacobian products) per training image, mean so far.",
     ),
     _cost(
+        ENCODER_PASSES,
+        "encoder passes per training image",
+        "passes per image",
+        "Passes through an encoder per training image, mean so far. A forward pass and a backward pass count one each: "
+        "2 per weight update of an encoder. The images that `gen` encodes again for its density count too.",
+    ),
+    _cost(
         ENCODE_NFE,
-        "decoder evaluations and pullbacks per encoded image",
+        "passes per encoded image",
         "per image",
-        "Decoder evaluations and pullbacks to encode a validation image; 0 for an encoder.",
+        "Decoder evaluations, pullbacks and encoder passes to encode a validation image; 1 for an encoder.",
         "against",
     ),
     _cost(
@@ -269,6 +282,28 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         ".0f",
         "1 if the training or the validation loss became NaN or infinite, which ends the trial. If it is the training "
         "loss, the trial ends before the optimiser steps.",
+        "cost",
+        counted=True,
+    ),
+    MetricInfo(
+        f"{STOPPED}_<reason>",
+        "validation images whose solver stopped by <reason>",
+        "share",
+        None,
+        ".3f",
+        "Validation images whose solver stopped for this reason: `reached_tau`, `slope` (flatter than `min_slope`), "
+        "`no_descent` (as good as rounding allows), `stalled` (no step that it tried lowered the loss), `max_nfe`, "
+        "`nonfinite`, `underflow`. Absent for methods with an encoder, and in closed form.",
+        "cost",
+        counted=True,
+    ),
+    MetricInfo(
+        f"{TRAIN_STOPPED}_<reason>",
+        "training images whose solver stopped by <reason>",
+        "share",
+        None,
+        ".3f",
+        "The same for the training images since the last point, in the last update of their batch.",
         "cost",
         counted=True,
     ),
@@ -361,7 +396,9 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
     ),
 )
 
-_DERIVED = (MetricInfo(NFE, "decoder evaluations in training", better="lower", format=",.0f", group="cost"),)
+_DERIVED = (
+    MetricInfo(NFE, "passes through decoder and encoder in training", better="lower", format=",.0f", group="cost"),
+)
 """What an analysis derives from metrics; never logged."""
 
 STANDARD: Final = (
@@ -376,6 +413,7 @@ STANDARD: Final = (
     COMMON_TEST_LOSS,
     NFE_FORWARD,
     NFE_BACKWARD,
+    ENCODER_PASSES,
     ENCODE_NFE,
     TRAIN_SECONDS,
     ENCODE_SECONDS,
@@ -388,7 +426,7 @@ COUNTS: Final = (IMAGES_SEEN, IMAGES_USED, UNIQUE_IMAGES, OPTIMISER_STEPS, SINCE
 
 _known: dict[str, MetricInfo] = {}
 _PLACEHOLDER = re.compile(r"<(\w+)>")
-_PARTS = {"dataset": r"\w+?", "samples": r"\d+"}
+_PARTS = {"dataset": r"\w+?", "samples": r"\d+", "reason": r"[a-z_]+"}
 """What a placeholder in the name of a family stands for."""
 
 

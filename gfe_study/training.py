@@ -30,6 +30,7 @@ from gfe_study.metrics import (
     DIVERGED,
     ENCODE_NFE,
     ENCODE_SECONDS,
+    ENCODER_PASSES,
     EVAL_SECONDS,
     IMAGES_SEEN,
     IMAGES_USED,
@@ -37,16 +38,20 @@ from gfe_study.metrics import (
     NFE_FORWARD,
     OPTIMISER_STEPS,
     SINCE_BEST,
+    STOPPED,
     TEST_LOSS,
     TRAIN_LOSS,
     TRAIN_SECONDS,
+    TRAIN_STOPPED,
     UNIQUE_IMAGES,
     VAL_LOSS,
 )
 from gfe_study.optim import scheduled
+from gfe_study.solvers.base import Result
 
 Metrics = dict[str, float]
 Index = np.ndarray[Any, np.dtype[np.int64]]
+REASONS = [result.name.lower() for result in Result]
 
 ENCODE_BATCH = 250
 """Batch size of an evaluation; it affects memory and speed, and the results only by rounding."""
@@ -77,10 +82,13 @@ class TrainingState:
     optimiser_steps: int = 0
     nfe_forward: float = 0.0
     nfe_backward: float = 0.0
+    encoder_passes: float = 0.0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
+    stopped: Tensor = field(default_factory=lambda: torch.zeros(len(REASONS), dtype=torch.long))
+    """Training images since the last point by why their solver stopped; on the device."""
     test_latent_NL: Tensor | None = None
     """Latents of the test images at the last evaluation, on the CPU; not saved with the state."""
 
@@ -92,19 +100,26 @@ class TrainingState:
         "optimiser_steps",
         "nfe_forward",
         "nfe_backward",
+        "encoder_passes",
         "train_seconds",
         "eval_seconds",
         "loss_sum",
         "loss_count",
+        "stopped",
     )
+
+    @property
+    def passes(self) -> float:
+        """Passes of training images through the decoder and through an encoder, which `budget.nfe` limits."""
+        return self.nfe_forward + self.nfe_backward + self.encoder_passes
 
     @property
     def over(self) -> bool:
         """Whether the budget is spent or the trial has diverged."""
         last = self.points[-1] if self.points else {}
-        nfe = self.nfe_forward + self.nfe_backward
         spent = self.learner.trial.budget.spent
-        return bool(last.get(DIVERGED)) or spent(self.images_seen, nfe, self.train_seconds, last.get(SINCE_BEST, 0))
+        waited = last.get(SINCE_BEST, 0)
+        return bool(last.get(DIVERGED)) or spent(self.images_seen, self.passes, self.train_seconds, waited)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the networks, optimiser, random number generators, counters, and the points so far."""
@@ -231,8 +246,11 @@ def train_batch(progress: TrainingState, split: Split, count: int) -> None:
     progress.train_seconds += time.perf_counter() - started
     progress.nfe_forward += float(updated.nfe_forward)
     progress.nfe_backward += float(updated.nfe_backward)
+    progress.encoder_passes += updated.encoder_passes
     progress.loss_sum += loss_sum
     progress.loss_count += count
+    if updated.result_B is not None:
+        progress.stopped = progress.stopped.to(progress.device) + _counted(updated.result_B)
     progress.images_seen += count
     progress.images_used += (count + old) * updates
     progress.optimiser_steps += updates
@@ -254,10 +272,11 @@ class Evaluated(NamedTuple):
 
     Attributes:
         loss: mean loss of the images.
-        nfe: decoder evaluations and pullbacks per image.
+        nfe: decoder evaluations, pullbacks and encoder passes per image.
         seconds: wall time for all images.
         latent_NL: latents of the images.
         common: whether the encoding was exactly that of the common encoder.
+        stopped: images by why their solver stopped, in the order of `REASONS`; zeros for an encoder. On the device.
     """
 
     loss: float
@@ -265,6 +284,12 @@ class Evaluated(NamedTuple):
     seconds: float
     latent_NL: Tensor
     common: bool
+    stopped: Tensor
+
+
+def _counted(result_B: Tensor) -> Tensor:
+    """Samples by their `Result`, without a transfer to the host."""
+    return (result_B[:, None] == torch.arange(len(REASONS), device=result_B.device)).sum(0)
 
 
 def evaluate(
@@ -274,6 +299,7 @@ def evaluate(
     count = min(images, len(split))
     loss_sum = nfe_sum = 0.0
     common = True
+    stopped = torch.zeros(len(REASONS), dtype=torch.long, device=device)
     latents = []
     started = time.perf_counter()
     for start in range(0, count, ENCODE_BATCH):
@@ -281,10 +307,18 @@ def evaluate(
         encoded = learner.encode_commonly(target) if encoding == COMMON else learner.encode(target, encoding)
         common = common and encoded.common
         loss_sum += float(encoded.loss_B.double().sum())
-        nfe_sum += float((encoded.nfe_forward_B + encoded.nfe_backward_B).sum())
+        nfe_sum += float((encoded.nfe_forward_B + encoded.nfe_backward_B).sum()) + encoded.encoder_passes
+        if encoded.result_B is not None:
+            stopped += _counted(encoded.result_B)
         latents.append(encoded.latent_BL.cpu())
     seconds = time.perf_counter() - started
-    return Evaluated(loss_sum / count, nfe_sum / count, seconds, torch.cat(latents), common)
+    return Evaluated(loss_sum / count, nfe_sum / count, seconds, torch.cat(latents), common, stopped)
+
+
+def _shares(name: str, stopped: Tensor) -> Metrics:
+    """Shares of images by why their solver stopped; nothing if no solver did."""
+    counts = stopped.tolist()
+    return {f"{name}_{reason}": n / sum(counts) for reason, n in zip(REASONS, counts, strict=True) if sum(counts)}
 
 
 def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
@@ -306,7 +340,10 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
         ENCODE_SECONDS: val.seconds,
         NFE_FORWARD: progress.nfe_forward / progress.images_seen,
         NFE_BACKWARD: progress.nfe_backward / progress.images_seen,
+        ENCODER_PASSES: progress.encoder_passes / progress.images_seen,
         TRAIN_SECONDS: progress.train_seconds,
+        **_shares(STOPPED, val.stopped),
+        **_shares(TRAIN_STOPPED, progress.stopped),
     }
     of_val, of_test = [val], [test]
     for encoding in learner.encodings if options.mixed else ():
@@ -329,6 +366,7 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
     for measure in options.measures or ():
         metrics |= measure.values(learner, splits, latents)
     progress.loss_sum, progress.loss_count = 0.0, 0
+    progress.stopped = torch.zeros_like(progress.stopped)
     progress.eval_seconds += time.perf_counter() - started
     metrics[EVAL_SECONDS] = progress.eval_seconds
     if progress.learner.trial.budget.patience is not None:

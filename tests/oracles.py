@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +45,12 @@ def sample_of(problem: Problem, sample: int) -> LossAndGradient:
     return evaluate
 
 
+def out_of_steps(promised: float, loss: float, z: list[float], g: list[float]) -> Result:
+    """Why a line search ended in vain: at rounding, or though its last candidate promised a fall beyond it."""
+    rounding = sys.float_info.epsilon * (abs(loss) + math.hypot(*z) * math.hypot(*g))
+    return Result.STALLED if promised > 10 * rounding else Result.NO_DESCENT
+
+
 def amd(settings: AMD, evaluate: LossAndGradient, start: list[float]) -> Path:
     """Algorithm 1 of arXiv:2412.00864 for one sample, with DESIGN.md's corrections."""
     z, t, s = list(start), 0.0, settings.s_initial
@@ -68,7 +76,7 @@ def amd(settings: AMD, evaluate: LossAndGradient, start: list[float]) -> Path:
             if new_loss < loss - settings.sigma * dt * sum(gi * gi for gi in g):
                 break
         else:
-            return ended(Result.NO_DESCENT)
+            return ended(out_of_steps(dt * sum(gi * gi for gi in g), loss, z, g))
 
         reached = dt == settings.tau - t
         t = settings.tau if reached else t + dt
@@ -197,9 +205,9 @@ def spectral(settings: SpectralAMD, evaluate: LossAndGradient, start: list[float
         nfe += 1
         if not new_loss < max(losses[-settings.memory :]) - settings.sigma * s * dot(g, g):
             m += 1
-            s = min(s * settings.beta, settings.tau - t)
             if m > settings.max_backtracks:
-                return ended(Result.NO_DESCENT)
+                return ended(out_of_steps(s * dot(g, g), loss, z, g))
+            s = min(s * settings.beta, settings.tau - t)
             continue
         moved = [a - b for a, b in zip(candidate, z, strict=True)]
         turned = [a - b for a, b in zip(new_g, g, strict=True)]

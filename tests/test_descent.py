@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import oracles
@@ -9,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Problem, image_problem, image_problems, linear_problem, properties, solve
+from problems import CONSTANT, Problem, image_problem, image_problems, linear_problem, properties, scalar_problem, solve
 from torch import Tensor
 
+from gfe_study.likelihoods.base import Observed
 from gfe_study.solvers.amd import AMD
-from gfe_study.solvers.base import Solver
+from gfe_study.solvers.base import MESSAGES, Result, Solver
 from gfe_study.solvers.fields import NesterovFlow
 from gfe_study.solvers.gauss_newton import GaussNewton
 from gfe_study.solvers.lbfgs import LBFGS, inverse_hessian_factors, newer_inverse
@@ -95,6 +97,83 @@ def test_a_longer_memory_accepts_rises_and_the_best_point_is_returned() -> None:
     torch.testing.assert_close(
         solution.loss_B, problem.loss(problem.decoder(solution.latent_BL), problem.target).detach()
     )
+
+
+# A line search that ends in vain
+
+
+SEARCHING: dict[str, Solver] = {
+    "amd": AMD(min_slope=0, tau=1e6, max_nfe=1000),
+    "amd_spectral": SpectralAMD(min_slope=0, max_nfe=1000),
+    "amd_nesterov": NesterovAMD(min_slope=0, max_nfe=1000),
+    "lbfgs": LBFGS(min_slope=0),
+    "gauss_newton": GaussNewton(min_slope=0),
+}
+
+
+def scaled(problem: Problem, factor: float, dtype: torch.dtype) -> Problem:
+    """The problem with a decoder of `factor` times its latent: curvatures are `factor`² times what they were."""
+    decoder = copy.deepcopy(problem.decoder)
+    with torch.no_grad():
+        next(decoder.parameters()).mul_(factor)
+    return Problem(decoder.to(dtype), problem.loss, Observed(problem.target_BD.to(dtype)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("name", "factor"), [("amd", 1e6), ("amd_nesterov", 1e6), ("amd_spectral", 1e8), ("lbfgs", 1e8)]
+)
+def test_steps_that_are_all_too_long_are_no_minimum(name: str, factor: float, dtype: torch.dtype) -> None:
+    """40 times 0.75, 20 times 0.25 or 20 times 0.2 of the first step do not reach the one that this decoder bears."""
+    problem = scaled(image_problem(), factor, dtype)
+    solution = solve(SEARCHING[name], problem)
+    assert solution.result_B.tolist() == [Result.STALLED] * 4
+    assert solution.num_steps_B.tolist() == [0] * 4
+    found = solve(SEARCHING["gauss_newton"], problem).loss_B
+    assert (found < solution.loss_B).all()
+    for advice in ("more backtracks", "shorter first step"):
+        assert advice in MESSAGES[Result.STALLED]
+    more = {"max_backtracks": 200} if name != "lbfgs" else {"s_initial": 1e-12}
+    assert Result.STALLED not in solve(SEARCHING[name].model_copy(update=more), problem).result_B
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["amd_spectral", "lbfgs", "gauss_newton"])
+def test_a_minimum_is_no_stall(name: str, dtype: torch.dtype) -> None:
+    problem = scaled(image_problem(batch=8, gain=1), 1, dtype)
+    problem = Problem(problem.decoder, problem.loss, problem.target[1:5])  # others have none, or one far away
+    solution = solve(SEARCHING[name], problem)
+    assert solution.result_B.tolist() == [Result.NO_DESCENT] * 4
+    assert (problem.gradient(solution.latent_BL).norm(dim=1) < 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["amd", "amd_nesterov"])
+def test_where_the_latent_rounds_is_no_stall(name: str) -> None:
+    """A loss of next to nothing rounds with its latent: a step that is none promises more than its own rounding."""
+    solution = solve(SEARCHING[name], scalar_problem([1.0, 0.3, 0.77, 123.456], weight=0.7))
+    assert solution.result_B.tolist() == [Result.NO_DESCENT] * 4
+    # From far away, steps that are all too long are a stall even so.
+    far_BL = torch.full((1, 1), 1e3, dtype=torch.float64)
+    problem = scalar_problem([1.0], weight=1e6)
+    solution = SEARCHING[name].solve(CONSTANT, problem.objective(), far_BL)
+    assert solution.result_B.tolist() == [Result.STALLED]
+
+
+def test_no_search_calls_its_end_a_stall_where_it_could_see_no_fall() -> None:
+    """A first step far too short promises a fall below rounding: the message leaves both open."""
+    for name in ("amd", "amd_nesterov", "amd_spectral", "lbfgs"):
+        solution = solve(SEARCHING[name], scaled(image_problem(), 1e-6, torch.float32))
+        assert solution.result_B.tolist() == [Result.NO_DESCENT] * 4, name
+    assert "at a minimum, or the first step far too short" in MESSAGES[Result.NO_DESCENT]
+
+
+def test_gauss_newton_that_may_not_damp_enough_stalls() -> None:
+    """From a start where its first steps overshoot, with no room for damping."""
+    problem = image_problem(gain=5)
+    start_BL = 3 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    short = GaussNewton(damping=1e-6, max_damping=1e-5, min_slope=0)
+    results = short.solve(CONSTANT, problem.objective(), start_BL).result_B
+    assert Result.STALLED in results
 
 
 def test_momentum_is_dropped_where_the_loss_would_rise() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gfe_study.analysis.diagnostics import Diagnostic, diagnose, doubts
 from gfe_study.analysis.verdict import CONDITIONS, Verdict, judge
 from gfe_study.config import Range
-from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS
+from gfe_study.metrics import IMAGES_SEEN, PASSES, TEST_LOSS, TRAIN_SECONDS
 
 LR = "optim.lr"
 BETA = "solver.beta"
@@ -219,7 +219,7 @@ def judged(confidence: float = 0.95, **losses: list[float | None]) -> Verdict:
             "diverged": False,
             "failed": loss is None,
             TEST_LOSS: math.nan if loss is None else loss,
-            **dict.fromkeys((IMAGES_SEEN, TRAIN_SECONDS, NFE_FORWARD, NFE_BACKWARD), 1.0),
+            **dict.fromkeys((IMAGES_SEEN, TRAIN_SECONDS, *PASSES), 1.0),
             **dict.fromkeys(CONDITIONS, "same"),
         }
         for arm, own in losses.items()

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from gfe_study import registry, training
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
@@ -40,19 +40,24 @@ from gfe_study.metrics import (
     NFE_BACKWARD,
     NFE_FORWARD,
     OPTIMISER_STEPS,
+    PASSES,
     R2,
     RELATIVE_L2,
     RMSE,
+    STOPPED,
     TEST_LOSS,
     TRAIN_LOSS,
     TRAIN_SECONDS,
+    TRAIN_STOPPED,
     UNIQUE_IMAGES,
     VAL_LOSS,
     choices,
     is_known,
     is_objective,
 )
-from gfe_study.training import Metrics, Progress, evaluate, train, training_order
+from gfe_study.solvers.base import Result
+from gfe_study.starts.encoder import EncoderStarter
+from gfe_study.training import Metrics, Progress, TrainingState, evaluate, train, train_batch, training_order
 
 SHAPE = image_shape(8, 8, 1)
 SECONDS = {TRAIN_SECONDS, ENCODE_SECONDS, EVAL_SECONDS}
@@ -156,7 +161,9 @@ def test_every_method_reports_the_same_metrics(method: str, digits: Splits) -> N
     assert [point[IMAGES_SEEN] for point in points] == [20, 50, 90]
     expected = {*SECONDS, IMAGES_SEEN, IMAGES_USED, UNIQUE_IMAGES, OPTIMISER_STEPS}
     expected |= {TRAIN_LOSS, VAL_LOSS, TEST_LOSS, COMMON_VAL_LOSS, COMMON_TEST_LOSS}
-    expected |= {ENCODE_NFE, NFE_FORWARD, NFE_BACKWARD, DIVERGED}
+    expected |= {ENCODE_NFE, *PASSES, DIVERGED}
+    if learner.encodes_by_flow:
+        expected |= {f"{name}_{result.name.lower()}" for name in (STOPPED, TRAIN_STOPPED) for result in Result}
     kinds = (RMSE, MAE, R2, RELATIVE_L2)
     expected |= {f"{part}_{kind}" for part in ("val", "test") for kind in kinds}
     expected |= {f"{encoding}_{TEST_LOSS}" for encoding in learner.encodings}
@@ -349,8 +356,105 @@ def test_evaluations_of_the_decoder_are_counted_per_image(updates: int, digits: 
     assert point[NFE_BACKWARD] == updates * (3 * 4 + 1)
     assert point[OPTIMISER_STEPS] == updates * 7
     assert point[ENCODE_NFE] == 3 * 4 + 1 + 3 * 4
-    (*_, point), _ = run(train(tiny({"method": "ae", "optim": {"updates_per_batch": updates}}), digits))
-    assert (point[NFE_FORWARD], point[NFE_BACKWARD], point[ENCODE_NFE]) == (updates, updates, 0)
+
+
+# Name -> configuration; evaluations, pullbacks and encoder passes per training image of 64 in 4 batches, of so many
+# updates each; and passes per encoded image.
+COUNTED: dict[str, tuple[dict[str, Any], Callable[[int], tuple[float, float, float]], float]] = {
+    # Three steps of four gradients and the loss at the end; one pass and one pullback for the weights.
+    "gfe": ({"solver": RK4}, lambda updates: (updates * 14, updates * 13, 0), 25),
+    # One forward pass for the start; an update of its own: an evaluation and a pullback, and two passes of the encoder.
+    "gfe, encoder start": (
+        {"solver": RK4, "start": "encoder"},
+        lambda updates: (updates * 15, updates * 14, 1 + updates * 2),
+        26,
+    ),
+    "gfe_gen": (
+        {"solver": RK4, "method": {"name": "gfe_gen", "kde_samples": 64, "refresh_updates": 10}},
+        lambda updates: (updates * 14, updates * 13, 0),
+        26,  # with a latent term, the loss alone is one evaluation more
+    ),
+    "ae": ({"method": "ae"}, lambda updates: (updates, updates, updates * 2), 1),
+    "vae": ({"method": "vae"}, lambda updates: (updates, updates, updates * 2), 1),
+    "aae": ({"method": {"name": "aae", "hidden": [16]}}, lambda updates: (updates, updates, updates * 2), 1),
+    # Its density is made once, of all 64 images, at the first update of the last batch.
+    "gen": (
+        {"method": {"name": "gen", "kde_samples": 64, "refresh_updates": 2}},
+        lambda updates: (updates, updates, updates * 2 + 1),
+        1,
+    ),
+    # One evaluation for the training loss; the rest is in closed form.
+    "pca": ({"method": "pca"}, lambda updates: (1, 0, 0), 0),
+}
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("name", COUNTED)
+def test_passes_through_decoder_and_encoder_are_counted(name: str, updates: int, digits: Splits) -> None:
+    changes, expected, to_encode = COUNTED[name]
+    own = {"budget": {"images": 64}, "eval": {"schedule": [64]}, "optim": {"updates_per_batch": updates}}
+    (point,), _ = run(train(tiny(changes, own), digits))
+    assert tuple(point[count] for count in PASSES) == expected(updates)
+    assert point[ENCODE_NFE] == to_encode
+
+
+def test_why_solvers_stopped_is_told_of_validation_and_training_images(digits: Splits) -> None:
+    solver = {"name": "lbfgs", "max_nfe": 9, "train_max_nfe": 4, "min_slope": 1e-4}
+    steps = list(train(tiny({"solver": solver, "eval": {"schedule": [90]}}), digits))
+    (point,) = steps[-1].state.points
+    codes = steps[-1].state.learner.encode(digits.val.batch(slice(0, 20))).result_B
+    assert codes is not None
+    for result in Result:
+        assert point[f"{STOPPED}_{result.name.lower()}"] == (codes == result).double().mean()
+    assert 0 < point[f"{STOPPED}_slope"] < 1
+    assert point[f"{TRAIN_STOPPED}_max_nfe"] == 1
+    assert sum(point[f"{TRAIN_STOPPED}_{result.name.lower()}"] for result in Result) == 1
+
+
+def test_shares_of_why_training_solvers_stopped_are_since_the_last_point(digits: Splits) -> None:
+    """Up to the first point, by steps too short to be seen; then by a cap."""
+    blind = tiny(
+        {"solver": {"name": "amd", "s_initial": 1e-30, "s_max": 1e-30, "max_nfe": 60}, "eval": {"schedule": [16, 20]}}
+    )
+    points = []
+    for step in train(blind, digits):
+        if step.metrics is not None:
+            points.append(step.metrics)
+            step.state.learner.trial = Trial.build(blind.dump(), {"solver": {"s_max": 10, "max_nfe": 3}})
+    assert [point[f"{TRAIN_STOPPED}_no_descent"] for point in points] == [1, 0, 0]
+
+
+def test_why_solvers_stopped_outlasts_an_interruption(digits: Splits) -> None:
+    (step,) = itertools.islice(train(tiny(), digits), 1)
+    saved = copy.deepcopy(step.state.state_dict())
+    restored = TrainingState(tiny().method.create(tiny(), SHAPE, torch.device("cpu")), torch.device("cpu"))
+    restored.load_state_dict(saved)
+    assert restored.stopped.tolist() == [16 * (result is Result.MAX_NFE) for result in Result]
+
+
+def test_every_method_has_its_passes_counted() -> None:
+    assert {tiny(changes).method.name for changes, _, _ in COUNTED.values()} == {*registry.names("method")}
+
+
+@pytest.mark.parametrize("name", ["gfe start", "ae adam two updates", "vae", "aae", "gen", "gen followed"])
+def test_encoder_passes_are_those_that_were_made(name: str, digits: Splits) -> None:
+    """As an encoder's own first layer counts them."""
+    started: dict[str, Any] = {"solver": RK4, "start": "encoder", "optim": {"updates_per_batch": 2}}
+    trial = tiny({**VARIANTS, "gfe start": started}[name])
+    learner = trial.method.create(trial, SHAPE, torch.device("cpu"))
+    learner.see(digits.train)
+    encoder = learner.start.encoder if isinstance(learner.start, EncoderStarter) else learner.networks["encoder"]
+    first = next(module for module in encoder.modules() if isinstance(module, nn.Linear))
+    made: list[int] = []
+    first.register_forward_hook(lambda *call: made.append(len(call[-1])))
+    first.register_full_backward_pre_hook(lambda *call: made.append(len(call[-1][0])))
+    progress = TrainingState(learner, torch.device("cpu"))
+    for start in range(0, 160, 16):
+        train_batch(progress, digits.train, training_order(0, len(digits.train), start, 16))
+    assert progress.encoder_passes == sum(made) > 0
+    made.clear()
+    encoded = learner.encode(digits.test.batch(slice(0, 9)))
+    assert encoded.encoder_passes == sum(made) == 9
 
 
 def test_images_are_seen_once_and_used_once_an_update(digits: Splits) -> None:
@@ -600,9 +704,9 @@ def test_weights_never_step_along_a_gradient_that_is_not_finite(
 
 
 def test_a_budget_in_evaluations_ends_with_the_batch_that_reaches_it(digits: Splits) -> None:
-    trial = tiny({"budget": {"images": 10_000, "nfe": 3000}})
+    trial = tiny({"start": "encoder", "budget": {"images": 10_000, "nfe": 3000}})
     points, _ = run(train(trial, digits))
-    spent = [(p[NFE_FORWARD] + p[NFE_BACKWARD]) * p[IMAGES_SEEN] for p in points]
+    spent = [sum(p[name] for name in PASSES) * p[IMAGES_SEEN] for p in points]
     assert spent[-1] >= 3000
     assert points[-1][IMAGES_SEEN] < 10_000
     before = spent[-1] / points[-1][IMAGES_SEEN] * 16 * 2

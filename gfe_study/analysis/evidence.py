@@ -25,14 +25,12 @@ from gfe_study.analysis.judgement import (
 )
 from gfe_study.analysis.load import Parent, Store
 from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured, until_result
-from gfe_study.analysis.verdict import Verdict, best_configuration
+from gfe_study.analysis.verdict import Verdict, best_configuration, passes
 from gfe_study.config import InputError, Range, Study
 from gfe_study.metrics import (
     DIVERGED,
     ENCODE_SECONDS,
     IMAGES_SEEN,
-    NFE_BACKWARD,
-    NFE_FORWARD,
     STANDARD,
     TEST_LOSS,
     TRAIN_SECONDS,
@@ -113,8 +111,7 @@ class Evidence:
         trials, points = usable(*self._ended)
         about = [RUN_ID, names.ARM, names.STAGE, names.NUMBER, names.SEED, names.METHOD, names.DATASET]
         curves = points.merge(trials[[*about, names.ENTROPY_FLOOR]], on=RUN_ID)
-        spent = (curves[NFE_FORWARD] + curves[NFE_BACKWARD]) * curves[IMAGES_SEEN]
-        return curves.assign(nfe=spent)
+        return curves.assign(nfe=passes(curves))
 
     @cached_property
     def verdict(self) -> Verdict | None:

@@ -18,7 +18,7 @@ from gfe_study.analysis.irregular import FINISHED
 from gfe_study.analysis.tidy import RUN_ID, STOPPED
 from gfe_study.analysis.verdict import Verdict, judge
 from gfe_study.config import InputError, Range, Study
-from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_FORWARD, TRAIN_SECONDS
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE, TRAIN_SECONDS
 
 
 def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verdict | None:
@@ -39,7 +39,7 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
     given = {arm.name: study.example(arm, stage).budget for arm in study.arms}
     first = given[study.arms[0].name]
     if first.nfe is not None:
-        equal, budgets = NFE_FORWARD, {name: float(b.nfe or math.inf) for name, b in given.items()}
+        equal, budgets = NFE, {name: float(b.nfe or math.inf) for name, b in given.items()}
     elif first.seconds is not None:
         equal, budgets = TRAIN_SECONDS, {name: b.seconds or math.inf for name, b in given.items()}
     else:

@@ -242,7 +242,7 @@ def _budgets(study: Study) -> str:
 
 def _limits(budget: Budget) -> str:
     limits = [f"{budget.images:,} images seen"] if budget.images < IMAGES_WITHOUT_LIMIT else []
-    limits += [f"{budget.nfe:,} decoder evaluations"] if budget.nfe is not None else []
+    limits += [f"{budget.nfe:,} passes"] if budget.nfe is not None else []
     limits += [f"{budget.seconds:g} s of training"] if budget.seconds is not None else []
     if budget.patience is not None:
         limits.append(f"{budget.patience} evaluations without a lower validation loss")

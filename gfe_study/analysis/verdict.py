@@ -25,8 +25,8 @@ from gfe_study.analysis.tidy import until_result
 from gfe_study.analysis.verdict_table import verdict_table
 from gfe_study.metrics import (
     IMAGES_SEEN,
-    NFE_BACKWARD,
-    NFE_FORWARD,
+    NFE,
+    PASSES,
     PIXELS,
     TRAIN_SECONDS,
     Better,
@@ -58,7 +58,7 @@ class Row:
         seeds: seeds with a usable result.
         images: images seen at the point of comparison; None if the seeds ended at different numbers.
         value: mean of the metric over the seeds.
-        seconds, nfe: mean training seconds, and mean decoder evaluations and pullbacks, per seed.
+        seconds, nfe: mean training seconds, and mean passes through decoder and encoder, per seed.
         reference: the arm that this one is compared with; None for a reference itself.
         paired: result of the comparison, paired by seed; None if there is none.
         p_holm: p-value, adjusted by Holm's method over the study's comparisons.
@@ -183,7 +183,7 @@ def judge(
         metric: the metric to compare; `metrics` knows whether lower or higher values are better.
         select: the metric that chooses the configuration of each arm.
         mode: whether lower or higher values of `select` are better.
-        equal: unit of the budgets: `images_seen`, `train_seconds`, or `nfe_forward` for decoder evaluations.
+        equal: unit of the budgets: `images_seen`, `train_seconds`, or `nfe` for passes.
         budgets: arm -> budget in that unit; taken from the trials if not given.
         as_declared: compare arms of unequal budgets each at its own end, and add a warning.
         alone: arm -> why it has no comparison.
@@ -284,7 +284,7 @@ def _limit(
 UNITS = {
     IMAGES_SEEN: "images",
     TRAIN_SECONDS: "seconds of training",
-    NFE_FORWARD: "decoder evaluations",
+    NFE: "passes",
 }
 OVERSHOOT = 1.05
 """A trial with a budget in seconds or evaluations stops after the batch that reaches it, so it exceeds the budget."""
@@ -320,7 +320,7 @@ def _row(
         if len(own)
         else Interval(math.nan, None, None, 0, verdict.confidence),
         float(_seconds(own).mean()) if len(own) else math.nan,
-        float(_nfe(own).mean()) if len(own) else math.nan,
+        float(passes(own).mean()) if len(own) else math.nan,
         reference,
         ended=len(rows),
         lost=lost,
@@ -356,7 +356,7 @@ def _compared(
         row,
         paired=paired(treated, referred, confidence=verdict.confidence),
         seconds_ratio=None if unlike else _ratio(own, other, shared, _seconds),
-        nfe_ratio=_ratio(own, other, shared, _nfe),
+        nfe_ratio=_ratio(own, other, shared, passes),
     )
 
 
@@ -378,7 +378,7 @@ def _cut(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the points of two arms to compare within a limit; for images, within the last that all seeds share."""
     reached = curves[curves[metric].notna()].copy()
-    spent = _nfe(reached) if equal == NFE_FORWARD else reached[equal]
+    spent = passes(reached) if equal == NFE else reached[equal]
     reached = reached[spent <= (limit if equal == IMAGES_SEEN else limit * OVERSHOOT)]
     if equal == IMAGES_SEEN:
         every = [set(reached[reached[FINGERPRINT] == name][equal]) for name in (*own[FINGERPRINT], *other[FINGERPRINT])]
@@ -398,8 +398,9 @@ def _seconds(rows: pd.DataFrame) -> pd.Series[float]:
     return rows[TRAIN_SECONDS]
 
 
-def _nfe(rows: pd.DataFrame) -> pd.Series[float]:
-    return (rows[NFE_FORWARD] + rows[NFE_BACKWARD]) * rows[IMAGES_SEEN]
+def passes(rows: pd.DataFrame) -> pd.Series[float]:
+    """Return the passes through decoder and encoder that training took up to each row's point."""
+    return rows.filter(items=PASSES).sum(axis=1, min_count=1) * rows[IMAGES_SEEN]
 
 
 def _ratio(rows: pd.DataFrame, other: pd.DataFrame, seeds: Sequence[int], of: Any) -> float | None:

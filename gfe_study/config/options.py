@@ -11,7 +11,7 @@ from gfe_study.config.trial import unflatten
 from gfe_study.metrics import TEST_LOSS, VAL_LOSS, Mode, Use, choices, info_of, mode_of
 
 IMAGES_WITHOUT_LIMIT = 10_000_000
-"""Limit on images seen for trials whose budget is given only in decoder evaluations or seconds."""
+"""Limit on images seen for trials whose budget is given only in passes or seconds."""
 MOST_TRIALS, MOST_SEEDS = 100_000, 10_000
 
 
@@ -54,7 +54,7 @@ class StudyBudget(Section):
     images: Annotated[int, Field(gt=0)] | None = None
     """Training images seen."""
     nfe: Annotated[int, Field(gt=0)] | None = None
-    """Decoder evaluations and pullbacks spent in training."""
+    """Decoder evaluations, pullbacks and encoder passes spent in training."""
     seconds: Annotated[float, Field(gt=0)] | None = None
     """Seconds spent in training updates."""
     patience: Annotated[int, Field(gt=0)] | None = None

@@ -145,7 +145,7 @@ class Budget(Section):
     images: int = Field(5760, gt=0)
     """Training images seen, repetitions counted."""
     nfe: Annotated[int, Field(gt=0)] | None = None
-    """Decoder evaluations and pullbacks in training; the batch that reaches it is the last."""
+    """Decoder evaluations, pullbacks and encoder passes in training; the batch that reaches it is the last."""
     seconds: Annotated[float, Field(gt=0)] | None = None
     """Seconds in training updates; the batch that reaches it is the last."""
     patience: Annotated[int, Field(gt=0)] | None = None

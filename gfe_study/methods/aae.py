@@ -48,7 +48,7 @@ class AAELearner(AutoencoderLearner):
         self.discriminator.requires_grad_(True)
         return self.settings.weight * fooled_B
 
-    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
+    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> int:
         # Drawn on the CPU, so that a trial draws the same on every device.
         drawn_BL = self.target.sample(latent_BL.shape[0], latent_BL.shape[1], torch.default_generator).to(latent_BL)
         self.discriminator_optimiser.zero_grad(set_to_none=True)
@@ -57,6 +57,7 @@ class AAELearner(AutoencoderLearner):
             raise Diverged
         loss.backward()
         self.discriminator_optimiser.step()
+        return 0
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "discriminator_optimiser": self.discriminator_optimiser.state_dict()}

@@ -44,6 +44,7 @@ class AutoencoderLearner(Learner):
         return {"encoder": self.encoder}
 
     def update(self, batches: Sequence[Batch], new: int) -> Updated:
+        encoder_passes = 0
         for number, (target, index_B) in enumerate(batches):
             self.optimiser.zero_grad(set_to_none=True)
             with self.dropout():
@@ -55,9 +56,10 @@ class AutoencoderLearner(Learner):
                 raise Diverged
             target.weighed(total_B).sum().backward()
             self.optimiser.step()
-            self.updated(latent_BL[:new].detach(), index_B[:new], again=number > 0)
+            encoder_passes += 2 * len(target)
+            encoder_passes += self.updated(latent_BL[:new].detach(), index_B[:new], again=number > 0)
         self.start.remember(latent_BL[:new].detach(), target[:new], index_B[:new])
-        return Updated(latent_BL[:new].detach(), loss_B[:new].detach(), *passes(batches))
+        return Updated(latent_BL[:new].detach(), loss_B[:new].detach(), *passes(batches), encoder_passes)
 
     def noisy_input(self, target: Observed) -> Tensor:
         """What the encoder reads in training, shape (B, `shape.input_size`)."""
@@ -71,14 +73,17 @@ class AutoencoderLearner(Learner):
         """What is added to each sample's loss for where its latent is, shape (B,); None for nothing."""
         return None
 
-    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
+    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> int:
         """Called after every step of the optimiser, with the new samples' latents before it.
 
         Args:
             latent_BL: z.
             index_B: places of the samples in the training split.
             again: whether it is not the first step on them.
+
+        Returns how many passes of samples through the encoder it took.
         """
+        return 0
 
     @torch.no_grad()
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
@@ -86,7 +91,8 @@ class AutoencoderLearner(Learner):
             return self.encode_by_flow(target)
         latent_BL = self.encoder(target.as_input(mask=self.shape.mask))
         none_B = torch.zeros(len(target), device=target.value_BD.device)
-        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
+        loss_B = self.loss(self.decoder(latent_BL), target)
+        return Encoding(latent_BL, loss_B, none_B, none_B, encoder_passes=len(target))
 
 
 def passes(batches: Sequence[Batch]) -> tuple[float, float]:

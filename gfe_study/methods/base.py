@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -59,12 +59,16 @@ class Updated(NamedTuple):
         loss_B: their training loss there.
         nfe_forward: decoder evaluations, those for the weights included.
         nfe_backward: backward passes through the decoder.
+        encoder_passes: forward and backward passes of samples through an encoder, each counting one.
+        result_B: why the solver of each new sample stopped, as `Result` codes; None if there is no solver.
     """
 
     latent_BL: Tensor
     loss_B: Tensor
     nfe_forward: Tensor | float
     nfe_backward: Tensor | float
+    encoder_passes: int = 0
+    result_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,9 @@ class Encoding:
     """Why each sample's solver stopped, as `Result` codes; None of an encoder."""
     common: bool = False
     """Whether it is exactly what the common encoder gives."""
+    encoder_passes: int = 0
+    """Forward and backward passes of samples through an encoder, each counting one; a sum over the batch, and over any
+    other samples that were encoded for it."""
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -209,7 +216,8 @@ class Learner(ABC):
 
     def encode_by_flow(self, target: Observed) -> Encoding:
         """Latents by following the trial's flow with its solver from its start."""
-        return _solved(self.trial.solver, self.trial.flow, self.objective(target), self.start(target))
+        found = _solved(self.trial.solver, self.trial.flow, self.objective(target), self.start(target))
+        return replace(found, encoder_passes=self.start.forward_passes * len(target))
 
     def encode_commonly(self, target: Observed) -> Encoding:
         """Latents by the common encoder, which is the same for every trial."""

@@ -43,12 +43,13 @@ class GENLearner(AutoencoderLearner):
     def latent_term(self, latent_BL: Tensor, index_B: Tensor) -> Tensor | None:
         return self.puller.term(latent_BL, index_B)
 
-    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> None:
+    def updated(self, latent_BL: Tensor, index_B: Tensor, *, again: bool) -> int:
         self.puller.remember(index_B, latent_BL, again=again)
         if self.puller.due:
-            self.puller.refresh(self._latents_of)
-        elif followed := self.settings.followed:
-            self.puller.follow(self._latents_of, followed)
+            return self.puller.refresh(self._latents_of)
+        if followed := self.settings.followed:
+            return self.puller.follow(self._latents_of, followed)
+        return 0
 
     def _latents_of(self, index_M: Tensor) -> Tensor:
         parts = index_M.cpu().numpy()

@@ -40,6 +40,7 @@ class GFELearner(Learner):
     def update(self, batches: Sequence[Batch], new: int) -> Updated:
         forward: Tensor | float = 0.0
         backward: Tensor | float = 0.0
+        encoder_passes = new * self.start.forward_passes
         latent_BL = batches[0].target.value_BD.new_empty(0)
         first: Objective | None = None
         for number, (target, index_B) in enumerate(batches):
@@ -77,10 +78,12 @@ class GFELearner(Learner):
             self.updated(latent_BL[:new], index_B[:new], again=number > 0)
             forward = forward + sum(each.nfe_forward_B.sum() for each in spent) + done.nfe_forward_B.sum()
             backward = backward + sum(each.nfe_backward_B.sum() for each in spent) + done.nfe_backward_B.sum()
+            encoder_passes += len(target) * self.start.backward_passes
         if self.trial.optim.update_size is not None:
             self.latent_NL[index_B[:new]] = latent_BL[:new]
         self.start.remember(latent_BL[:new], target[:new], index_B[:new])
-        return Updated(latent_BL[:new], done.loss_B[:new], forward, backward)
+        ended_B = solution.result_B[:new]
+        return Updated(latent_BL[:new], done.loss_B[:new], forward, backward, encoder_passes, ended_B)
 
     def _kept(self, new_BL: Tensor, old_K: Tensor) -> Tensor:
         return torch.cat([new_BL, self.latent_NL[old_K]])

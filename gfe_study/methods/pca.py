@@ -54,7 +54,7 @@ class PCALearner(Learner):
         if not self.fitted:
             self.settle()
         encoding = self.encode(target[:new])
-        return Updated(encoding.latent_BL, encoding.loss_B, float(new), 0.0)
+        return Updated(encoding.latent_BL, encoding.loss_B, float(new), 0.0)  # for the loss; latents need none
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -83,8 +83,8 @@ class PCALearner(Learner):
         right_BL = (curved_BD * value_BD) @ weight_DL
         latent_BL = (torch.linalg.pinv(matrix_BLL, hermitian=True) @ right_BL[..., None])[..., 0]
         latent_BL = latent_BL.to(target.value_BD.dtype)
-        once_B = torch.ones(len(target), device=latent_BL.device)
-        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), once_B, torch.zeros_like(once_B))
+        none_B = torch.zeros(len(target), device=latent_BL.device)
+        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "seen": self.seen_N}

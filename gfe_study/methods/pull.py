@@ -179,8 +179,8 @@ class Puller(nn.Module):
         return self.updates >= self.pull.refresh_updates or (not self.size and self.seen >= FEWEST)
 
     @torch.no_grad()
-    def refresh(self, latents_of: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Make the density anew, of the images trained on last. Too few make none.
+    def refresh(self, latents_of: Callable[[Tensor], Tensor] | None = None) -> int:
+        """Make the density anew, of the images trained on last. Too few make none. Returns how many were encoded.
 
         Args:
             latents_of: latents (M, L) of training images by their places (M,); None: those remembered.
@@ -194,14 +194,15 @@ class Puller(nn.Module):
         self.members = len(index)
         self.index_M[: self.members] = index_M
         if not self.members:
-            return
+            return 0
         if latents_of is None:
             self.latent_ML[: self.members] = self.recent_latent_ML[torch.from_numpy(backwards_M[first])]
-        else:
-            self.latent_ML[: self.members] = latents_of(index_M)
+            return 0
+        self.latent_ML[: self.members] = latents_of(index_M)
+        return self.members
 
     @torch.no_grad()
-    def follow(self, latents_of: Callable[[Tensor], Tensor], count: int) -> None:
+    def follow(self, latents_of: Callable[[Tensor], Tensor], count: int) -> int:
         """Carry all latents of the density along with the encoder, by the affine map that some of them took.
 
         Between two times it is made anew, most of how latents move is common to them: left behind, the density would
@@ -209,10 +210,12 @@ class Puller(nn.Module):
 
         Args:
             latents_of: as of `refresh`.
-            count: latents that are encoded for it; these are exact.
+            count: latents that are encoded for it, about; these are exact.
+
+        Returns how many were encoded.
         """
         if not self.members:
-            return
+            return 0
         step = max(1, self.members // count)
         chosen = torch.arange(self.updates % step, self.members, step, device=self.index_M.device)
         moved_KL = latents_of(self.index_M[chosen])
@@ -224,6 +227,7 @@ class Puller(nn.Module):
         change_HL = torch.linalg.solve(gram_HH, known_KH.t() @ (moved_KL - latent_ML[chosen]).double())
         latent_ML += (homogeneous_MH @ change_HL).to(latent_ML)
         latent_ML[chosen] = moved_KL
+        return len(chosen)
 
     @property
     def active(self) -> bool:

@@ -52,7 +52,8 @@ class VAELearner(AutoencoderLearner):
             target.weighed(total_B).sum().backward()
             self.optimiser.step()
         self.start.remember(mean_BL[:new].detach(), target[:new], batch.index_B[:new])
-        return Updated(mean_BL[:new].detach(), loss_B[:new].detach(), *passes(batches))
+        forward, backward = passes(batches)
+        return Updated(mean_BL[:new].detach(), loss_B[:new].detach(), forward, backward, int(forward + backward))
 
 
 class Posterior(nn.Module):

@@ -92,10 +92,8 @@ class AMD(DescentSolver[_Candidate]):
     def _round(self, objective: Objective, active: _Candidate) -> Ended:
         candidate = torch.addcmul(active.latent, active.step[:, None], active.grad, value=-1)
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
-        bound = active.loss
-        if self.sigma:
-            bound = bound - self.sigma * active.step * active.grad.square().sum(-1)
-        accepted = loss < bound
+        active.promised = active.step * active.grad.square().sum(-1)
+        accepted = loss < (active.loss - self.sigma * active.promised if self.sigma else active.loss)
         everyone = bool(accepted.all())
 
         def advance(new: Tensor | float, old: Tensor) -> Tensor:

@@ -32,14 +32,18 @@ class Result(IntEnum):
     MAX_NFE = 3
     NONFINITE = 4
     UNDERFLOW = 5
+    STALLED = 6
 
 
 MESSAGES = {
     Result.REACHED_TAU: "the flow was followed to its end, t = τ",
     Result.SLOPE: "the convergence curve became flatter than `min_slope`",
-    Result.NO_DESCENT: "no step of the line search lowered the loss; the latent is as good as rounding allows",
+    Result.NO_DESCENT: "no step of the line search lowered the loss by more than rounding: the latent is at a minimum, "
+    "or the first step far too short",
     Result.MAX_NFE: "stopped at `max_nfe` decoder evaluations before the flow ended; raise it to go on",
     Result.NONFINITE: "the loss became NaN or infinite; try smaller steps or a lower learning rate",
+    Result.STALLED: "no step that the line search tried lowered the loss, though it has a slope; allow more backtracks "
+    "or a shorter first step",
     Result.UNDERFLOW: "the adaptive step became shorter than time can resolve; raise `rtol` and `atol`",
 }
 

@@ -39,6 +39,8 @@ class Active:
     """Accepted steps."""
     length: Tensor
     """Length of the last accepted step along the flow; of no meaning to a solver that follows none."""
+    promised: Tensor
+    """By how much the last candidate would have lowered the loss had it kept the slope of the direction."""
 
     def keep(self, kept: Tensor) -> Self:
         return type(self)(*(getattr(self, field.name)[kept] for field in fields(self)))
@@ -52,6 +54,9 @@ A = TypeVar("A", bound=Active)
 
 Ended = list[tuple[Result, Tensor]]
 """Why samples ended in a round, as masks of shape (K,); where two hold, the later one is told."""
+ROUNDINGS = 10.0
+"""A fall of so many times the rounding of a sample's loss can be seen. Of samples that end without one, the last
+candidate promised at most twice the rounding at a minimum, and more than 10⁵ times where all were too long."""
 
 
 class DescentSolver(Solver, Generic[A]):
@@ -180,6 +185,7 @@ def fields_at(start_BL: Tensor, loss: Tensor, grad: Tensor) -> dict[str, Tensor]
         "time": torch.zeros_like(start_BL[:, 0]),
         "num_steps": torch.zeros_like(row),
         "length": torch.zeros_like(loss),
+        "promised": torch.zeros_like(loss),
     }
 
 
@@ -207,6 +213,7 @@ def _retire(active: A, ended: Ended, solution: Solution) -> A:
     code = torch.zeros_like(active.row)
     for result, mask in ended:
         code = code.masked_fill(mask, result)
+    code = code.masked_fill((code == Result.NO_DESCENT) & _visible(active), Result.STALLED)
     order = gone.to(torch.uint8).argsort(stable=True)
     kept, left = order[: len(order) - count], order[len(order) - count :]
     row = active.row[left]
@@ -217,6 +224,14 @@ def _retire(active: A, ended: Ended, solution: Solution) -> A:
     solution.result_B[row] = code[left]
     solution.num_steps_B[row] = num_steps[left]
     return active.keep(kept)
+
+
+def _visible(active: Active) -> Tensor:
+    """Whether the fall that the last candidate promised is beyond the rounding of the loss and of the latent."""
+    reach = active.grad.norm(dim=1) * active.latent.norm(dim=1)
+    rounding = torch.finfo(active.loss.dtype).eps * (active.loss.abs() + reach)
+    hidden: Tensor = active.promised <= ROUNDINGS * rounding
+    return ~hidden
 
 
 class _Walked:

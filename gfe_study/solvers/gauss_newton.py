@@ -82,11 +82,11 @@ class GaussNewton(DescentSolver[_Candidate]):
         damped = active.normal + torch.diag_embed(shift[:, None].expand_as(active.grad))
         factor, failed = torch.linalg.cholesky_ex(damped)
         step = -torch.cholesky_solve(active.grad[..., None], factor)[..., 0].masked_fill((failed > 0)[:, None], 0.0)
-        promised = (step * (shift[:, None] * step - active.grad)).sum(1) / 2
+        active.promised = (step * (shift[:, None] * step - active.grad)).sum(1) / 2
         loss, grad, normal = objective.normal_equations(active.latent + step, rows_of(active, objective))
         fall = active.loss - loss
         accepted = fall > 0
-        ratio = fall / promised
+        ratio = fall / active.promised
         shrink = (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3, max=2.0)
         active.damping = active.damping * torch.where(accepted, shrink, active.growth)
         active.growth = torch.where(accepted, 2.0, active.growth * 2)

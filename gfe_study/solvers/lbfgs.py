@@ -101,7 +101,8 @@ class LBFGS(DescentSolver[_Candidate]):
         candidate = torch.addmm(active.latent, move, metric.t())
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
         grad = pullback(None)
-        accepted = loss < torch.addcmul(active.loss, active.step, active.promise, value=self.sigma)
+        active.promised = -active.step * active.promise
+        accepted = loss < torch.sub(active.loss, active.promised, alpha=self.sigma)
         taken = accepted[:, None]
         past_loss = torch.cat([active.past_loss[:, 1:], loss[:, None]], 1)
         slope = active.past_loss[:, 0] - loss

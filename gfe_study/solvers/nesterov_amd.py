@@ -93,8 +93,8 @@ class NesterovAMD(DescentSolver[_Candidate]):
         testing, step = active.testing, active.trial_step * self.beta ** active.backtracks.to(active.trial_step.dtype)
         point = active.origin - (step * testing)[:, None] * active.grad
         loss, pullback = objective.evaluate(point, rows_of(active, objective))
-        bound = active.origin_loss - self.sigma * step * active.grad.square().sum(1)
-        descends = testing & (loss < bound)
+        active.promised = step * active.grad.square().sum(1)
+        descends = testing & (loss < active.origin_loss - self.sigma * active.promised)
         accepted = descends & (loss < active.loss)
         # The step is right for y, but it does not make up for the momentum; nor can one from a y of no finite loss.
         bad_origin = ~testing & ~loss.isfinite()

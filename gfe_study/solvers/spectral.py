@@ -112,10 +112,8 @@ class SpectralAMD(DescentSolver[_Candidate]):
         step = active.step
         candidate = torch.addcmul(active.latent, step[:, None], active.grad, value=-1)
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
-        bound = active.past_loss.amax(1)
-        if self.sigma:
-            bound = torch.addcmul(bound, step, active.grad.square().sum(1), value=-self.sigma)
-        accepted = loss < bound
+        active.promised = step * active.grad.square().sum(1)
+        accepted = loss < torch.sub(active.past_loss.amax(1), active.promised, alpha=self.sigma)
         slope = torch.full_like(loss, torch.inf)
         active.backtracks = (active.backtracks + 1).masked_fill_(accepted, 0)
         active.step = step * self.beta

@@ -23,6 +23,11 @@ class Starter(nn.Module, ABC):
     The start of a sample depends on what was trained on before, never on the rest of its batch.
     """
 
+    forward_passes: int = 0
+    """Passes of a sample through an encoder to find its start."""
+    backward_passes: int = 0
+    """Forward and backward passes of a sample through an encoder in `backward`."""
+
     @abstractmethod
     def forward(self, target: Observed, index_B: Tensor | None = None) -> Tensor:
         """z₀ of samples, shape (B, L), detached.

@@ -18,11 +18,14 @@ from gfe_study.starts.base import Start, Starter
 class EncoderStarter(Starter):
     """z₀ = E(y); E descends ℓ(y, D(E(y))) with the decoder's weights held, unless the method trains it itself."""
 
+    forward_passes = 1
+
     def __init__(self, encoder: nn.Module, *, mask: bool, trained_by_method: bool) -> None:
         super().__init__()
         self.encoder = encoder
         self.mask = mask
         self.trained_by_method = trained_by_method
+        self.backward_passes = 0 if trained_by_method else 2
 
     @torch.no_grad()
     def forward(self, target: Observed, index_B: Tensor | None = None) -> Tensor:

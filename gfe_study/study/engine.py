@@ -15,7 +15,7 @@ from typing import Protocol
 from gfe_study import names
 from gfe_study.config import Budget, InputError
 from gfe_study.data.base import Splits
-from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TRAIN_SECONDS
+from gfe_study.metrics import IMAGES_SEEN, PASSES, TRAIN_SECONDS
 from gfe_study.study.halving import Halving
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Outcome, State
 from gfe_study.study.plan import OVER, Job, Plan
@@ -439,8 +439,7 @@ def _spent_share(budget: Budget, point: Mapping[str, float]) -> float:
     if budget.seconds is not None:
         shares.append(point.get(TRAIN_SECONDS, 0.0) / budget.seconds)
     if budget.nfe is not None:
-        evaluations = point.get(NFE_FORWARD, 0.0) + point.get(NFE_BACKWARD, 0.0)
-        shares.append(evaluations * images / budget.nfe)
+        shares.append(sum(point.get(name, 0.0) for name in PASSES) * images / budget.nfe)
     return min(1.0, max(shares))
 
 

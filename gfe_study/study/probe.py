@@ -115,8 +115,8 @@ def _training(trial: Trial, splits: Splits, state: TrainingState, seconds: float
 
 
 def _rates(trial: Trial, splits: Splits, state: TrainingState, end: int, seconds: float) -> tuple[float, float]:
-    """Seconds and evaluations per training image, of the later half of the batches that fit into the time."""
-    marks = [(state.images_seen, state.train_seconds, state.nfe_forward + state.nfe_backward)]
+    """Seconds and passes per training image, of the later half of the batches that fit into the time."""
+    marks = [(state.images_seen, state.train_seconds, state.passes)]
     began = time.perf_counter()
     while len(marks) <= LEAST_BATCHES or time.perf_counter() - began < seconds:
         # Past the end the same batches stand for more of their kind: the schedule is read at `images_seen`.
@@ -125,7 +125,7 @@ def _rates(trial: Trial, splits: Splits, state: TrainingState, end: int, seconds
             train_batch(state, splits.train, count)
         except Diverged:
             break
-        marks.append((marks[-1][0] + count, state.train_seconds, state.nfe_forward + state.nfe_backward))
+        marks.append((marks[-1][0] + count, state.train_seconds, state.passes))
         if state.images_seen >= end:
             state.images_seen = marks[0][0]
             if len(marks) > LEAST_BATCHES:

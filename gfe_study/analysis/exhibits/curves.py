@@ -122,7 +122,7 @@ def _over(evidence: Evidence, means: pd.DataFrame, axis: str, key: str) -> Exhib
         IMAGES_SEEN: "training images seen, repetitions counted, as in the papers",
         TRAIN_SECONDS: "seconds spent in training updates, without evaluation; comparable only on one machine "
         "with equal load",
-        "nfe": "decoder evaluations and pullbacks spent in training, all images together",
+        "nfe": "passes through decoder and encoder spent in training, all images together",
     }[axis]
     return Exhibit(
         key,
