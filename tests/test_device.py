@@ -27,7 +27,7 @@ class Waits(TorchDispatchMode):
     """Counts them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,7 +42,8 @@ def waits(solver: LBFGS) -> int:
     problem = image_problem(batch=32, gain=3)
     with Waits() as found:
         solver.solve(GradientFlow(alpha="constant"), problem.objective(), problem.start())
-    return found.count
+    count: int = found.count
+    return count
 
 
 def test_lbfgs_waits_once_a_round() -> None:

@@ -15,7 +15,7 @@ from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Splits, image_shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import AutoencoderLearner
-from gfe_study.methods.base import Learner
+from gfe_study.methods.base import Batch, Learner
 from gfe_study.methods.noise import dropout, jittered, masked
 from gfe_study.metrics import VAL_LOSS
 from gfe_study.models.mlp import MLPDecoder
@@ -189,7 +189,7 @@ def test_a_training_step_is_the_loss_under_all_noise(digits: Splits) -> None:
     assert isinstance(before, AutoencoderLearner)
     images = digits.train.batch(slice(0, 16))
     torch.manual_seed(3)
-    encoding = learner.update(images, torch.arange(16), 1)
+    encoding = learner.update([Batch(images, torch.arange(16))], 16)
 
     torch.manual_seed(3)
     hidden = images.value_BD * (torch.rand(images.value_BD.shape) >= 0.3)

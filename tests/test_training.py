@@ -207,7 +207,7 @@ class Slow(Split):
 def test_the_time_to_encode_is_that_of_validation_images(digits: Splits) -> None:
     trial = tiny({"method": "ae", "budget": {"images": 16}, "eval": {"mixed": False}})
     for part, (least, most) in {"test": (0, 0.5), "val": (0.5, math.inf)}.items():
-        parts = {**digits.parts, part: Slow(**vars(digits.parts[part]))}
+        parts = {**digits.parts, part: Slow(**{each.name: getattr(digits.parts[part], each.name) for each in fields(Split)})}
         (point,), _ = run(train(trial, Splits(parts["train"], parts["val"], parts["test"], SHAPE)))
         assert least <= point[ENCODE_SECONDS] < most
 
@@ -449,8 +449,8 @@ def test_encoder_passes_are_those_that_were_made(name: str, digits: Splits) -> N
     first.register_forward_hook(lambda *call: made.append(len(call[-1])))
     first.register_full_backward_pre_hook(lambda *call: made.append(len(call[-1][0])))
     progress = TrainingState(learner, torch.device("cpu"))
-    for start in range(0, 160, 16):
-        train_batch(progress, digits.train, training_order(0, len(digits.train), start, 16))
+    for _ in range(10):
+        train_batch(progress, digits.train, 16)
     assert progress.encoder_passes == sum(made) > 0
     made.clear()
     encoded = learner.encode(digits.test.batch(slice(0, 9)))

@@ -84,8 +84,7 @@ class Encoding:
     common: bool = False
     """Whether it is exactly what the common encoder gives."""
     encoder_passes: int = 0
-    """Forward and backward passes of samples through an encoder, each counting one; a sum over the batch, and over any
-    other samples that were encoded for it."""
+    """Passes of samples through an encoder; a sum over the batch."""
 
 
 def derive_seed(seed: int, purpose: str) -> int:
