@@ -157,6 +157,14 @@ def test_curves_that_touch_or_coincide_do_not_cross() -> None:
     assert crossings([[1.0, 0.0, 0.0, 0.0, -1.0]]).at == pytest.approx([math.sqrt(9e5)])
 
 
+def test_means_that_cancel_but_for_rounding_do_not_cross() -> None:
+    """0.1 + 0.2 − 0.3 is 3e-17, and its negative is not."""
+    seeds = np.outer([0.1, 0.2, -0.3], [1.0, -1.0, 1.0, -1.0, 1.0])
+    assert (seeds.mean(axis=0) != 0).all()
+    found = crossings(seeds)
+    assert (found.at, found.ahead) == ([], ["neither"])
+
+
 def test_seeds_without_spread_cross_in_a_point() -> None:
     found = crossings([[-1.0, 1.0, 1.0, 1.0, 1.0]] * 3)
     assert found.regions is not None

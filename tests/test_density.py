@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from scipy.stats import gaussian_kde, multivariate_normal, norm
 from torch import Tensor
@@ -21,9 +22,10 @@ from torch import Tensor
 from gfe_study import registry
 from gfe_study.config import InputError
 from gfe_study.density import kde
-from gfe_study.density.entropy import latent_entropy, leave_one_out, normal_entropy, whitened
+from gfe_study.density.entropy import latent_entropy, leave_one_out, normal_entropy
 from gfe_study.density.jsd import encoded_term, jsd, log_ratio
 from gfe_study.density.kde import kernel_moments, log_density, log_kernel_sum
+from gfe_study.density.whitening import Whitening
 from gfe_study.targets.base import Target, parse_target
 from gfe_study.targets.mixture_of_gaussians import MixtureOfGaussians
 from gfe_study.targets.standard_normal import StandardNormal
@@ -249,10 +251,18 @@ def test_entropy_of_whitened_latents_does_not_see_affine_maps(seed: int, stretch
     assert latent_entropy(changed) == pytest.approx(latent_entropy(latents), abs=1e-3)
 
 
-def test_whitened_latents_have_no_mean_and_unit_covariance() -> None:
-    latents = whitened(drawn(500, 4) @ drawn(4, 4, 1) + 7)
+@pytest.mark.parametrize("scale_L", [[1.0] * 4, [1e30] * 4, [1e-30] * 4, [1e19, 1.0, 1e-19, 1e-38]])
+def test_whitened_latents_have_no_mean_and_unit_covariance(scale_L: list[float]) -> None:
+    """Whatever the size of the latents, and of one dimension beside another."""
+    given = (drawn(500, 4) @ drawn(4, 4, 1) + 7) * torch.tensor(scale_L)
+    whitening = Whitening.fit(given)
+    latents = whitening(given)
     torch.testing.assert_close(latents.mean(0), torch.zeros(4).double(), atol=1e-6, rtol=0)
     torch.testing.assert_close(latents.t().cov(), torch.eye(4).double(), atol=1e-6, rtol=0)
+    covariance = (given.double() / torch.tensor(scale_L)).t().cov()
+    volume = -float(torch.logdet(covariance)) / 2 - math.fsum(map(math.log, scale_L))
+    assert whitening.log_volume == pytest.approx(volume, rel=1e-5)
+    assert latent_entropy(given) == pytest.approx(latent_entropy(drawn(500, 4)), abs=0.05)
 
 
 def test_entropy_falls_with_structure() -> None:
@@ -261,7 +271,48 @@ def test_entropy_falls_with_structure() -> None:
     assert latent_entropy(clustered) < normal_entropy(1000, 4) - 0.3
 
 
+def tight(width: float, shift: float = 0.0) -> Tensor:
+    """Four clusters of a hundred latents each."""
+    return drawn(4, 3, 1).repeat(100, 1) + width * drawn(400, 3) + shift
+
+
+def likeliest(latent_ML: Tensor) -> float:
+    """The entropy at the bandwidth under which it is least, from differences alone, in float64."""
+    squared_MM = (latent_ML.double()[:, None] - latent_ML.double()).square().sum(-1).fill_diagonal_(math.inf)
+    count, dimensions = latent_ML.shape
+
+    def entropy(log_bandwidth: float) -> float:
+        h = math.exp(log_bandwidth)
+        sums_M = torch.logsumexp(-squared_MM / (2 * h**2), 1) - math.log(count - 1)
+        return float(dimensions / 2 * math.log(2 * math.pi * h**2) - sums_M.mean())
+
+    found = [minimize_scalar(entropy, bounds=(low, low + 1.2), options={"xatol": 1e-6}) for low in range(-10, 1)]
+    return float(min(each.fun for each in found))
+
+
+@pytest.mark.parametrize("width", [1.0, 0.1, 1e-2, 1e-3, 2e-4])
+def test_the_entropy_of_tight_clusters_is_that_of_differences(width: float) -> None:
+    """Their squares cancel: by float32 it was .36 nats off."""
+    latents = tight(width)
+    white = Whitening.fit(latents)(latents)
+    assert latent_entropy(latents) == pytest.approx(likeliest(white), abs=1e-5)
+    assert leave_one_out(white.float())[0] == pytest.approx(likeliest(white.float()), abs=1e-5)
+
+
+@pytest.mark.parametrize("bandwidth", [1.0, 0.03, 3e-3, 1e-3])
+def test_the_density_in_tight_clusters_is_that_of_differences(bandwidth: float) -> None:
+    points, centres = tight(bandwidth)[:50].requires_grad_(), tight(bandwidth)[50:]
+    found = log_density(points, centres, bandwidth)
+    exact = points.detach().double().requires_grad_()
+    expected = naive(exact, centres.double(), bandwidth)
+    torch.testing.assert_close(found.double(), expected, atol=2e-4, rtol=0)
+    (slope,), (wanted,) = (torch.autograd.grad(each.sum(), at) for each, at in ((found, points), (expected, exact)))
+    torch.testing.assert_close(bandwidth * slope.double(), bandwidth * wanted, atol=1e-3, rtol=0)
+
+
 COPIES = torch.cat([drawn(50, 3)] * 2)
+ROUNDED = torch.cat([drawn(100, 2), 1e6 + 0.2 * drawn(100, 1, 1)], 1)
+"""The last dimension differs by rounding."""
 
 
 @pytest.mark.parametrize(
@@ -273,6 +324,15 @@ COPIES = torch.cat([drawn(50, 3)] * 2)
         (drawn(3, 3), "3 latents in 3 dimensions; allowed: more"),
         (drawn(100, 3).index_fill(0, torch.tensor(5), math.nan), "NaN or infinite"),
         (COPIES, "copies of one another"),
+        (1e19 * COPIES, "copies of one another"),
+        (1e-30 * COPIES, "copies of one another"),
+        (drawn(7, 3).repeat(20, 1), "copies of one another"),
+        (drawn(7, 3).repeat(20, 1) + 1e-6 * drawn(140, 3), "copies of one another"),
+        (1e3 + drawn(100, 1) + 6e-5 * drawn(100, 3, 1), "fewer than 3 dimensions"),
+        (ROUNDED, "fewer than 3 dimensions"),
+        (ROUNDED @ torch.linalg.qr(drawn(3, 3, 2))[0], "fewer than 3 dimensions"),
+        (torch.full((100, 3), 1e30), "fewer than 3 dimensions"),
+        (torch.full((100, 3), 0.1) + 1e-8 * drawn(100, 3), "fewer than 3 dimensions"),
     ],
 )
 def test_collapsed_latents_have_no_entropy(latents: Tensor, reason: str) -> None:
@@ -280,11 +340,19 @@ def test_collapsed_latents_have_no_entropy(latents: Tensor, reason: str) -> None
         latent_entropy(latents)
 
 
+def test_latents_that_depend_on_one_another_have_no_entropy() -> None:
+    """Of doubles, the eigenvalue that is 0 comes out as 1e-16, or as −1e-16."""
+    for seed in range(20):
+        with pytest.raises(ValueError, match="fewer than 6 dimensions"):
+            latent_entropy(drawn(100, 5, seed).double() @ drawn(5, 6, seed + 1).double())
+
+
 def test_one_latent_has_no_entropy() -> None:
     with pytest.raises(ValueError, match="2 or more"):
         leave_one_out(drawn(1, 2))
-    with pytest.raises(ValueError, match="copies"):
-        leave_one_out(torch.ones(5, 2))
+    for equal in (torch.ones(5, 2), 3 + 3e-7 * drawn(50, 2), 0.1 + 1e-17 * drawn(50, 2).double()):
+        with pytest.raises(ValueError, match="copies"):
+            leave_one_out(equal)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.name}{target.modes}")

@@ -191,6 +191,9 @@ def test_a_search_with_one_seed_that_gains_next_to_nothing_is_flat() -> None:
 def test_equal_results_are_flat() -> None:
     assert "the search found nothing: best 0, median 0" in one("flat", sweep(value=0.0)).text
     assert "0 apart" in one("flat", sweep(seeds=1, value=0.0)).text
+    trials = sweep(seeds=2)
+    rounded = 0.3 + trials["number"] % 4 * np.spacing(0.3)
+    assert "0 apart" in one("flat", trials.assign(value=rounded)).text
 
 
 def test_two_configurations_cannot_be_flat() -> None:

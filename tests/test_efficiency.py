@@ -166,6 +166,12 @@ def test_the_crossing_of_two_arms_agrees_with_their_differences() -> None:
     assert table["low"].iloc[0] < crossing.at[0] < table["high"].iloc[0]
 
 
+def test_curves_that_differ_by_rounding_are_equal() -> None:
+    ulps = np.random.default_rng(2).integers(-1, 2, (3, 4)) * np.spacing(noisy(0))
+    found = curves(frame(gfe=noisy(0), ae=noisy(0) + ulps)).crossing("gfe", "ae")
+    assert (found.at, found.ahead) == ([], ["neither"])
+
+
 def test_the_confidence_is_that_of_every_interval() -> None:
     rows = frame(gfe=noisy(0), ae=noisy(1))
     wide, narrow = curves(rows, 0.99), curves(rows, 0.5)

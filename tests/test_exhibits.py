@@ -277,6 +277,13 @@ def test_importance_finds_the_key_that_matters() -> None:
         assert found[method].iloc[0] > 0.8
     assert importances(table.iloc[: FEWEST - 1], ranges) is None
     assert importances(table.assign(value=1.0), ranges) is None
+    values = table["value"]
+    rounded = 0.3 + np.spacing(0.3) * (values > values.median())
+    assert importances(table.assign(value=rounded), ranges) is None
+    for scaled in (1e-30 * values, 1e30 * values, 1 + 1e-9 * values):  # the forest splits by no variance below 2e-16
+        again = importances(table.assign(value=scaled), ranges)
+        assert again is not None
+        pd.testing.assert_frame_equal(again, found, rtol=0, atol=2e-3)
 
 
 def test_accuracy_of_neighbours_is_that_of_a_count_by_hand() -> None:
@@ -496,6 +503,69 @@ def test_a_report_goes_without_the_losses_that_are_not_there(tmp_path: Path) -> 
     page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
     assert "no seed finished" in page or "no trial has a result" in page
     assert "nan" not in re.sub("<style>.*</style>", "", page, flags=re.DOTALL).lower()
+
+
+EDGES = """question: Which?
+scientific:
+  arms:
+    tiny: {model.latent_dim: 3}
+    huge: {model.latent_dim: 4}
+    equal: {model.latent_dim: 5}
+    near: {model.latent_dim: 6}
+nuisance:
+  optim.lr: {loguniform: [1.0e-4, 1.0e-2]}
+  optim.batch_size: {choice: [8, 16, 32]}
+trials: 10
+"""
+
+
+def at_an_edge(arm: str, values: np.ndarray) -> Any:
+    """Numbers in [0, 1] in sizes at which squares over- or underflow, or that differ by rounding, or not at all."""
+    match arm:
+        case "tiny":
+            return 1e-30 * (1 + values)
+        case "huge":
+            return (1e19 if values.ndim > 1 else 1e30) * (1 + values)
+        case "equal":
+            return np.full_like(values, 0.3)
+        case _:
+            return 0.3 + np.round(3 * values) * np.spacing(values.dtype.type(0.3))
+
+
+def test_a_report_of_numbers_at_the_edges(tmp_path: Path) -> None:
+    """Losses and latents: none of the libraries that are given them fails, or shows what rounding makes of them."""
+    draw = np.random.default_rng(0)
+    deliveries = [
+        run(
+            arm,
+            "gfe",
+            "digits",
+            0,
+            [
+                point(images, float(loss))
+                for images, loss in zip((480, 960), at_an_edge(arm, draw.random(2)), strict=True)
+            ],
+            number=number,
+            fingerprint=number,
+            params={"optim.lr": 10 ** draw.uniform(-4, -2), "optim.batch_size": [8, 16, 32][number % 3]},
+        )
+        for arm in ("tiny", "huge", "equal", "near")
+        for number in range(10)
+    ]
+    of = evidence(tmp_path, deliveries, EDGES)
+    pictures = np.zeros((4, 8, 8), np.uint8)
+    for each in of.chosen.to_dict("records"):
+        file = of.store.artifact(str(each[RUN_ID]), names.TRIAL_FILE)
+        assert file is not None
+        arrays: dict[str, Any] = {"label": np.arange(40) % 4, "target": pictures}
+        for images in (480, 960):
+            latent_NL = at_an_edge(str(each[names.ARM]), draw.random((40, 3)).astype(np.float32))
+            arrays |= {f"{images}/latent": latent_NL, f"{images}/reconstruction": pictures}
+        np.savez(str(file.parent / names.SNAPSHOTS), allow_pickle=False, **arrays)
+    page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
+    assert not re.search(r"\b(nan|inf)\b", re.sub(r"<style>.*?</style>|data:[^\"]*", "", page, flags=re.DOTALL))
+    for key in ("latents", "importance"):
+        assert set(pd.read_csv(tmp_path / "report" / f"{key}.csv")["arm"]) == {"tiny", "huge"}
 
 
 def test_levels_are_told_as_they_are() -> None:

@@ -128,6 +128,34 @@ def test_errors_are_of_the_observed_values_in_the_units_of_the_data() -> None:
     assert errors(learner, split, latent_NL) == pytest.approx(expected, rel=1e-4)
 
 
+def r2_of(values_ND: np.ndarray, missing: slice = slice(0)) -> tuple[float, float]:
+    """The share of variance that a fresh decoder explains, without some samples, and what it is by NumPy."""
+    observed_ND = np.ones(values_ND.shape, bool)
+    observed_ND[missing] = False
+    split = Split(values_ND, observed_ND=observed_ND)
+    trial = Trial.build(SMALL)
+    learner = trial.method.create(trial, Shape(1, (values_ND.shape[1],), mask=True), CPU)
+    latent_NL = torch.zeros(len(values_ND), 3)
+    error_ND = (learner.decode(latent_NL).numpy().astype(float) - values_ND)[observed_ND]
+    there_ND = values_ND[observed_ND.all(1)]
+    expected = 1 - (error_ND**2).sum() / ((there_ND - there_ND.mean(axis=0)) ** 2).sum()
+    return errors(learner, split, latent_NL)["r2"], expected
+
+
+@pytest.mark.parametrize("count", [7, 700])
+def test_equal_samples_have_no_variance_to_explain(count: int) -> None:
+    """The squares of 0.1 add up to what rounding makes of them."""
+    assert math.isnan(r2_of(np.full((count, D), 0.1, np.float32))[0])
+
+
+@pytest.mark.parametrize("missing", [slice(0), slice(1), slice(600)])
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e4])
+def test_the_variance_of_nearly_equal_samples_is_not_lost(offset: float, missing: slice) -> None:
+    values_ND = offset + np.random.default_rng(0).integers(0, 4, (1200, D)) / 1024
+    found, expected = r2_of(values_ND, missing)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_pca_learns_the_scale_of_what_it_leaves() -> None:
     splits = splits_with_gaps()
     changes = {"method": "pca", "likelihood": {"name": "gaussian", "sigma": "learned"}}

@@ -278,6 +278,11 @@ def test_novelty_stands_beside_reconstruction_for_every_class_and_method(tmp_pat
     assert drawn["gen, novelty"] == pytest.approx([0.905, 0.955])
 
 
+def test_a_difference_that_is_rounding_is_none(tmp_path: Path) -> None:
+    exhibit = shown(novelty, held_out(tmp_path, {("ae", 0): (0.1 + 0.2, 0.3), ("ae", 1): (0.6, 0.5)}))["novelty"]
+    assert "novelty higher in 1 of 2 classes." in exhibit.caption
+
+
 def test_novelty_is_shown_where_a_class_was_held_out_and_measured(of: Evidence, tmp_path: Path) -> None:
     assert not shown(novelty, of)
     unmeasured = [run("a", "ae", "digits", 0, [point(480)], params={"data.held_out": 1})]

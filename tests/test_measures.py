@@ -275,13 +275,34 @@ def test_a_decoder_that_ignores_a_latent_has_no_volume() -> None:
     assert decoded_with_volume(decoder, loss, torch.ones(3, 2, dtype=torch.float64))[1].tolist() == [-math.inf] * 3
 
 
+def test_a_decoder_that_sees_two_latents_as_one_has_no_volume() -> None:
+    """Their slopes are parallel but for the rounding of float32, and not however small one of them is."""
+    decoder, loss = image_problem().decoder, image_problem().loss
+    assert isinstance(decoder, MLPDecoder)
+    weight = decoder.linears()[0].weight
+    latent_NL = torch.ones(3, 2)
+    volume_N = decoded_with_volume(decoder.float(), loss.float(), latent_NL)[1]
+    with torch.no_grad():
+        weight[:, 1] *= 1e-12
+    (shrunk_N, shift) = decoded_with_volume(decoder, loss, latent_NL)[1], math.log(1e-12)
+    assert bool((shrunk_N - volume_N - shift).abs().max() < 1)
+    with torch.no_grad():
+        weight[:, 1] = 0.3 * weight[:, 0]
+    assert decoded_with_volume(decoder, loss, latent_NL)[1].tolist() == [-math.inf] * 3
+
+
 def test_a_density_of_collapsed_latents_is_refused() -> None:
     flat = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     flat[:, 1] = 0
     with pytest.raises(ValueError, match="fewer than 2 dimensions"):
         LatentDensity.fit(flat, flat)
+    flat[:, 1] = 0.3 * flat[:, 0]  # but for rounding, of which Cholesky's root would make a density
+    with pytest.raises(ValueError, match="fewer than 2 dimensions"):
+        LatentDensity.fit(flat, flat)
     with pytest.raises(ValueError, match="NaN"):
         LatentDensity.fit(flat / 0, flat)
+    with pytest.raises(ValueError, match="NaN"):
+        LatentDensity.fit(torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), flat / 0)
 
 
 def test_the_bandwidth_is_the_likeliest() -> None:
@@ -290,13 +311,19 @@ def test_the_bandwidth_is_the_likeliest() -> None:
     density = LatentDensity.fit(train_ML, val_VL)
     best = float(density.log_density(val_VL).mean())
     for factor in (0.8, 1.25):
-        other = LatentDensity(density.mean_L, density.root_LL, density.centre_ML, density.bandwidth * factor)
+        other = replace(density, bandwidth=density.bandwidth * factor)
         assert float(other.log_density(val_VL).mean()) < best
 
 
 def test_the_noise_of_independent_pixels_is_found() -> None:
     error = 0.3 * torch.randn(4000, 50, generator=torch.Generator().manual_seed(0))
     assert noise_variance(error.square().sum(1), 50) == pytest.approx(0.09, rel=0.05)
+    assert noise_variance(1e-30 * error.square().sum(1), 50) == pytest.approx(0.09e-30, rel=0.05)
+
+
+@pytest.mark.parametrize("errors", [torch.tensor([0.1]), 0.1 + 1e-8 * torch.arange(9), torch.zeros(5)])
+def test_errors_that_vary_by_rounding_have_no_noise(errors: Tensor) -> None:
+    assert noise_variance(errors, 50) == 0
 
 
 @pytest.mark.parametrize("method", ["vae", "ae", "gfe"])

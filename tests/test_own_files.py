@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from gfe_study import names
-from gfe_study.analysis.embedding import embed
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import DataError, Splits, load_splits
 from gfe_study.data.mnist import MNIST
@@ -181,19 +180,3 @@ def test_sound_files_that_do_not_fit_are_not_called_damaged(
     assert message in str(caught.value)
     assert "damaged" not in str(caught.value)
     shutil.rmtree(tmp_path / "MNIST")
-
-
-@pytest.mark.parametrize("spread", [1.0, 1e-24, 1e-300])
-def test_latents_of_any_spread_have_a_map(spread: float) -> None:
-    """Two groups stay apart; scikit-learn alone ends the process where squared distances underflow."""
-    latent_NL = np.random.default_rng(0).standard_normal((60, 4)) + 10 * (np.arange(60) % 2)[:, None]
-    map_N2 = embed(spread * latent_NL)
-    assert np.isfinite(map_N2).all()
-    middle = [map_N2[group::2].mean(axis=0) for group in (0, 1)]
-    within = max(np.linalg.norm(map_N2[group::2] - middle[group], axis=1).mean() for group in (0, 1))
-    assert np.linalg.norm(middle[0] - middle[1]) > within
-
-
-def test_latents_that_do_not_differ_are_one_point() -> None:
-    rounding = np.random.default_rng(0).integers(-1, 2, (60, 4)) * np.spacing(3.0)
-    assert not embed(3 + rounding).any()

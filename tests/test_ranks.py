@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from gfe_study.analysis.ranks import Ranks, datasets_to_compare, friedman
+from gfe_study.analysis.stats import paired
 
 # AUC of C4.5 with and without pruning (m) and tuned confidence (cf), on 14 datasets: Demšar 2006, table 6. The
 # paper's ranks on "voting" come from digits that it does not print.
@@ -165,3 +166,15 @@ def test_names_are_needed_once_and_options_within_bounds() -> None:
         friedman(agreed(4, 3), confidence=95)
     with pytest.raises(ValueError, match="at least 3 methods, got 2"):
         datasets_to_compare(2)
+
+
+def test_scores_that_differ_by_rounding_are_ties() -> None:
+    """What the paired test takes for equal has no rank of its own: it is not called a difference of p = .0003."""
+    exact = np.random.default_rng(0).uniform(0.1, 1.0, 10)
+    scores = pd.DataFrame({"a": exact, "b": exact * (1 + 2.0**-52), "c": exact * (1 - 2.0**-52)})
+    assert paired(scores["b"], scores["a"]).difference == 0
+    found = friedman(scores)
+    assert found.reason == "every method ties with every other on every dataset"
+    assert found.mean_ranks == {"a": 2, "b": 2, "c": 2}
+    worse = friedman(scores.assign(d=exact + 1e-9))
+    assert worse.mean_ranks == {"a": 2, "b": 2, "c": 2, "d": 4}

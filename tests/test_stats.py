@@ -29,6 +29,8 @@ from gfe_study.analysis.stats import (
     seeds_to_decide,
     seeds_to_reach,
     smallest_p,
+    subtract,
+    tied,
 )
 
 # Eighths: sums and differences of them are exact, so that properties hold to the bit.
@@ -393,3 +395,44 @@ def test_the_front_is_what_nothing_dominates(points: list[tuple[float, float]]) 
     assert {points[index] for index in front} == {point for point in points if not dominated(point)}
     assert [points[index][0] for index in front] == sorted({points[index][0] for index in front})
     assert front == [points.index(points[index]) for index in front]
+
+
+# Rounding
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.integers(1, 6), max_size=8),
+    st.sampled_from([1e-300, 1e-30, 0.3, 1.0, 1e19, 1e300]),
+    st.lists(st.integers(-1, 1), min_size=8, max_size=8),
+)
+def test_values_that_differ_by_rounding_are_tied(places: list[int], scale: float, ulps: list[int]) -> None:
+    exact = [scale * place for place in places]
+    rounded = [value + ulp * float(np.spacing(value)) for value, ulp in zip(exact, ulps, strict=False)]
+    found = tied(rounded)
+    assert (stats.rankdata(found) == stats.rankdata(exact)).all()
+    np.testing.assert_allclose(found, exact, rtol=1e-14, atol=0)
+    assert (subtract(rounded, exact) == 0).all()
+    assert (np.sign(subtract(rounded[1:], rounded[:-1])) == np.sign(np.diff(places))).all()
+
+
+def test_what_is_no_number_has_no_tie() -> None:
+    values = [math.inf, 2.0, math.nan, 1.0, -math.inf, math.inf, 1.0 + 5e-16]
+    np.testing.assert_array_equal(tied(values), [math.inf, 2.0, math.nan, 1.0, -math.inf, math.inf, 1.0])
+
+
+def test_small_differences_of_small_values_are_no_rounding() -> None:
+    """Rounding goes by the two values, not by the largest of all."""
+    assert tied([1e6, 0.1, 0.1 + 1e-12]).tolist() == [1e6, 0.1, 0.1 + 1e-12]
+    assert subtract([1e6, 0.1], [1e6, 0.1 + 1e-12])[1] != 0
+
+
+def test_one_difference_among_others_that_are_rounding() -> None:
+    compared = paired([0.1 + 0.2, 0.5, 0.6], [0.3, 0.5, 0.5])
+    assert compared.difference == pytest.approx(0.1 / 3)
+    assert paired([0.3, 0.5, 0.6], [0.1 + 0.2, 0.5, 0.5]) == compared
+
+
+def test_rounding_puts_no_point_on_the_front() -> None:
+    assert pareto([(0.3, 2.0), (0.1 + 0.2, 1.0), (0.3, 3.0)]) == [1]
+    assert pareto([(1.0, 0.1 + 0.2), (2.0, 0.3)]) == [0]

@@ -175,6 +175,12 @@ def test_the_best_configuration_is_chosen_by_validation_loss_over_all_seeds() ->
     assert judged([*rows, *lucky, *steady, *broken, *other]).rows[1].configuration == 1
 
 
+def test_of_configurations_that_differ_by_rounding_the_first_is_the_best() -> None:
+    losses = {"a": (0.1 + 0.2, 0.3), "b": (0.3, 0.1 + 0.2)}
+    rows = [row(arm, 0, loss, number=number) for arm, each in losses.items() for number, loss in enumerate(each)]
+    assert [each.configuration for each in judged(rows).rows] == [0, 0]
+
+
 def test_seeds_that_diverged_are_left_out_on_both_sides_and_named() -> None:
     rows = two_arms()
     rows[6]["diverged"] = True

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from gfe_study.analysis.stats import critical_value
+from gfe_study.analysis.stats import ROUNDING, critical_value
 from gfe_study.metrics import Better
 
 
@@ -99,6 +99,7 @@ def find_crossings(
         return Crossing(first, second, ends, count, [], [], None, text)
     logs = np.log(sizes)
     means = differences.mean(axis=0)
+    means[np.abs(means) <= ROUNDING * np.abs(differences).max(axis=0)] = 0
     at, signs = _zeros(logs, means)
     arms = (first, second) if better == "lower" else (second, first)
     ahead = [{-1: arms[0], 1: arms[1], 0: "neither"}[sign] for sign in signs]

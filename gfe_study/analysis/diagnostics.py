@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from gfe_study.analysis.stats import FEWEST_PAIRS
+from gfe_study.analysis.stats import FEWEST_PAIRS, subtract
 from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import Range
 from gfe_study.metrics import Mode
@@ -177,7 +177,7 @@ def _flat(complete: pd.DataFrame, mode: Mode) -> Iterator[Seen]:
     if len(means) < _MIN_RANKED:
         return
     best, median = float(means.min() if mode == "min" else means.max()), float(means.median())
-    spread = abs(best - median)
+    spread = abs(float(subtract(best, median)))
     repeats = len(complete) - len(means)
     if repeats:
         noise = math.sqrt(float(((complete["value"] - configurations.transform("mean")) ** 2).sum()) / repeats)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.analysis.crossing import Crossing, find_crossings
-from gfe_study.analysis.stats import Paired, holm, mean_interval, paired
+from gfe_study.analysis.stats import Paired, holm, mean_interval, paired, subtract
 from gfe_study.metrics import IMAGES_SEEN, TEST_LOSS, UNIQUE_IMAGES, Better, info_of
 
 AXES = {IMAGES_SEEN: "images seen", UNIQUE_IMAGES: "unique images"}
@@ -171,7 +171,7 @@ class DataEfficiency:
         sizes = self._sizes([first, second])
         curves = [self._of(arm)[sizes].dropna() for arm in (first, second)]
         seeds = curves[0].index.intersection(curves[1].index)
-        differences = (curves[0].loc[seeds] - curves[1].loc[seeds]).to_numpy(dtype=np.float64)
+        differences = subtract(curves[0].loc[seeds], curves[1].loc[seeds])
         return find_crossings(
             first, second, AXES[self.axis], np.array(sizes), differences, self.confidence, self.better
         )

@@ -18,6 +18,8 @@ from threadpoolctl import threadpool_limits
 NEIGHBOURS = 10
 FEWEST = 30
 """Images below which neither is of use."""
+ROUNDING = 16
+"""Differences up to so many times the precision of latents are rounding."""
 PERPLEXITY = 30.0
 SEED = 0
 WORTH_PROCESSES = 2000
@@ -26,46 +28,58 @@ WORTH_PROCESSES = 2000
 Floats = NDArray[np.floating[Any]]
 
 
-def of_use(latent_NL: Floats) -> bool:
-    """Whether there are enough latents to measure or draw, all of them finite."""
-    return len(latent_NL) >= FEWEST and bool(np.isfinite(latent_NL).all())
+def normalised(latent_NL: Floats) -> Floats | None:
+    """Latents about their median, the largest deviation 1, float64: squared distances neither over- nor underflow.
+
+    Dimensions in which they differ by no more than rounding are 0. None of fewer than `FEWEST` latents, of ones that
+    are not finite, and where no dimension is left.
+    """
+    if len(latent_NL) < FEWEST or not np.isfinite(latent_NL).all():
+        return None
+    largest_L = np.abs(latent_NL).max(axis=0).astype(np.float64)
+    share_NL = latent_NL / np.where(largest_L > 0, largest_L, 1)
+    share_NL -= np.median(share_NL, axis=0)
+    share_NL[:, np.ptp(share_NL, axis=0) <= ROUNDING * np.finfo(latent_NL.dtype).eps] = 0
+    deviation_NL = share_NL * (largest_L / max(largest_L.max(), np.finfo(np.float64).tiny))
+    spread = np.abs(deviation_NL).max()
+    return deviation_NL / spread if spread > 0 else None
 
 
 def label_accuracy(latent_NL: Floats, label_N: NDArray[np.int64]) -> float:
     """Share of images whose class is that of most of their nearest neighbours, themselves left out.
 
-    NaN of fewer than `FEWEST` images, or latents that are not finite.
+    NaN of latents that cannot be `normalised`.
     """
-    if not of_use(latent_NL):
+    near_NL = normalised(latent_NL)
+    if near_NL is None:
         return float("nan")
-    predicted_N = KNeighborsClassifier(NEIGHBOURS).fit(latent_NL, label_N).predict(None)
+    predicted_N = KNeighborsClassifier(NEIGHBOURS).fit(near_NL, label_N).predict(None)
     return float((predicted_N == label_N).mean())
 
 
-def embed(latent_NL: Floats) -> Floats:
+def embed(latent_NL: Floats) -> Floats | None:
     """t-SNE in two dimensions (van der Maaten and Hinton 2008), (N, 2), from the principal axes; seeded.
 
-    Latents that do not differ, but for rounding, are all at the origin.
+    None of latents that cannot be `normalised`.
     """
-    perplexity = min(PERPLEXITY, (len(latent_NL) - 1) / 3)
-    centred_NL = latent_NL - latent_NL.mean(axis=0, dtype=np.float64)
-    spread = np.abs(centred_NL).max()
-    if spread <= np.finfo(latent_NL.dtype).eps * np.abs(latent_NL).max():
-        return np.zeros((len(latent_NL), 2))
-    # Of a tiny spread, squared distances underflow, and scikit-learn ends the process; a map has no scale.
+    near_NL = normalised(latent_NL)
+    if near_NL is None:
+        return None
+    perplexity = min(PERPLEXITY, (len(near_NL) - 1) / 3)
+    near_NL = np.pad(near_NL, ((0, 0), (0, max(0, 2 - near_NL.shape[1]))))  # there are two principal axes
     with threadpool_limits(1):  # its threads wait for one another in a busy loop, which a shared machine makes long
-        made: Floats = TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(centred_NL / spread)
+        made: Floats = TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(near_NL)
     return made
 
 
-def embed_all(sets: Sequence[Floats]) -> list[Floats]:
+def embed_all(sets: Sequence[Floats]) -> list[Floats | None]:
     """`embed` of each, several at a time."""
     jobs = -1 if sum(map(len, sets)) >= WORTH_PROCESSES else 1
-    made: list[Floats] = Parallel(n_jobs=jobs)(delayed(embed)(latent_NL) for latent_NL in sets)
+    made: list[Floats | None] = Parallel(n_jobs=jobs)(delayed(embed)(latent_NL) for latent_NL in sets)
     return made
 
 
 def trusted(latent_NL: Floats, map_N2: Floats) -> float:
     """Trustworthiness of a map (Venna and Kaski 2001): 1 where neighbours on the map are neighbours in latent space."""
     neighbours = min(NEIGHBOURS, (len(latent_NL) - 1) // 2)
-    return float(trustworthiness(latent_NL, map_N2, n_neighbors=neighbours))
+    return float(trustworthiness(normalised(latent_NL), map_N2, n_neighbors=neighbours))

@@ -7,11 +7,13 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import optuna
 import pandas as pd
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
 
+from gfe_study.analysis.stats import tied
 from gfe_study.config import Range
 from gfe_study.distributions import distribution
 from gfe_study.metrics import Mode
@@ -37,7 +39,7 @@ def importances(configurations: pd.DataFrame, ranges: Mapping[str, Range], mode:
 
     Returns:
         `key` and a column for each method, the most important first; None below `FEWEST` configurations or `KEYS`
-        keys, or where all values are equal.
+        keys, or where all values are equal but for rounding.
     """
     keys = [key for key in ranges if key in configurations]
     known = configurations.dropna(subset=["value"])
@@ -45,11 +47,13 @@ def importances(configurations: pd.DataFrame, ranges: Mapping[str, Range], mode:
         {key: known[key].map(lambda value, key=key: told_to_optuna(value, ranges[key])) for key in keys}
     )
     known = known[told.notna().all(axis="columns")]
-    if len(known) < FEWEST or len(keys) < KEYS or known["value"].nunique() < 2:
+    values = tied(known["value"])
+    if len(known) < FEWEST or len(keys) < KEYS or np.ptp(values) == 0:
         return None
+    values = (values - np.median(values)) / np.ptp(values)  # the forest takes a variance below 2e-16 for none
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
     distributions = {key: distribution(ranges[key]) for key in keys}
-    for params, value in zip(told.loc[known.index].to_dict("records"), known["value"], strict=True):
+    for params, value in zip(told.loc[known.index].to_dict("records"), values, strict=True):
         named = {str(key): each for key, each in params.items()}
         study.add_trial(create_trial(params=named, distributions=distributions, value=float(value)))
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from gfe_study.analysis.stats import check_mode, check_share
+from gfe_study.analysis.stats import check_mode, check_share, tied
 from gfe_study.metrics import Mode
 
 PERMUTATIONS = 9_999
@@ -24,7 +24,8 @@ class Ranks:
     """Mean ranks of methods over datasets, and what can be said of them. What needs a test is None without one.
 
     Attributes:
-        mean_ranks: method -> mean over the datasets of its rank, 1 the best, ties sharing theirs; best first.
+        mean_ranks: method -> mean over the datasets of its rank, 1 the best; best first. Methods whose scores differ by
+            rounding share theirs.
         datasets: number of datasets that every method has a score on.
         left_out: datasets that some method has no score on.
         statistic: Friedman's χ², with methods - 1 degrees of freedom, corrected for ties.
@@ -93,7 +94,8 @@ def friedman(scores: pd.DataFrame, mode: Mode = "min", confidence: float = 0.95)
             raise ValueError(f"every {what} must be named once, got {list(labels)}")
     complete = scores.dropna()
     left_out = [str(name) for name in scores.index if name not in complete.index]
-    ranks = complete.rank(axis=1, ascending=mode == "min").to_numpy(dtype=np.float64)
+    scored = pd.DataFrame([tied(row) for row in complete.to_numpy()], columns=complete.columns, dtype="float64")
+    ranks = scored.rank(axis=1, ascending=mode == "min").to_numpy(dtype=np.float64)
     methods = [str(name) for name in scores.columns]
     means = ranks.mean(axis=0) if len(ranks) else np.full(len(methods), np.nan)
     order = np.argsort(means, kind="stable")

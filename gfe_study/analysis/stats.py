@@ -29,8 +29,10 @@ POWER = 0.8
 MOST_SEEDS = 10_000
 """Where the search for a number of seeds gives up."""
 
+ROUNDING = 4 * float(np.finfo(np.float64).eps)
+"""Two values that differ by no more than this share of the larger one differ by rounding; they count as equal."""
+
 _CLASSES = (np.arange(256) + 0.5) / 256
-_ROUNDING = 4 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,25 @@ class Paired:
     effect_size: float | None
 
 
+def subtract(one: ArrayLike, other: ArrayLike) -> NDArray[np.float64]:
+    """Differences of finite values, one − other; 0 where they are no more than `ROUNDING`."""
+    values, others = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    differences = values - others
+    rounding = ROUNDING * np.maximum(np.abs(values), np.abs(others))
+    return np.where(np.abs(differences) <= rounding, 0.0, differences)
+
+
+def tied(values: ArrayLike) -> NDArray[np.float64]:
+    """Values for a ranking, (n,): finite ones that differ by no more than `ROUNDING` are made equal."""
+    sample = np.array(values, dtype=np.float64)
+    places = np.argsort(sample, kind="stable")
+    places = places[np.isfinite(sample[places])]
+    ranked = sample[places]
+    first = np.append(True, subtract(ranked[1:], ranked[:-1]) != 0)[: len(ranked)]
+    sample[places] = ranked[first][np.cumsum(first) - 1]
+    return sample
+
+
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Student's interval of a mean, x̄ ± t(n - 1, (1 + confidence) / 2) s / √n.
 
@@ -102,9 +123,9 @@ def paired(treatment: ArrayLike, reference: ArrayLike, *, confidence: float = 0.
     if len(treated) != len(referred):
         raise ValueError(f"pairs need as many values of both arms, got {len(treated)} and {len(referred)}")
     check_share(confidence, "confidence")
-    differences = treated - referred
+    differences = subtract(treated, referred)
     # Equal differences of unequal values differ by the rounding of these.
-    rounding = _ROUNDING * float(np.maximum(np.abs(treated), np.abs(referred)).max())
+    rounding = ROUNDING * float(np.maximum(np.abs(treated), np.abs(referred)).max())
     mean, sd = _mean_and_sd(differences, rounding)
     if sd == 0:
         differences = np.full(len(differences), mean)
@@ -203,17 +224,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points that no other dominates, both coordinates minimised, by the first coordinate.
 
-    A point dominates another if it is at most as large in both coordinates and smaller in one. Of equal points the
-    first is kept.
+    A point dominates another if it is at most as large in both coordinates and smaller in one; coordinates that differ
+    by rounding are equal. Of equal points the first is kept.
 
     Raises:
         ValueError: a coordinate that is not a number.
     """
     if any(math.isnan(coordinate) for point in points for coordinate in point):
         raise ValueError("a point with a coordinate that is not a number can be neither on the front nor off it")
+    firsts, seconds = (tied(coordinates) for coordinates in np.reshape(points, (-1, 2)).T)
     front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda index: points[index]):
-        if not front or points[index][1] < points[front[-1]][1]:
+    for index in np.lexsort((seconds, firsts)).tolist():
+        if not front or seconds[index] < seconds[front[-1]]:
             front.append(index)
     return front
 

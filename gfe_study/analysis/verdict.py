@@ -20,6 +20,7 @@ from gfe_study.analysis.stats import (
     mean_interval,
     paired,
     seeds_to_decide,
+    tied,
 )
 from gfe_study.analysis.tidy import until_result
 from gfe_study.analysis.verdict_table import verdict_table
@@ -252,7 +253,7 @@ def best_configuration(group: pd.DataFrame, select: str, mode: str) -> pd.DataFr
     lost = (~usable).groupby(group[NUMBER]).sum()
     sign = 1 if mode == "min" else -1
     means = (sign * group[select].where(usable)).groupby(group[NUMBER]).mean()
-    ranks = pd.DataFrame({"lost": lost, "mean": means}).sort_values(["lost", "mean"], kind="stable")
+    ranks = pd.DataFrame({"lost": lost, "mean": tied(means)}).sort_values(["lost", "mean"], kind="stable")
     best: pd.DataFrame = group[group[NUMBER] == ranks.index[0]]
     return best.sort_values("seed")
 

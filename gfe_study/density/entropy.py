@@ -13,31 +13,12 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from gfe_study.density.kde import kernel_moments, log_normaliser
+from gfe_study.density.whitening import Whitening, rounding
 
 TOLERANCE = 1e-4
-"""Of the bandwidth, relative to the latents' standard deviation: the entropy is flat there."""
+"""Of the bandwidth, relative to itself: the entropy is flat there."""
 NARROWEST = 1e-4
-"""Bandwidth below which latents are taken for copies of one another, in the same units."""
-
-
-def whitened(latent_ML: Tensor) -> Tensor:
-    """Latents of mean 0 and covariance I, float64, by a rotation and a scaling of each principal axis.
-
-    Raises:
-        ValueError: they lie in fewer dimensions than L, are not finite, or are too few.
-    """
-    latent_ML = latent_ML.double()
-    count, dimensions = latent_ML.shape
-    if not bool(latent_ML.isfinite().all()):
-        raise ValueError("latents are NaN or infinite")
-    if count <= dimensions:
-        raise ValueError(f"{count} latents in {dimensions} dimensions; allowed: more latents than dimensions")
-    centred_ML = latent_ML - latent_ML.mean(0)
-    variance_L, axis_LL = torch.linalg.eigh(centred_ML.t() @ centred_ML / (count - 1))
-    if float(variance_L[0]) <= 1e-12 * float(variance_L[-1]):
-        raise ValueError(f"latents lie in fewer than {dimensions} dimensions")
-    white_ML: Tensor = centred_ML @ axis_LL / variance_L.sqrt()
-    return white_ML
+"""Bandwidth, in standard deviations of the latents, below which they are taken for copies of one another."""
 
 
 def leave_one_out(latent_ML: Tensor) -> tuple[float, float]:
@@ -65,8 +46,8 @@ def leave_one_out(latent_ML: Tensor) -> tuple[float, float]:
         return math.sqrt(float(spread_M.double().mean()) / dimensions) - bandwidth
 
     # Kernels weigh what is near more than what is far, so that the next bandwidth never exceeds that of equal weights.
-    scale = math.sqrt(float(point_ML.double().var(0).mean()))
-    if scale == 0:
+    scale = math.sqrt(float(latent_ML.double().var(0).mean()))
+    if scale <= float(rounding(latent_ML).max()):
         raise ValueError("latents are copies of one another")
     upper = 1.001 * math.sqrt(2) * scale
     lower = upper / 4
@@ -74,7 +55,7 @@ def leave_one_out(latent_ML: Tensor) -> tuple[float, float]:
         lower, upper = lower / 2, lower
         if lower < NARROWEST * scale:
             raise ValueError("latents are copies of one another")
-    bandwidth = float(brentq(excess, lower, upper, xtol=TOLERANCE * scale))
+    bandwidth = float(brentq(excess, lower, upper, xtol=TOLERANCE * upper))
     if bandwidth not in log_likelihood:
         excess(bandwidth)
     return -log_likelihood[bandwidth], bandwidth
@@ -84,9 +65,9 @@ def latent_entropy(latent_ML: Tensor) -> float:
     """Entropy of whitened latents, nats: at most that of the standard normal, but for the estimate's own bias.
 
     Raises:
-        ValueError: as `whitened`.
+        ValueError: as `Whitening.fit` and `leave_one_out`.
     """
-    return leave_one_out(whitened(latent_ML))[0]
+    return leave_one_out(Whitening.fit(latent_ML)(latent_ML))[0]
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 2**19
 """Pairs of a point and a centre that are held at once."""
+ROUNDING = 1e-4
+"""Of an exponent, at most."""
 NEGLIGIBLE = -80.0
 """Logarithm of the smallest share of a kernel: e to less is a denormal number, which is slow and adds nothing."""
 
@@ -85,14 +87,17 @@ def _exponents(
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Slices of the points, and for each −‖z − z_i‖²/2h² as the product of two matrices.
 
-    These are (z, 1, −‖z‖²/2) and (z_i, −‖z_i‖²/2, 1), in units of h, around the centres' mean: far from the origin
-    the squares would lose their digits.
+    These are (z, 1, −‖z‖²/2) and (z_i, −‖z_i‖²/2, 1), in units of h, around the centres' mean. Far from it the squares
+    cancel, as of tight clusters: where float32 would be more than `ROUNDING` off, everything is float64.
     """
-    middle_L = centre_ML.mean(0)
-    centre, point = (centre_ML - middle_L) / bandwidth, (point_PL - middle_L) / bandwidth
-    one_M1, one_P1 = torch.ones_like(centre[:, :1]), torch.ones_like(point[:, :1])
-    centre = torch.cat([centre, centre.square().sum(1, keepdim=True) / -2, one_M1], 1)
-    point = torch.cat([point, one_P1, point.square().sum(1, keepdim=True) / -2], 1)
+    for dtype in (point_PL.dtype, torch.float64):
+        middle_L = centre_ML.to(dtype).mean(0)
+        centre, point = ((each.to(dtype) - middle_L) / bandwidth for each in (centre_ML, point_PL))
+        half_M1, half_P1 = (each.square().sum(1, keepdim=True) / -2 for each in (centre, point))
+        if -float(torch.cat([half_M1, half_P1]).min()) * torch.finfo(dtype).eps < ROUNDING:
+            break
+    centre = torch.cat([centre, half_M1, torch.ones_like(half_M1)], 1)
+    point = torch.cat([point, torch.ones_like(half_P1), half_P1], 1)
     size = max(1, BLOCK // len(centre))
     for start in range(0, len(point), size):
         rows = slice(start, start + size)

@@ -35,7 +35,7 @@ def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float
     scale = split.scale
     # Numbers without a device: the sums are those of the latents' device, and are fetched once, at the end.
     square = absolute = values = relative = samples = torch.zeros((), dtype=torch.float64)
-    sum_D = square_D = known_D = torch.zeros((), dtype=torch.float64)
+    first_D = sum_D = square_D = known_D = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(latent_NL), BATCH):
         latent_BL = latent_NL[start : start + BATCH]
         target = split.batch(slice(start, start + len(latent_BL)), latent_BL.device)
@@ -44,6 +44,9 @@ def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float
         error_BD = scale.stretch(learner.decode(latent_BL) - target.value_BD).masked_fill(~known_BD, 0.0)
         value_BD = scale.stretch(target.value_BD).masked_fill(~known_BD, 0.0)
         stored_BD = scale.undo(target.value_BD).masked_fill(~known_BD, 0.0)
+        # Squares about the first known value of each, or the variance of nearly equal ones would be lost in them.
+        first_D = torch.where(known_D > 0, first_D, value_BD.gather(0, known_BD.int().argmax(0, keepdim=True))[0])
+        value_BD = (value_BD - first_D).masked_fill(~known_BD, 0.0)
         square, absolute = square + error_BD.square().sum(), absolute + error_BD.abs().sum()
         values = values + known_BD.sum()
         norm_B = stored_BD.norm(dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from gfe_study.config import InputError
 from gfe_study.data.base import Split, Splits
 from gfe_study.density import kde
+from gfe_study.density.whitening import ROUNDING, Whitening
 from gfe_study.measures.base import Latents, Measure
 from gfe_study.measures.samples import decode_all
 from gfe_study.metrics import NOVELTY_AUROC, RECONSTRUCTION_AUROC, MetricInfo, info_of
@@ -41,14 +42,12 @@ class LatentDensity:
     """p(z): a kernel density estimate of whitened latents, so that no linear map of the latent space changes ranks.
 
     Attributes:
-        mean_L: of the latents.
-        root_LL: R, lower triangular, RRᵀ their covariance; the estimate is of R⁻¹(z − mean).
+        whitening: the map.
         centre_ML: the latents, whitened.
         bandwidth: h, of whitened latents.
     """
 
-    mean_L: Tensor
-    root_LL: Tensor
+    whitening: Whitening
     centre_ML: Tensor
     bandwidth: float
 
@@ -57,32 +56,24 @@ class LatentDensity:
         """Of some latents, with the bandwidth under which others are likeliest. Float64.
 
         Raises:
-            ValueError: the latents lie in fewer than L dimensions, or are NaN or infinite.
+            ValueError: the latents lie in fewer than L dimensions, are too few, or are NaN or infinite.
         """
-        latent_ML, other_VL = latent_ML.double(), other_VL.double()
-        if not bool(latent_ML.isfinite().all() and other_VL.isfinite().all()):
+        if not bool(other_VL.isfinite().all()):
             raise ValueError("latents are NaN or infinite")
-        mean_L = latent_ML.mean(0)
-        centred_ML = latent_ML - mean_L
-        root_LL, failed = torch.linalg.cholesky_ex(centred_ML.t() @ centred_ML / max(1, len(latent_ML) - 1))
-        if bool(failed):
-            raise ValueError(f"latents lie in fewer than {latent_ML.shape[1]} dimensions")
-        centre_ML, point_VL = (
-            torch.linalg.solve_triangular(root_LL, (each - mean_L).t(), upper=False).t()
-            for each in (latent_ML, other_VL)
-        )
+        whitening = Whitening.fit(latent_ML)
+        centre_ML, point_VL = whitening(latent_ML), whitening(other_VL)
 
         def unlikelihood(log_bandwidth: float) -> float:
             return -float(kde.log_density(point_VL, centre_ML, math.exp(log_bandwidth)).mean())
 
         low, high = BANDWIDTHS
         found = minimize_scalar(unlikelihood, bounds=(math.log(low), math.log(high)), options={"xatol": 1e-2})
-        return cls(mean_L, root_LL, centre_ML, math.exp(found.x))
+        return cls(whitening, centre_ML, math.exp(found.x))
 
     def log_density(self, latent_NL: Tensor) -> Tensor:
         """log p(z), nats, shape (N,), float64."""
-        point_NL = torch.linalg.solve_triangular(self.root_LL, (latent_NL.double() - self.mean_L).t(), upper=False).t()
-        return kde.log_density(point_NL, self.centre_ML, self.bandwidth) - self.root_LL.diagonal().log().sum()
+        point_NL = self.whitening(latent_NL)
+        return kde.log_density(point_NL, self.centre_ML, self.bandwidth) + self.whitening.log_volume
 
 
 def noise_variance(error_V: Tensor, pixels: int) -> float:
@@ -91,15 +82,18 @@ def noise_variance(error_V: Tensor, pixels: int) -> float:
     The squared error of that normal has the mean Dσ² and the variance 2Dσ⁴. Images cannot be both: neighbouring pixels
     err together, so that errors vary much more than those of D independent pixels. Maximum likelihood, which goes by
     the mean, then makes of this variation hundreds of nats, beside which p(z′) and the determinant are lost; since
-    scores are compared with one another, σ² is taken from what varies.
+    scores are compared with one another, σ² is taken from what varies. 0 if that is rounding, or there is one image.
     """
-    return float((error_V.double().var(unbiased=False) / (2 * pixels)).sqrt())
+    deviation, mean = float(error_V.double().std(unbiased=False)), float(error_V.double().mean())
+    if deviation <= ROUNDING * torch.finfo(error_V.dtype).eps * mean:
+        return 0.0
+    return deviation / math.sqrt(2 * pixels)
 
 
 def decoded_with_volume(decoder: Decoder, loss: Loss, latent_NL: Tensor) -> tuple[Tensor, Tensor]:
     """x′, the mean of the likelihood, shape (N, D), and ½ log det(AᵀA), A = ∂x′/∂z, shape (N,), float64.
 
-    −∞ where A has a rank below L. A few images at a time.
+    −∞ where A has a rank below L but for rounding. A few images at a time.
     """
     frozen = decoder.frozen()
     with torch.no_grad():
@@ -109,7 +103,11 @@ def decoded_with_volume(decoder: Decoder, loss: Loss, latent_NL: Tensor) -> tupl
         output_KD, tangent_KLD = frozen.jacobian(latent_KL)
         slope_KLD = (tangent_KLD.detach() * loss.mean_slope(output_KD.detach())[:, None]).double()
         images.append(loss.mean(output_KD).detach())
-        volumes.append(torch.linalg.slogdet(slope_KLD @ slope_KLD.transpose(1, 2)).logabsdet / 2)
+        norm_KL = slope_KLD.norm(dim=2)
+        slope_KLD = slope_KLD / norm_KL.clamp(min=torch.finfo(torch.float64).tiny)[..., None]
+        square_KL = torch.linalg.eigvalsh(slope_KLD @ slope_KLD.transpose(1, 2))
+        rounding = (ROUNDING * torch.finfo(tangent_KLD.dtype).eps) ** 2
+        volumes.append((norm_KL.log() + square_KL.masked_fill(square_KL <= rounding, 0).log() / 2).sum(1))
     return torch.cat(images), torch.cat(volumes)
 
 
@@ -165,7 +163,7 @@ class Novelty(Measure):
         except ValueError:  # latents that have collapsed have no density
             return found
         variance = noise_variance((val_VD - decode_all(learner, val_VL)).square().sum(1), splits.shape.size)
-        if variance == 0:  # of one image
+        if variance == 0:
             return found
         score_N = -log_probability(learner.decoder, learner.loss, density, variance, image_ND, latent_NL)
         if bool(score_N.isfinite().all()):

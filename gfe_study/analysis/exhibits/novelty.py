@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
+from gfe_study.analysis.stats import subtract
 from gfe_study.analysis.style import GREY, PAGE, drawing, figure, legend, styles
 from gfe_study.analysis.tidy import PARAMS
 from gfe_study.metrics import NOVELTY_AUROC, RECONSTRUCTION_AUROC
@@ -80,7 +81,7 @@ def _table(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
             ("difference", difference),
         ):
             columns[f"{method}: {column}"] = values
-        wins = int((difference > 0).sum())
+        wins = int((subtract(own[NOVELTY], own[RECONSTRUCTION]) > 0).sum())
         told.append(
             f"{method}: novelty {group[NOVELTY].mean():.3f}, reconstruction {group[RECONSTRUCTION].mean():.3f} "
             f"({difference.mean():+.3f}), novelty higher in {wins} of {len(group)} classes."

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gfe_study import names
-from gfe_study.analysis.embedding import NEIGHBOURS, embed_all, label_accuracy, of_use, trusted
+from gfe_study.analysis.embedding import NEIGHBOURS, embed_all, label_accuracy, trusted
 from gfe_study.analysis.evidence import Arrays, Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, seeds_text
 from gfe_study.analysis.stats import mean_interval
@@ -221,13 +221,8 @@ def _maps(shown: list[Snapshots]) -> tuple[Figure, dict[tuple[str, bool], float]
     """A map of every arm early and at the end, and how far it can be trusted, by arm and whether it is the end."""
     columns = max(len(_ends(each)) for each in shown)
     trust: dict[tuple[str, bool], float] = {}
-    usable = {
-        (each.arm, point): latent_NL
-        for each in shown
-        for point in _ends(each)
-        if of_use(latent_NL := each.of(point, "latent"))
-    }
-    maps = dict(zip(usable, embed_all(list(usable.values())), strict=True))
+    latents = {(each.arm, point): each.of(point, "latent") for each in shown for point in _ends(each)}
+    maps = dict(zip(latents, embed_all(list(latents.values())), strict=True))
     with drawing():
         fig = figure(1.75 * max(columns, 2) + 0.6, 1.75 * len(shown) + 0.2)
         grid = fig.subplots(len(shown), columns, squeeze=False)
@@ -235,10 +230,10 @@ def _maps(shown: list[Snapshots]) -> tuple[Figure, dict[tuple[str, bool], float]
             for axes in line:
                 axes.set_axis_off()
             for point, axes in zip(_ends(each), line, strict=False):
-                if (each.arm, point) not in maps:
-                    continue
                 map_N2, label_N = maps[each.arm, point], each.arrays["label"]
-                trust[each.arm, point == each.points[-1]] = trusted(usable[each.arm, point], map_N2)
+                if map_N2 is None:
+                    continue
+                trust[each.arm, point == each.points[-1]] = trusted(latents[each.arm, point], map_N2)
                 for kind in np.unique(label_N):
                     here = map_N2[label_N == kind]
                     axes.scatter(*here.T, s=2, color=PALETTE[int(kind) % len(PALETTE)], linewidths=0, label=str(kind))
