@@ -91,6 +91,24 @@ def test_named_exclusions_are_holes() -> None:
     assert [(hole.name, hole.reason) for hole in study.holes] == [("rk4, lr=0.002", "known to diverge")]
 
 
+def test_an_exclusion_may_depend_on_what_all_cells_share() -> None:
+    """It then holds for some studies and not for others; one that could hold in no cell is a slip."""
+
+    def cells(data: str, **condition: Any) -> list[str]:
+        excluded = {"digits has 1,197 training images": {"data.name": "digits", "data.train_images": 5000, **condition}}
+        factors = {"data.train_images": [50, 5000], "solver": ["amd", "rk4"]}
+        study = compared({"factorial": {**factors, "exclude": excluded}}, fixed={"preset": "paper", "data": data})
+        assert len(study.arms) + len(study.holes) == 4
+        return [hole.name for hole in study.holes]
+
+    assert cells("digits") == ["train_images=5000, amd", "train_images=5000, rk4"]
+    assert cells("digits", solver="rk4") == ["train_images=5000, rk4"]
+    assert cells("mnist") == []
+    for slip in ({"data.train_images": 500}, {"solver": "rk5"}, {"data.nme": "digits"}):
+        with pytest.raises(InputError, match=r"exclude: 'digits has 1,197 training images' matches no cell"):
+            cells("mnist", **slip)
+
+
 def test_a_conditional_factor_only_multiplies_where_it_applies() -> None:
     beta = {"choice": [0.5, 0.75], "when": {"solver.name": "amd"}}
     study = compared({"factorial": {"solver.name": ["amd", "rk4"], "solver.beta": beta}}, fixed={"preset": "paper"})

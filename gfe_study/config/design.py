@@ -263,6 +263,7 @@ class Scientific(Section):
             raise InputError(f"compare.reference: given {reference!r}; allowed: {', '.join(factors[along].levels)}")
         cells: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
         holes = {}
+        places: list[Mapping[str, Any]] = []
         for combination in itertools.product(*(item.levels for item in factors.values())):
             chosen: dict[str, str] = {}
             changes: dict[str, Any] = {}
@@ -271,6 +272,7 @@ class Scientific(Section):
                     chosen[key] = name
                     changes = merge(changes, item.levels[name])
             where = {**flat, **chosen, **flatten(changes)}
+            places.append(where)
             why = next((why for why, condition in design.exclude.items() if holds(condition, where)), None)
             if why is not None:
                 holes[tuple(chosen.items())] = why
@@ -292,7 +294,16 @@ class Scientific(Section):
             counterpart = _cell_name(beside[0]) if len(beside) == 1 else None
             text = "no counterpart" if not beside else f"no single counterpart: {len(beside)} cells have {reference}"
             arms.append(Arm(_cell_name(levels), changes, counterpart, "" if counterpart else text, levels))
-        unused = [why for why in design.exclude if why not in holes.values()]
+        # A condition may also depend on what is the same in all cells, like the dataset, and then hold in none.
+        varied = {key for place in places for key in place if key not in flat or place[key] != flat[key]}
+        unused = [
+            why
+            for why, condition in design.exclude.items()
+            if not any(
+                holds({key: values for key, values in condition.items() if key not in flat or key in varied}, place)
+                for place in places
+            )
+        ]
         if unused:
             raise InputError(
                 f"scientific.factorial.exclude: {unused[0]!r} matches no cell; allowed: conditions that match a cell"
