@@ -65,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "lr": 1.5e-3,
             "lr_half_images": 16000,
             "batch_size": [[0, 8], [480, 32]],
-            "updates_per_batch": [[0, 5], [480, 4], [1920, 3]],
+            "updates_per_batch": [[0, 5], [480, 4]],
             "update_size": 64,
             "average": {"window": 20},
         },
