@@ -188,6 +188,19 @@ def test_momentum_is_dropped_where_the_loss_would_rise() -> None:
     assert any(later == 0 < sooner for sooner, later in itertools.pairwise(series))
 
 
+@pytest.mark.parametrize(
+    ("s_initial", "sigma", "first"),
+    [(1.5, 0.0, 1.5), (1.5, 0.4, 0.75), (3.0, 0.0, 1.5), (3.0, 0.4, 0.75), (1.1, 0.4, 1.1)],
+)
+def test_lbfgs_asks_for_sufficient_descent(s_initial: float, sigma: float, first: float) -> None:
+    """Under ½(z − 1)² a step s along −∇ℓ lowers the loss where s < 2, and enough where s < 2 − 2σ."""
+    solver = LBFGS(s_initial=s_initial, beta=0.5, sigma=sigma)
+    reached: list[float] = []
+    problem = scalar_problem([1.0])
+    solve(solver, problem, observe=lambda active: reached.extend(active["latent"][:, 0].tolist()))
+    assert next(z for z in reached if z != 0) == pytest.approx(first)
+
+
 @pytest.mark.parametrize("pairs", [1, 3, 6])
 def test_the_compact_form_is_the_two_loop_recursion(pairs: int) -> None:
     generator = torch.Generator().manual_seed(pairs)

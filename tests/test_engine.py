@@ -117,6 +117,25 @@ def point(images: int) -> dict[str, float]:
     return {IMAGES_SEEN: float(images), VAL_LOSS: 1 / images, DIVERGED: 0.0}
 
 
+def test_where_a_trial_ran_is_told_of_all_its_attempts() -> None:
+    """Host, device, threads and trials side by side: by these its seconds are compared, and reused."""
+    first = {names.HOST: "h1", names.DEVICE: "cpu (A)", names.GPUS: "", names.THREADS: "1", "pid": "7"}
+    second = {**first, names.HOST: "h2", names.DEVICE: "cpu (B)", names.THREADS: "2", "pid": "8"}
+    start = Start(Study.build({"question": "?", "fixed": {"budget": {"images": 10}}}, "mine.yaml"), [])
+    name, attempt = start.send("next_run")
+    start.send("placed", name, attempt, first)
+    start.send("lost", name, attempt, "gone")
+    name, attempt = start.send("next_run")
+    start.send("placed", name, attempt, second)
+    start.send("reported", name, attempt, [point(10)], done=True)
+    assert start.journal.outcomes[name].run == {
+        names.HOST: "h1; h2",
+        names.DEVICE: "cpu (A); cpu (B)",
+        names.THREADS: "1; 2",
+        names.SIDE_BY_SIDE: str(SLOTS),
+    }
+
+
 class Backend(RuleBasedStateMachine):
     """A backend that loses workers, repeats itself and comes late; it keeps its own account of what must follow."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gfe_study.study.engine import _spent_share
 from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
-from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
+from gfe_study.study.reuse import finished_elsewhere, reusable, this_machine, usable
 from gfe_study.study.storage import Mirror
 
 HERE = {names.HOST: "here", names.DEVICE: "cpu (A)", names.THREADS: "1"}
@@ -48,6 +49,24 @@ def test_seconds_are_reused_on_the_same_machine(tmp_path: Path, machine: dict[st
     elsewhere(tmp_path, job, Outcome(FINISHED, run={**HERE, names.SIDE_BY_SIDE: "2"}))
     found = finished_elsewhere(tmp_path / "mine", Options(str(tmp_path)))
     assert (usable(found, job, journal, machine) is not None) is reused
+
+
+@pytest.mark.parametrize("key", [names.HOST, names.DEVICE, names.THREADS])
+@pytest.mark.parametrize("among", ["{}", "{}; another", "another; {}"])
+def test_every_condition_of_this_machine_decides(tmp_path: Path, key: str, among: str) -> None:
+    """A sweep and its plan ask `reusable`: elsewhere a trial gets further in its seconds, or less far."""
+    options = Options(str(tmp_path))
+    here = this_machine(options)
+    assert here is not None
+    assert here[names.HOST] == socket.gethostname()
+    job, journal = job_with({"seconds": 5}, tmp_path / "mine")
+    elsewhere(tmp_path, job, Outcome(FINISHED, run={**here, key: among.format(here[key])}))
+    assert (reusable(journal, options)(job) is not None) is (among == "{}")
+    elsewhere(tmp_path, job, Outcome(FINISHED, run={**here, key: "another"}))
+    assert reusable(journal, options)(job) is None
+    images_job, images_journal = job_with({"images": 64}, tmp_path / "images")
+    elsewhere(tmp_path, images_job, Outcome(FINISHED, run={key: "another"}))
+    assert reusable(images_journal, options)(images_job) is not None
 
 
 def test_seconds_of_an_unknown_place_are_not_reused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gfe_study.study.journal import Journal
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.probe import Estimate, probe_all, spent
-from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
+from gfe_study.study.reuse import reusable
 from gfe_study.study.searcher import add_certain
 from gfe_study.study.snapshots import LATENTS, MOMENTS
 from gfe_study.study.storage import Storage
@@ -100,8 +100,8 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     add_certain(plan)
     place = {arm.name: number for number, arm in enumerate(study.arms)}
     jobs = sorted(plan.jobs.values(), key=lambda job: (job.stage, place[job.arm], job.number, job.seed))
-    finished, machine = finished_elsewhere(journal.folder, options), this_machine(options)
-    found = {job.fingerprint: trial for job in jobs if (trial := usable(finished, job, journal, machine))}
+    reused = reusable(journal, options)
+    found = {job.fingerprint: trial for job in jobs if (trial := reused(job))}
     done = {job.fingerprint for job in plan.finished()}
     over = done | set(found)
     elsewhere = {name: f"in {trial.study}" for name, trial in found.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,12 @@ class Finished:
             if (self.folder / name).exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder / name, folder / name)
+
+
+def reusable(journal: Journal, options: Options) -> Callable[[Job], Finished | None]:
+    """Return what tells the finished trial of another study that replaces a job of this one on this machine, if any."""
+    found, machine = finished_elsewhere(journal.folder, options), this_machine(options)
+    return lambda job: usable(found, job, journal, machine)
 
 
 def usable(

@@ -25,7 +25,7 @@ from gfe_study.study.journal import Journal, Settled
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.recorder import Recorder
-from gfe_study.study.reuse import finished_elsewhere, this_machine, usable
+from gfe_study.study.reuse import reusable
 from gfe_study.study.runner import CONTINUATION
 from gfe_study.study.settled import file_states
 from gfe_study.study.storage import Storage
@@ -199,8 +199,7 @@ def _run_missing(
     backend: Backend | None,
 ) -> None:
     plan = recorder.plan
-    found, machine = finished_elsewhere(plan.journal.folder, options), this_machine(options)
-    engine = Engine(plan, recorder, observer, time.monotonic, lambda job: usable(found, job, plan.journal, machine))
+    engine = Engine(plan, recorder, observer, time.monotonic, reusable(plan.journal, options))
     outcome.taken_over = engine.taken_over
     if engine.take_over():
         return
