@@ -207,7 +207,10 @@ class Slow(Split):
 def test_the_time_to_encode_is_that_of_validation_images(digits: Splits) -> None:
     trial = tiny({"method": "ae", "budget": {"images": 16}, "eval": {"mixed": False}})
     for part, (least, most) in {"test": (0, 0.5), "val": (0.5, math.inf)}.items():
-        parts = {**digits.parts, part: Slow(**{each.name: getattr(digits.parts[part], each.name) for each in fields(Split)})}
+        parts = {
+            **digits.parts,
+            part: Slow(**{each.name: getattr(digits.parts[part], each.name) for each in fields(Split)}),
+        }
         (point,), _ = run(train(trial, Splits(parts["train"], parts["val"], parts["test"], SHAPE)))
         assert least <= point[ENCODE_SECONDS] < most
 
