@@ -125,9 +125,10 @@ def lbfgs(settings: LBFGS, problem: Problem, sample: int) -> Path:
         new_loss, new_g = both(z + root @ move)
         nfe += 1
         if not new_loss < loss + settings.sigma * step * float(direction @ g):
+            promised = -step * float(direction @ g)
             step, failed = step * settings.beta, failed + 1
             if failed > settings.max_backtracks:
-                return ended(Result.NO_DESCENT)
+                return ended(out_of_steps(promised, loss, z.tolist(), evaluate(z.tolist())[1]))
             continue
         turn = new_g - g
         used = bool(move @ turn > torch.finfo(torch.float64).eps * (turn @ turn))

@@ -73,7 +73,7 @@ NUISANCE = {"solver.s_max": {"loguniform": [10, 1000]}}
         ),
         ({"fixed": {"data": {"name": "minst"}}}, ["mine.yaml", "minst", "did you mean 'mnist'"]),
         ({"fixed": {"flow": {"name": "nesterov"}}}, ["amd cannot follow", "solver.name=rk4"]),
-        ({"metric": {"name": "test_loss"}}, ["metric.name", "test_loss", "allowed: train_loss, val_entropy_gap"]),
+        ({"metric": {"name": "test_loss"}}, ["metric.name", "test_loss", "allowed: common_val_loss, train_loss"]),
         ({"start_from": ["papr"]}, ["start_from", "papr", "did you mean 'paper'"]),
     ],
 )
@@ -126,7 +126,10 @@ RATE = ["--set", "optim.lr=0.1"]
         ),
         (["plan", "amd", *RATE, "--set", "solver.beta=7"], "--set solver.beta: given 7; allowed: less than 1"),
         (["train", *RATE, "--set", "seed=-1"], "--set seed: given -1; allowed: in [0, 2³¹)"),
-        (["sweep", "solvers", *RATE], "--set optim.lr: trials: given 3 without nuisance, with nothing to search; "),
+        (
+            ["sweep", "vae", "--set", "method.beta=1", *RATE],
+            "--set optim.lr: trials: given 8 without nuisance, with nothing to search; ",
+        ),
         (["sweep", "table1", *RATE, "--trials", "3"], "--trials: given 3 without nuisance, with nothing to search; "),
         (
             ["sweep", "amd", "--set", "data=mnst"],

@@ -94,7 +94,7 @@ def test_every_space_gets_views_that_fit_a_tag_and_can_be_read_back(space: str) 
     ("space", "groups", "last_stage"),
     [
         ("table1", [("tag", names.ARM)], False),  # arms, seeds
-        ("solvers", [("tag", names.ARM), ("param", "optim.lr")], False),  # arms, a search inside each, seeds
+        ("solvers", [("tag", names.ARM)], True),  # arms, a search inside each, its winners with new seeds
         ("ae_fair", [("tag", names.ARM)], True),  # arms, a search inside each, its winners with new seeds
         ("amd", [], False),  # a search
     ],
