@@ -476,7 +476,7 @@ def test_the_learning_rate_halves_at_its_images_whatever_the_budget(digits: Spli
         rates[budget] = [step.state.learner.optimiser.param_groups[0]["lr"] for step in train(trial, digits)]
     assert rates[90][: len(rates[48]) - 1] == rates[48][:-1]
     # Of batches that begin at 0, 16 | 20, 36 | 50, 66, 82.
-    assert rates[90] == [trial.optim.lr_at(seen) for seen in (0, 16, 20, 36, 50, 66, 82)]
+    assert rates[90] == [trial.optim.lr_at(seen, 90) for seen in (0, 16, 20, 36, 50, 66, 82)]
     assert rates[90][0] == 0.01
     assert trial.optim.lr_at(32, 90) == pytest.approx(0.005)
     assert trial.optim.lr_at(96, 90) == pytest.approx(0.0025)
