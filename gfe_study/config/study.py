@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -516,10 +517,10 @@ class Study(Section):
         # Try both ends of every range and some values between them, so that no draw fails an hour into the study.
         drawn_at_all: set[tuple[str, str]] = set()
         for arm in self._arms:
-            starts = self.start_points(arm)
-            middle = starts[0] if starts else self.completed({}, arm)
-            for stage in self.stages():
-                self.trial(middle, 0, arm, stage)
+            starts = self.start_points(arm) or [self.completed({}, arm)]
+            middle = starts[0]
+            for start, stage in itertools.product(starts, self.stages()):
+                self.trial(start, 0, arm, stage)
             for key in self.nuisance:
                 for drawn in self.nuisance[key]:
                     met = self._meeting(drawn.when)
