@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.common import COLOURS, LOSS, RECIPES, Bench, seconds
 from gfe_study import registry
+from gfe_study.config import PRESETS
 from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Decoder, Products
 from gfe_study.models.mlp import MLP
@@ -26,7 +27,7 @@ from gfe_study.starts.base import Starter
 from gfe_study.starts.nearest import Nearest
 
 FLOW = GradientFlow(alpha="constant")
-PAPER = {"beta": 0.75, "s_initial": 1.0, "s_max": 10.0, "kappa": 1.1, "tau": 1e4, "min_slope": 1e-5, "window": 5}
+PAPER = {key: value for key, value in PRESETS["paper"]["solver"].items() if key != "name"}
 BATCH = 250
 FEW, MANY, REPEATS = 64, 1000, 5
 

@@ -292,7 +292,7 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         None,
         ".3f",
         "Validation images whose solver stopped for this reason: `reached_tau`, `slope` (flatter than `min_slope`), "
-        "`no_descent` (as good as rounding allows), `stalled` (no step that it tried lowered the loss), `max_nfe`, "
+        "`no_descent` (no fall beyond rounding), `stalled` (all steps that it tried were too long), `max_nfe`, "
         "`nonfinite`, `underflow`. Absent for methods with an encoder, and in closed form.",
         "cost",
         counted=True,

@@ -174,7 +174,7 @@ def test_a_later_layer_wins_and_keeps_the_rest_of_a_section() -> None:
     built = Trial.build(
         {"preset": "paper", "solver": {"beta": 0.5, "kappa": 2}}, {"solver": {"kappa": 1.5}, "method": "ae"}
     )
-    assert built.solver == AMD(beta=0.5, kappa=1.5)
+    assert built.solver == AMD(beta=0.5, kappa=1.5, min_slope=1e-5)
     assert built.method == Autoencoder()
 
 
@@ -187,7 +187,7 @@ def test_a_section_given_another_name_starts_afresh(renaming: Any) -> None:
 def test_a_section_given_its_own_name_again_keeps_its_values() -> None:
     layer = {"preset": "paper", "solver": {"beta": 0.5}}
     assert Trial.build(layer, {"solver": "amd"}) == Trial.build(layer)
-    assert Trial.build(layer, {"solver": "amd"}).solver == AMD(beta=0.5)
+    assert Trial.build(layer, {"solver": "amd"}).solver == AMD(beta=0.5, min_slope=1e-5)
 
 
 def test_another_dataset_keeps_what_every_dataset_has() -> None:
@@ -651,7 +651,7 @@ def test_a_space_of_the_working_folder_goes_before_a_shipped_one(
     )
     study = Study.load(find_space("amd"), {"eval": {"mixed": False}}, trials=3, seeds=None)
     assert (study.question, study.trials, study.seeds, study.source) == ("Mine?", 3, 1, str(mine))
-    assert study.trial({"solver.beta": 0.5}, seed=0).solver == AMD(beta=0.5, s_max=100)
+    assert study.trial({"solver.beta": 0.5}, seed=0).solver == AMD(beta=0.5, s_max=100, min_slope=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "method": "gfe",
         "flow": {"name": "gradient"},
-        "solver": {"name": "amd", "beta": 0.75, "s_initial": 1.0, "s_max": 10.0, "kappa": 1.1, "tau": 1e4},
+        "solver": {
+            "name": "amd",
+            "beta": 0.75,
+            "s_initial": 1.0,
+            "s_max": 10.0,
+            "kappa": 1.1,
+            "tau": 1e4,
+            "min_slope": 1e-5,
+        },
         "gradient": {"name": "approx"},
         "start": {"name": "zero"},
         "model": {"name": "mlp", "latent_dim": 20, "hidden": [150, 300, 600]},
@@ -88,9 +96,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "budget": {"images": 60_000},
     },
 }
-"""`paper`: the constants of arXiv:2412.00864 to the letter. `gen`: those of the GEN paper, where it gives them. `best`:
-what this project measured to be best whenever training ends. `best_epoch`: the best at the end of a budget that is
-known, of one epoch of MNIST or so."""
+"""`paper`: the constants of arXiv:2412.00864 and, where it gives none, of its published code. `gen`: those of the GEN
+paper, where it gives them. `best`: what this project measured to be best whenever training ends. `best_epoch`: the best
+at the end of a budget that is known, of one epoch of MNIST or so."""
 
 
 def _named_class(section: str, value: Any) -> type[Component] | None:
