@@ -603,7 +603,8 @@ def test_a_linear_decoder_trains_with_every_solver(digits: Splits) -> None:
     linear = {"model": {"latent_dim": 4, "hidden": []}}
     losses = {}
     for solver in registry.names("solver"):
-        points, _ = run(train(Trial.build({"preset": "paper", "solver": {"name": solver}}, few, linear), digits))
+        settings = {"name": solver, **({"min_slope": 1e-6} if solver == "amd" else {})}  # the preset's is coarser
+        points, _ = run(train(Trial.build({"preset": "paper", "solver": settings}, few, linear), digits))
         losses[solver] = [point[VAL_LOSS] for point in points]
         assert losses[solver] == pytest.approx(losses["amd"], rel=1e-5)
     assert losses["amd"][0] > losses["amd"][1]
