@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 
@@ -80,6 +81,12 @@ def test_a_target_of_any_width_has_its_bandwidth_in_proportion() -> None:
     found, normal = (optimal_bandwidth(target, 4, 200, trials=3) for target in (one, NORMAL))
     assert found.h_opt == pytest.approx(normal.h_opt / 2, abs=2e-4)
     assert found.width == 0.5
+
+
+def test_a_bandwidth_is_the_mean_of_several_sets_of_samples() -> None:
+    each = [by_root(Samples(NORMAL, 2, 250, trial)) for trial in range(3)]
+    found = optimal_bandwidth(NORMAL, 2, 250, trials=3)
+    assert (found.h_opt, found.std) == pytest.approx((fmean(each), stdev(each)), abs=2e-4)
 
 
 def test_few_samples_of_many_modes_need_a_wide_kernel() -> None:

@@ -85,6 +85,14 @@ def test_the_discriminator_estimates_a_divergence_it_can_see() -> None:
     torch.testing.assert_close(found, exact, atol=0.03, rtol=0)
 
 
+def test_a_discriminator_stops_before_it_knows_its_samples_by_heart() -> None:
+    """Of latents that are normal the divergence is 0; networks that have learnt a few of them tell others wrongly."""
+    generator = torch.Generator().manual_seed(0)
+    fitted, encoded, drawn = (torch.randn(4, count, 8, generator=generator) for count in (200, 2000, 2000))
+    found = discriminator_divergence(fitted, encoded, drawn, StandardNormal(), generator)
+    assert float(found.mean()) > -0.1
+
+
 def test_a_study_is_the_same_again_and_has_r_per_trial() -> None:
     steps: list[int] = []
     first = correlate(2, 300, trials=1, advance=lambda: steps.append(1))

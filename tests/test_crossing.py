@@ -46,6 +46,15 @@ def test_a_crossing_by_hand() -> None:
     )
 
 
+def test_the_arm_ahead_is_the_better_one() -> None:
+    differences = around([-2.0, 2.0], 0.1)
+    sizes = np.array([10.0, 1000.0])
+    for better, ahead in (("lower", ["gfe", "ae"]), ("higher", ["ae", "gfe"])):
+        found = find_crossings("gfe", "ae", "images seen", sizes, differences, 0.95, better)  # type: ignore[arg-type]
+        assert found.ahead == ahead
+        assert f"{ahead[0]} is {better} before, then {ahead[1]}" in found.text
+
+
 @given(st.integers(0, 10_000), st.integers(2, 10), st.floats(0.05, 3), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 @settings(max_examples=60)
 def test_the_confidence_set_is_where_the_paired_t_test_does_not_reject(

@@ -286,6 +286,22 @@ def test_importance_finds_the_key_that_matters() -> None:
         pd.testing.assert_frame_equal(again, found, rtol=0, atol=2e-3)
 
 
+def test_importances_are_of_what_was_searched_in_the_direction_of_the_metric() -> None:
+    draw = np.random.default_rng(1)
+    table = pd.DataFrame({"key": draw.uniform(0, 1, 60), "other": draw.uniform(0, 1, 60)})
+    # Low values are due to one key, high ones to the other.
+    table["value"] = np.where(table["key"] < 0.2, table["key"] - 1, table["other"] ** 4)
+    ranges = {key: Range.model_validate({"uniform": [0, 1]}) for key in ("key", "other")}
+    low, high = importances(table, ranges), importances(table, ranges, "max")
+    assert low is not None
+    assert high is not None
+    assert (low["key"].iloc[0], high["key"].iloc[0]) == ("key", "other")
+    beyond = pd.DataFrame({"key": [0.5, None, 7.0], "other": [-3.0, 0.5, 0.5], "value": [99.0, -99.0, 99.0]})
+    again = importances(pd.concat([table, beyond], ignore_index=True), ranges)
+    assert again is not None
+    pd.testing.assert_frame_equal(again, low)
+
+
 def test_accuracy_of_neighbours_is_that_of_a_count_by_hand() -> None:
     draw = np.random.default_rng(0)
     label_N = draw.integers(0, 3, 120)

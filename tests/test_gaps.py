@@ -128,6 +128,17 @@ def test_errors_are_of_the_observed_values_in_the_units_of_the_data() -> None:
     assert errors(learner, split, latent_NL) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_sample_of_zeros_has_no_relative_error() -> None:
+    values_ND = np.random.default_rng(0).uniform(1, 2, (5, D))
+    values_ND[[0, 3]] = 0
+    trial = Trial.build(SMALL)
+    learner = trial.method.create(trial, Shape(1, (D,), mask=True), CPU)
+    latent_NL = torch.zeros(5, 3)
+    error_ND, others = learner.decode(latent_NL).numpy() - values_ND, [1, 2, 4]
+    relative_N = np.linalg.norm(error_ND[others], axis=1) / np.linalg.norm(values_ND[others], axis=1)
+    assert errors(learner, Split(values_ND), latent_NL)["relative_l2"] == pytest.approx(relative_N.mean(), rel=1e-5)
+
+
 def r2_of(values_ND: np.ndarray, missing: slice = slice(0)) -> tuple[float, float]:
     """The share of variance that a fresh decoder explains, without some samples, and what it is by NumPy."""
     observed_ND = np.ones(values_ND.shape, bool)

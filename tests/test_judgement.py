@@ -14,7 +14,7 @@ from test_verdict import LEFT, RIGHT, curves, row
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.judgement import in_order, signs_of, verdict_of
+from gfe_study.analysis.judgement import complete, in_order, searched_ranges, signs_of, tuned, verdict_of
 from gfe_study.analysis.tidy import RUN_ID
 from gfe_study.config import InputError, Study
 from gfe_study.metrics import TEST_LOSS
@@ -127,6 +127,44 @@ def test_the_verdict_is_that_of_the_last_stage() -> None:
     assert verdict is not None
     assert [each.verdict for each in verdict.rows] == [None, "better"]
     assert [len(each.seeds) for each in verdict.rows] == [5, 5]
+
+
+def test_a_configuration_that_failed_or_was_stopped_is_not_complete() -> None:
+    """What was stopped early takes part in no comparison; what failed does, and counts for no tuning."""
+    trials = search(a=BOWL, b=BOWL)
+    trials[2] |= {"state": "stopped", TEST_LOSS: 0.0}
+    trials[11] |= {"state": "failed", "failed": True}
+    found = complete(pd.DataFrame(trials), 1)
+    assert len(found) == 15
+    assert found[TEST_LOSS].min() > 0
+    assert tuned(SEARCH, pd.DataFrame(trials)) == {"a": 7, "b": 7}
+    trials[2] |= {"state": "finished"}
+    whole = pd.DataFrame([*trials, *five_seeds(stage=1)])
+    verdict = verdict_of(SEARCH, whole, curves([*trials, *five_seeds(stage=1)]))
+    assert verdict is not None
+    assert "unequal numbers of tuning trials (a 8, b 7)" in verdict.warnings[0]
+
+
+@pytest.mark.parametrize(("metric", "there"), [("val_r2", True), ("val_rmse", False)])
+def test_the_keys_searched_are_those_of_the_best_trial(metric: str, there: bool) -> None:
+    """The trial with the high value searched β; it is the best by one metric and the worst by the other."""
+    study = Study.build(
+        {
+            "question": "Which?",
+            "nuisance": {
+                "solver": {"choice": ["amd", "rk4"]},
+                "solver.beta": {"uniform": [0.3, 0.9], "when": {"solver": "amd"}},
+            },
+            "trials": 2,
+            "metric": {"name": metric},
+        },
+        "my.yaml",
+    )
+    trials = [
+        trial("", 0, 0.3, number=0, **{"solver.name": "amd", "solver.beta": 0.5, metric: 0.9}),
+        trial("", 0, 0.3, number=1, **{"solver.name": "rk4", "solver.beta": np.nan, metric: 0.1}),
+    ]
+    assert ("solver.beta" in searched_ranges(study, pd.DataFrame(trials))[""]) == there
 
 
 def test_signs_are_told_by_arm_and_over_all() -> None:

@@ -21,16 +21,29 @@ from gfe_study import names
 from gfe_study.cache import CACHE_DIR_VARIABLE
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import Split, Splits, image_shape
+from gfe_study.density.entropy import latent_entropy, normal_entropy
 from gfe_study.measures import classifier as classifiers
 from gfe_study.measures import novelty
 from gfe_study.measures.base import Latents
 from gfe_study.measures.classifier import Classifier, restored, trained
 from gfe_study.measures.distance import frechet_distance
+from gfe_study.measures.entropy import Entropy
 from gfe_study.measures.fid import inception, inception_features
 from gfe_study.measures.novelty import LatentDensity, decoded_with_volume, log_probability, noise_variance
 from gfe_study.measures.preparation import prepared, write_prepared
 from gfe_study.measures.samples import sampled_images
-from gfe_study.metrics import FID, NOVELTY_AUROC, RECONSTRUCTION_AUROC, VAL_LOSS, classifier_distance
+from gfe_study.methods.base import Learner
+from gfe_study.metrics import (
+    FID,
+    LATENT_ENTROPY,
+    NORMAL_ENTROPY,
+    NOVELTY_AUROC,
+    RECONSTRUCTION_AUROC,
+    TEST_ENTROPY_GAP,
+    VAL_ENTROPY_GAP,
+    VAL_LOSS,
+    classifier_distance,
+)
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.study.images import Images
 from gfe_study.study.storage import Mirror
@@ -54,6 +67,16 @@ def normals(count: int, features: int, seed: int) -> Tensor:
     draw -= draw.mean(0)
     white: Tensor = draw @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(draw.t()))).t()
     return white
+
+
+def learned(trial: Trial, splits: Splits) -> tuple[Learner, Latents]:
+    """The method at the end of a trial, and the latents that its measures are given."""
+    *_, last = train(trial, splits)
+    learner, counts = last.state.learner, (trial.eval.val_images, trial.eval.test_images)
+    encoded = (
+        learner.encode(split.batch(slice(n))) for split, n in zip((splits.val, splits.test), counts, strict=True)
+    )
+    return learner, Latents(*(each.latent_BL for each in encoded))
 
 
 def last_point(splits: Splits, *changes: dict[str, Any]) -> dict[str, float]:
@@ -221,6 +244,43 @@ def test_frechet_is_of_samples_reconstructions_and_real_images(cached: Path, dig
     assert {key for key in alone if key.startswith("fd_")} == {f"{name}_floor", f"{name}_reconstruction"}
 
 
+def test_frechet_is_that_of_as_many_images_of_the_right_splits(cached: Path) -> None:
+    trial = Trial.build(FRECHET.dump(), {"eval": {"measures": [{"name": "frechet", "images": 60}]}})
+    splits = prepared(trial, trial.data.load())
+    learner, latents = learned(Trial.build(trial.dump(), {"eval": {"measures": None}}), splits)
+    classifier = restored(splits.shape, weights_of(splits))
+    sampled = sampled_images(learner, 60, CPU)
+    assert sampled is not None
+    images = {
+        "": sampled,
+        "reconstruction": learner.decode(latents.test_NL[:60]),
+        "floor": splits.val.batch(slice(60)).value_BD,
+    }
+    test_NF = classifier.features(splits.test.batch(slice(60)).value_BD)
+    expected = {
+        classifier_distance("digits", kind): frechet_distance(test_NF, classifier.features(each))
+        for kind, each in images.items()
+    }
+    (measure,) = trial.eval.measures or ()
+    assert measure.values(learner, splits, latents) == pytest.approx(expected, rel=1e-6)
+
+
+def test_entropies_are_of_the_first_latents_beside_as_many_of_the_normal(digits: Splits) -> None:
+    trial = Trial.build(SMALL, {"data": {"held_out": None}})
+    learner = trial.method.create(trial, digits.shape, CPU)
+    draw = torch.Generator().manual_seed(0)
+    val_VL, test_NL = torch.randn(40, 3, generator=draw) ** 3, torch.rand(70, 3, generator=draw)
+    found = Entropy(samples=(50, 70, 100)).values(learner, digits, Latents(val_VL, test_NL))
+    expected = {
+        f"{LATENT_ENTROPY}{name}": latent_entropy(test_NL[:n]) for name, n in (("", 70), ("_50", 50), ("_70", 70))
+    }
+    expected |= {f"{NORMAL_ENTROPY}{name}": normal_entropy(n, 3) for name, n in (("", 70), ("_50", 50), ("_70", 70))}
+    expected[TEST_ENTROPY_GAP] = normal_entropy(70, 3) - latent_entropy(test_NL)
+    expected[VAL_ENTROPY_GAP] = normal_entropy(40, 3) - latent_entropy(val_VL)
+    assert found == expected
+    assert min(found[TEST_ENTROPY_GAP], found[VAL_ENTROPY_GAP]) > 0
+
+
 def full_jacobian(decoder: nn.Module, latent_L: Tensor) -> Tensor:
     found: Tensor = torch.autograd.functional.jacobian(lambda z: decoder(z[None])[0].sigmoid(), latent_L)
     return found
@@ -338,6 +398,29 @@ def test_novelty_tells_the_class_that_was_held_out(without_threes: Splits, metho
     assert 0 < metrics[RECONSTRUCTION_AUROC] < 1
     assert 0 < metrics[NOVELTY_AUROC] < 1
     assert metrics[NOVELTY_AUROC] != metrics[RECONSTRUCTION_AUROC]
+
+
+def test_novelty_is_the_share_of_pairs_in_order(without_threes: Splits) -> None:
+    """By the density of training latents and the noise of validation images, counted pair by pair."""
+    trial = Trial.build(SMALL, {"eval": {"measures": [{"name": "novelty", "train_images": 300}]}})
+    learner, latents = learned(Trial.build(trial.dump(), {"eval": {"measures": None}}), without_threes)
+    train_ML = learner.encode(without_threes.train.batch(slice(300))).latent_BL
+    (image_VD, decoded_VD), (image_ND, decoded_ND) = (
+        (split.batch(slice(len(latent))).value_BD, learner.decode(latent))
+        for split, latent in ((without_threes.val, latents.val_VL), (without_threes.test, latents.test_NL))
+    )
+    variance = noise_variance((image_VD - decoded_VD).square().sum(1), 64)
+    density = LatentDensity.fit(train_ML, latents.val_VL)
+    log_N = log_probability(learner.decoder, learner.loss, density, variance, image_ND, latents.test_NL)
+    assert without_threes.test.labels_N is not None
+    novel_N = torch.from_numpy(without_threes.test.labels_N[:200] == 3)
+
+    def share(score_N: Tensor) -> float:
+        return float((score_N[novel_N][:, None] > score_N[~novel_N]).double().mean())
+
+    expected = {NOVELTY_AUROC: share(-log_N), RECONSTRUCTION_AUROC: share((image_ND - decoded_ND).square().sum(1))}
+    (measure,) = trial.eval.measures or ()
+    assert measure.values(learner, without_threes, latents) == pytest.approx(expected, abs=1e-9)
 
 
 def test_novelty_of_latents_without_a_density_is_left_out(without_threes: Splits) -> None:

@@ -148,6 +148,39 @@ def test_unequal_budgets_in_seconds_are_cut_by_seconds() -> None:
     assert verdict.rows[1].text == "worse than a at 960 images"
 
 
+@pytest.mark.parametrize(
+    ("equal", "budget", "points", "at"),
+    [
+        (IMAGES_SEEN, 960.0, [(240, 0.4), (480, 0.5), (960, 1.0), (1920, 2.0)], 960),
+        (TRAIN_SECONDS, 1.0, [(240, 0.4), (480, 0.9), (960, 1.04), (1920, 1.06)], 960),
+        (TRAIN_SECONDS, 1.0, [(240, 0.4), (480, 0.9), (960, 1.06), (1920, 2.0)], 480),
+    ],
+)
+def test_arms_are_cut_at_the_last_point_within_the_budget(
+    equal: str, budget: float, points: list[tuple[int, float]], at: int
+) -> None:
+    """Of seconds a little more is within it: a trial stops after the batch that reaches them."""
+    rows = [row("a", s, v) for s, v in enumerate(LEFT)]
+    rows += [row("b", s, v, images=1920) for s, v in enumerate(RIGHT)]
+    reached = [
+        {**each, IMAGES_SEEN: images, TRAIN_SECONDS: seconds, METRIC: each[METRIC] + images}
+        for each in rows
+        for images, seconds in points
+        if images <= each[IMAGES_SEEN]
+    ]
+    (_, treated) = judge(
+        pd.DataFrame(rows),
+        pd.DataFrame(reached),
+        {"a": None, "b": "a"},
+        metric=METRIC,
+        select=VAL_LOSS,
+        equal=equal,
+        budgets={"a": budget, "b": 2 * budget},
+    ).rows
+    assert treated.value.mean == pytest.approx(np.mean(RIGHT) + at)
+    assert treated.text.endswith(f"at {at} images")
+
+
 def test_a_budget_told_in_seconds_is_not_cut_by_images() -> None:
     rows = [row("a", s, v, images=900 + s) for s, v in enumerate(LEFT)]
     rows += [row("b", s, v, images=1920 + s) for s, v in enumerate(RIGHT)]
