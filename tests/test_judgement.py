@@ -160,10 +160,11 @@ def test_the_keys_searched_are_those_of_the_best_trial(metric: str, there: bool)
         },
         "my.yaml",
     )
-    trials = [
-        trial("", 0, 0.3, number=0, **{"solver.name": "amd", "solver.beta": 0.5, metric: 0.9}),
-        trial("", 0, 0.3, number=1, **{"solver.name": "rk4", "solver.beta": np.nan, metric: 0.1}),
+    drawn: list[dict[str, Any]] = [
+        {"solver.name": "amd", "solver.beta": 0.5, metric: 0.9},
+        {"solver.name": "rk4", "solver.beta": np.nan, metric: 0.1},
     ]
+    trials = [{**trial("", 0, 0.3, number=number), **values} for number, values in enumerate(drawn)]
     assert ("solver.beta" in searched_ranges(study, pd.DataFrame(trials))[""]) == there
 
 
