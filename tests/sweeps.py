@@ -80,11 +80,14 @@ def finished_count(folder: Path, study: str, storage: str = "results") -> int:
     return sum(outcome.state == FINISHED for outcome in journal.outcomes.values())
 
 
+LONGER_STEPS = [64, 128, 256, 512, 1024, 4096]
+
+
 def longer_space(folder: Path) -> None:
     """The smoke space with trials of some seconds, so that a kill finds some under way."""
     declared: dict[str, Any] = yaml.safe_load(space_files()["smoke"].read_text())
-    declared["fixed"]["eval"] |= {"schedule": [64, 128, 256, 512, 1024]}
-    declared |= {"budget": {"images": 1536}}
+    declared["fixed"]["eval"] |= {"schedule": LONGER_STEPS[:-1]}
+    declared |= {"budget": {"images": LONGER_STEPS[-1]}}
     (folder / "longer.yaml").write_text(yaml.safe_dump(declared))
 
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from sweeps import (
     COMMAND,
+    LONGER_STEPS,
     children,
     environment,
     finished_count,
@@ -79,7 +80,7 @@ def test_ten_kills_of_the_driver_leave_the_numbers_of_an_undisturbed_study(tmp_p
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
         steps = [step for step, _, _ in history(wild, run, VAL_LOSS)]
-        assert steps == [64, 128, 256, 512, 1024, 1536]
+        assert steps == LONGER_STEPS
     assert table(wild, "longer") == table(calm, "longer"), waits
 
 
@@ -196,7 +197,7 @@ def test_a_study_on_a_url_goes_on_from_another_machine(tmp_path: Path) -> None:
     assert len(runs) == len({run.data.tags[names.FINGERPRINT] for run in runs}) == 6
     for run in runs:
         assert run.info.status == "FINISHED"
-        assert [step for step, _, _ in history(tmp_path, run, VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
+        assert [step for step, _, _ in history(tmp_path, run, VAL_LOSS)] == LONGER_STEPS
     files = {path.name for path in (shared / "longer" / "trials").glob("*/*")}
     assert names.BEST_CHECKPOINT in files
     assert names.CHECKPOINT not in files

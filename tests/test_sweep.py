@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from sweeps import (
     COMMAND,
+    LONGER_STEPS,
     children,
     environment,
     gfe_study,
@@ -85,7 +86,7 @@ def test_a_damaged_checkpoint_is_named_and_the_trial_goes_on_from_the_one_before
     runs = children(tmp_path, "longer")
     assert [run.info.status for run in runs] == ["FINISHED"] * 2
     for run in runs:
-        assert [step for step, _, _ in history(tmp_path, run, VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
+        assert [step for step, _, _ in history(tmp_path, run, VAL_LOSS)] == LONGER_STEPS
 
 
 @pytest.mark.slow

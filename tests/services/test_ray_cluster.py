@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from stores import free_port
-from sweeps import children, environment, finished_count, history, longer_space, started, wait_until
+from sweeps import LONGER_STEPS, children, environment, finished_count, history, longer_space, started, wait_until
 
 from gfe_study import names
 from gfe_study.metrics import VAL_LOSS
@@ -95,4 +95,4 @@ def test_study_survives_nodes_that_join_and_die(tmp_path: Path) -> None:
         assert run.data.tags[names.GPUS] == "0"
         assert run.data.tags[names.DEVICE].startswith("cpu")
         steps = [step for step, _, _ in history(tmp_path, run, VAL_LOSS)]
-        assert steps == [64, 128, 256, 512, 1024, 1536]
+        assert steps == LONGER_STEPS

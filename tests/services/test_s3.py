@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from sweeps import COMMAND, SECONDS_LIMIT, children, environment, history, longer_space, wait_until
+from sweeps import COMMAND, LONGER_STEPS, SECONDS_LIMIT, children, environment, history, longer_space, wait_until
 
 from gfe_study import names
 from gfe_study.metrics import VAL_LOSS
@@ -98,7 +98,7 @@ def test_an_outage_and_a_kill_lose_nothing(s3: S3, tmp_path: Path) -> None:
     runs = children(two, "longer")
     assert sorted(trial.info.status for trial in runs) == ["FINISHED"] * 12
     for trial in runs:
-        assert [step for step, _, _ in history(two, trial, VAL_LOSS)] == [64, 128, 256, 512, 1024, 1536]
+        assert [step for step, _, _ in history(two, trial, VAL_LOSS)] == LONGER_STEPS
     check_commands(s3, tmp_path / "three", two / "mlflow.db")
 
 
