@@ -55,11 +55,11 @@ def amd(settings: AMD, evaluate: LossAndGradient, start: list[float]) -> Path:
     """Algorithm 1 of arXiv:2412.00864 for one sample, with DESIGN.md's corrections."""
     z, t, s = list(start), 0.0, settings.s_initial
     loss, g = evaluate(z)
-    losses, times, nfe = [loss], [t], 1
+    losses, times, nfe, newest = [loss], [t], 1, 0
 
     def ended(result: Result) -> Path:
         steps = len(losses) - 1
-        return Path(z, losses, times, steps, nfe, steps + 1, result)
+        return Path(z, losses, times, steps, nfe, steps + (newest < settings.max_nfe), result)
 
     while True:
         tried = None
@@ -80,7 +80,7 @@ def amd(settings: AMD, evaluate: LossAndGradient, start: list[float]) -> Path:
 
         reached = dt == settings.tau - t
         t = settings.tau if reached else t + dt
-        z, loss, g = candidate, new_loss, new_g
+        z, loss, g, newest = candidate, new_loss, new_g, nfe
         losses.append(loss)
         times.append(t)
         if reached:
@@ -118,7 +118,8 @@ def lbfgs(settings: LBFGS, problem: Problem, sample: int) -> Path:
     direction = -scale * g
 
     def ended(result: Result) -> Path:
-        return Path(z.tolist(), losses, [], len(losses) - 1, nfe, nfe - 1, result)
+        pullbacks = max(nfe - 1 - (nfe == settings.max_nfe), 1)
+        return Path(z.tolist(), losses, [], len(losses) - 1, nfe, pullbacks, result)
 
     while nfe < settings.max_nfe:
         move = step * direction
@@ -194,11 +195,12 @@ def spectral(settings: SpectralAMD, evaluate: LossAndGradient, start: list[float
 
     z, t, s, m = list(start), 0.0, min(settings.s_initial, settings.tau), 0
     loss, g = evaluate(z)
-    losses, times, points, bests, nfe = [loss], [t], [z], [loss], 1
+    losses, times, points, bests, nfe, newest = [loss], [t], [z], [loss], 1, 0
 
     def ended(result: Result) -> Path:
         best = min(range(len(losses)), key=losses.__getitem__)
-        return Path(points[best], losses[: best + 1], times[: best + 1], best, nfe, len(losses), result)
+        pullbacks = len(losses) - (newest == settings.max_nfe)
+        return Path(points[best], losses[: best + 1], times[: best + 1], best, nfe, pullbacks, result)
 
     while nfe < settings.max_nfe:
         candidate = [zi - s * gi for zi, gi in zip(z, g, strict=True)]
@@ -214,7 +216,7 @@ def spectral(settings: SpectralAMD, evaluate: LossAndGradient, start: list[float
         turned = [a - b for a, b in zip(new_g, g, strict=True)]
         curvature = abs(dot(moved, turned))
         secant = dot(moved, moved) / curvature if curvature else settings.s_max
-        z, g, loss, t, m = candidate, new_g, new_loss, t + s, 0
+        z, g, loss, t, m, newest = candidate, new_g, new_loss, t + s, 0, nfe
         losses.append(loss)
         times.append(t)
         points.append(z)

@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "alpha": 0.95,
             "lr": 2.5e-3,
             "lr_half_images": 10_000,
-            "batch_size": [[0, 8], [480, 32]],
+            "batch_size": [[0, 8], [240, 16], [480, 32]],
             "updates_per_batch": 3,
             "update_size": 64,
             "average": {"window": 20},

@@ -89,7 +89,7 @@ class AMD(DescentSolver[_Candidate]):
             past_loss=ring(first["loss"], self.window),
         )
 
-    def _round(self, objective: Objective, active: _Candidate) -> Ended:
+    def _round(self, objective: Objective, active: _Candidate, last: bool) -> Ended:
         candidate = torch.addcmul(active.latent, active.step[:, None], active.grad, value=-1)
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
         active.promised = active.step * active.grad.square().sum(-1)
@@ -103,9 +103,9 @@ class AMD(DescentSolver[_Candidate]):
             return torch.where(mask, new, old)
 
         grad = active.grad
-        if everyone:
+        if not last and everyone:
             grad = pullback(None)
-        elif len(index := accepted.nonzero().flatten()):
+        elif not last and len(index := accepted.nonzero().flatten()):
             grad = grad.index_copy(0, index, pullback(index))
         slope = advance(self._slope(active, loss), full_like_batch(candidate, torch.inf))
         time = active.time + active.step

@@ -115,10 +115,10 @@ class DescentSolver(Solver, Generic[A]):
         active = self._first(objective, start_BL)
         finite = active.loss.isfinite() & active.grad.isfinite().all(-1)
         active = _retire(active, [(Result.NONFINITE, ~finite)], solution)
-        for _ in range(self.max_nfe - (objective.evaluations - spent)):
+        for left in range(self.max_nfe - (objective.evaluations - spent), 0, -1):
             if not len(active.row):
                 break
-            ended = self._round(objective, active)
+            ended = self._round(objective, active, last=left == 1 and observe is None)
             if observe is not None:
                 observe({field.name: getattr(active, field.name).clone() for field in fields(active)})
             if walked is not None:
@@ -134,8 +134,11 @@ class DescentSolver(Solver, Generic[A]):
         """The whole batch at its start; one evaluation and one pullback."""
 
     @abstractmethod
-    def _round(self, objective: Objective, active: A) -> Ended:
-        """Evaluate one point for every active sample, and advance, in place, those that accept it."""
+    def _round(self, objective: Objective, active: A, last: bool) -> Ended:
+        """Evaluate one point for every active sample, and advance, in place, those that accept it.
+
+        Nothing follows the last round: the gradient at a point that it accepts, and the next candidate, are of no use.
+        """
 
 
 class Chosen:

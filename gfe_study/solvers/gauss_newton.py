@@ -75,7 +75,7 @@ class GaussNewton(DescentSolver[_Candidate]):
             growth=torch.full_like(loss, 2.0),
         )
 
-    def _round(self, objective: Objective, active: _Candidate) -> Ended:
+    def _round(self, objective: Objective, active: _Candidate, last: bool) -> Ended:
         scale = active.normal.diagonal(dim1=1, dim2=2).mean(1)
         # A decoder that ignores its latent has no curvature at all; the step is then zero, and refused.
         shift = active.damping * scale + torch.finfo(scale.dtype).tiny

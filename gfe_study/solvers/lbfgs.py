@@ -47,7 +47,8 @@ class LBFGS(DescentSolver[_Candidate]):
     H is the inverse BFGS matrix of the last `pairs` steps over γ I, γ = ⟨Δu, Δg⟩ / ⟨Δg, Δg⟩ of the newest, in
     the compact form of Byrd, Nocedal & Schnabel (1994, eq. 3.1). Steps 1, β, β², … until ℓ falls by σ times what the
     slope promises (Armijo). A pair without positive curvature is not used; a direction that does not descend forgets
-    all pairs. One decoder evaluation and one pullback per candidate; finding P counts as one evaluation per sample.
+    all pairs. One decoder evaluation and one pullback per candidate, no pullback at the last that `max_nfe` allows;
+    finding P counts as one evaluation per sample.
     """
 
     colour = "#832db6"
@@ -93,22 +94,23 @@ class LBFGS(DescentSolver[_Candidate]):
             past_loss=past_loss,
         )
 
-    def _round(self, objective: Objective, active: _Candidate) -> Ended:
+    def _round(self, objective: Objective, active: _Candidate, last: bool) -> Ended:
         # Every operation is on all samples, and what was rejected is put back: on tensors this small, choosing
         # rows would take longer, and a GPU would have to tell the host which they are.
         metric = objective.metric(active.latent.shape[1], self.damping)
         move = active.step[:, None] * active.direction
         candidate = torch.addmm(active.latent, move, metric.t())
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
-        grad = pullback(None)
         active.promised = -active.step * active.promise
         accepted = loss < torch.sub(active.loss, active.promised, alpha=self.sigma)
         taken = accepted[:, None]
         past_loss = torch.cat([active.past_loss[:, 1:], loss[:, None]], 1)
         slope = active.past_loss[:, 0] - loss
-        self._turn(active, taken, move, grad @ metric)
+        if not last:
+            grad = pullback(None)
+            self._turn(active, taken, move, grad @ metric)
+            active.grad = torch.where(taken, grad, active.grad)
         active.latent = torch.where(taken, candidate, active.latent)
-        active.grad = torch.where(taken, grad, active.grad)
         active.loss = torch.where(accepted, loss, active.loss)
         active.past_loss = torch.where(taken, past_loss, active.past_loss)
         active.num_steps = active.num_steps + accepted

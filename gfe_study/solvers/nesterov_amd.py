@@ -89,7 +89,7 @@ class NesterovAMD(DescentSolver[_Candidate]):
             past_loss=ring(loss, self.window),
         )
 
-    def _round(self, objective: Objective, active: _Candidate) -> Ended:
+    def _round(self, objective: Objective, active: _Candidate, last: bool) -> Ended:
         testing, step = active.testing, active.trial_step * self.beta ** active.backtracks.to(active.trial_step.dtype)
         point = active.origin - (step * testing)[:, None] * active.grad
         loss, pullback = objective.evaluate(point, rows_of(active, objective))
@@ -112,7 +112,7 @@ class NesterovAMD(DescentSolver[_Candidate]):
             slope[index] = active.past_loss[index, column] - loss[index]
             active.past_loss = active.past_loss.index_put((index, column), loss[index])
         grown = (step * self.kappa).clamp(self.s_initial, self.s_max)
-        if len(arrived := (~testing & ~bad_origin).nonzero().flatten()):
+        if not last and len(arrived := (~testing & ~bad_origin).nonzero().flatten()):
             active.grad = active.grad.index_copy(0, arrived, pullback(arrived))
         active.origin_loss = torch.where(testing, active.origin_loss, loss)
         active.time = active.time + step * accepted

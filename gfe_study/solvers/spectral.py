@@ -108,7 +108,7 @@ class SpectralAMD(DescentSolver[_Candidate]):
             best_steps=first["num_steps"],
         )
 
-    def _round(self, objective: Objective, active: _Candidate) -> Ended:
+    def _round(self, objective: Objective, active: _Candidate, last: bool) -> Ended:
         step = active.step
         candidate = torch.addcmul(active.latent, step[:, None], active.grad, value=-1)
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
@@ -118,10 +118,11 @@ class SpectralAMD(DescentSolver[_Candidate]):
         active.backtracks = (active.backtracks + 1).masked_fill_(accepted, 0)
         active.step = step * self.beta
         if chosen := Chosen(accepted):
-            grad = pullback(chosen.index)
-            secant = self._secant(chosen.take(step), chosen.take(active.grad), grad)
-            active.step = chosen.put(active.step, secant)
-            active.grad = chosen.put(active.grad, grad)
+            if not last:
+                grad = pullback(chosen.index)
+                secant = self._secant(chosen.take(step), chosen.take(active.grad), grad)
+                active.step = chosen.put(active.step, secant)
+                active.grad = chosen.put(active.grad, grad)
             active.latent = chosen.put(active.latent, chosen.take(candidate))
             active.loss = chosen.put(active.loss, chosen.take(loss))
             active.time = active.time + step * accepted
