@@ -454,6 +454,11 @@ def is_known(name: str) -> bool:
     return _declared(name) is not None
 
 
+def is_of(family: str, name: str) -> bool:
+    """Return whether a name is a metric's own, or one of its family."""
+    return family == name or _match(family, name) is not None
+
+
 def _declared(name: str) -> MetricInfo | None:
     if name in _known:
         return _known[name]

@@ -78,6 +78,25 @@ def test_the_common_losses_can_be_left_out(digits: Splits) -> None:
             Study.build({**declared, key: name}, "my.yaml")
 
 
+@pytest.mark.parametrize(
+    ("key", "used"),
+    [
+        ("metric.name", {"metric": {"name": "val_entropy_gap"}}),
+        ("metric.against", {"metric": {"against": "val_entropy_gap"}}),
+    ],
+)
+def test_a_metric_of_a_measure_asks_for_it(key: str, used: dict[str, Any]) -> None:
+    declared = {"question": "Which?", **used}
+    with pytest.raises(
+        InputError, match=rf"^my.yaml: eval.measures: given \[\] with {key}=val_entropy_gap; allowed: with entropy$"
+    ):
+        Study.build(declared, "my.yaml")
+    arms = {"one": {"eval.measures": ["entropy"]}, "other": {"eval.measures": ["frechet"]}}
+    with pytest.raises(InputError, match=rf"other.*: given \['frechet'\] with {key}="):
+        Study.build({**declared, "scientific": {"arms": arms}}, "my.yaml")
+    Study.build({**declared, "fixed": {"eval": {"measures": ["entropy"]}}}, "my.yaml")
+
+
 def test_a_common_loss_that_is_not_finite_ends_a_trial(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a search by it finds a value, or a trial that diverged."""
     commonly = Learner.encode_commonly

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from gfe_study import registry
 from gfe_study.config.base import ImpossiblePair, InputError, Section, explained, suggestion
 from gfe_study.config.design import Arm, Hole, Scientific
 from gfe_study.config.files import find_space, read_yaml
@@ -29,7 +30,7 @@ from gfe_study.config.options import (
 )
 from gfe_study.config.ranges import RANGE_KEYS, Range, Ranges, holds, searched
 from gfe_study.config.trial import PRESETS, Trial, dotted, flatten, merge, once, unflatten
-from gfe_study.metrics import COMMON_TEST_LOSS, COMMON_VAL_LOSS, Values
+from gfe_study.metrics import COMMON_TEST_LOSS, COMMON_VAL_LOSS, Values, info_of
 
 ARM = "arm"
 """Key under which a condition can refer to the arm: `when: {arm: ae}`."""
@@ -506,11 +507,27 @@ class Study(Section):
             check_choice("compare.metric", self.compare.metric, "compare")
         except InputError as error:
             raise InputError(f"{self._source}: {error}") from error
-        for key, name in (("metric.name", self.metric.name), ("compare.metric", self.compare.metric)):
+        used = {"metric.name": self.metric.name, "compare.metric": self.compare.metric}
+        if self.metric.against is not None:
+            used["metric.against"] = self.metric.against
+        for key, name in used.items():
+            self._check_measured(key, name)
             without = [arm for arm in self._arms if not self.example(arm).eval.common]
             if name in (COMMON_VAL_LOSS, COMMON_TEST_LOSS) and without:
                 raise InputError(
                     f"{self._where(without[0])}: eval.common: given false with {key}={name}; allowed: true"
+                )
+
+    def _check_measured(self, key: str, name: str) -> None:
+        if info_of(name).group != "measure":
+            return
+        kinds = registry.base("measure").giving(name)
+        for arm in self._arms if kinds else ():
+            measures = self.example(arm).eval.measures or ()
+            if not any(isinstance(measure, kinds) for measure in measures):
+                raise InputError(
+                    f"{self._where(arm)}: eval.measures: given {[measure.name for measure in measures]} with "
+                    f"{key}={name}; allowed: with {' or '.join(map(registry.name_of, kinds))}"
                 )
 
     def _check(self) -> None:
