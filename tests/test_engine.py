@@ -18,7 +18,7 @@ from gfe_study import names
 from gfe_study.config import InputError, Study
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study import trial_run
-from gfe_study.study.engine import MAX_ATTEMPTS, Engine, declare
+from gfe_study.study.engine import MAX_ATTEMPTS, Engine, Snapshot, declare
 from gfe_study.study.events import NAMES, Again, Ended, Reached, Record, Retried, Reused, read_record
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Plan
@@ -115,6 +115,28 @@ class Start:
 
 def point(images: int) -> dict[str, float]:
     return {IMAGES_SEEN: float(images), VAL_LOSS: 1 / images, DIVERGED: 0.0}
+
+
+def test_time_left_is_not_extrapolated_from_a_trials_first_steps() -> None:
+    """The second image took 10 s, the next 498 take 5: 15 s are left, not 10,000."""
+    left: list[float | None] = []
+
+    class Watching(Silent):
+        def progress(self, snapshot: Snapshot) -> None:
+            left.append(snapshot.remaining_seconds)
+
+    start = Start(Study.build({"question": "?", "fixed": {"budget": {"images": 1000}}}, "mine.yaml"), [])
+    start.engine._observer = Watching()
+    name, attempt = start.send("next_run")
+    start.send("wait", 1.0)
+    start.send("placed", name, attempt, {})
+    start.send("reported", name, attempt, [point(1)], done=False)
+    start.send("wait", 10.0)
+    start.send("reported", name, attempt, [point(2)], done=False)
+    assert set(left) == {None}
+    start.send("wait", 5.0)
+    start.send("reported", name, attempt, [point(500)], done=False)
+    assert left[-1] == pytest.approx(15.0, rel=0.01)
 
 
 def test_where_a_trial_ran_is_told_of_all_its_attempts() -> None:

@@ -26,6 +26,8 @@ from gfe_study.study.trial_run import FINAL, Event, Status, TrialRun
 
 MAX_ATTEMPTS = 4
 """How often a trial that keeps losing its worker is started before it counts as failed."""
+LEAST_PROGRESS = 0.05
+"""Trials, or part of one, after which the time that is left is extrapolated."""
 PLACE_KEYS = (names.HOST, names.DEVICE, names.GPUS, names.THREADS, names.SIDE_BY_SIDE)
 """What the journal keeps of a trial's place: seconds are comparable only between equal ones."""
 OUTCOMES: dict[Status, State] = {Status.FINISHED: FINISHED, Status.STOPPED: STOPPED, Status.FAILED: FAILED}
@@ -415,13 +417,18 @@ class Engine:
         )
 
     def _remaining_seconds(self) -> float | None:
-        """Extrapolate from the progress since the first trial began, so that the start of the workers is excluded."""
+        """Extrapolate from the progress since the first trial began, so that the start of the workers is excluded.
+
+        Not from the first steps of a trial, which are slower than all later ones.
+        """
         now, share = self._clock(), self._share()
         if self._eta_origin is None:
             self._eta_origin = (now, share) if self.start_up_seconds else None
             return None
         since, before = self._eta_origin
-        return (1 - share) * (now - since) / (share - before) if share > before else None
+        if (share - before) * self.plan.total < LEAST_PROGRESS:
+            return None
+        return (1 - share) * (now - since) / (share - before)
 
     def _share(self) -> float:
         """Return the completed share of the study; running trials count in part."""
