@@ -69,7 +69,7 @@ def table_2(folder: Path, dataset: str = "mnist", latent_dim: int = 8, **params:
         for seed in range(3)
     ]
     declared = (
-        "question: Which?\nseeds: 3\ncompare: {metric: test_entropy_gap}\n"
+        "question: Which?\nseeds: 3\ncompare: {metric: test_entropy_gap}\nfixed: {eval: {measures: [entropy]}}\n"
         "scientific:\n  arms: {plain: {method: ae}, pulled: {method: gen}, adversary: {method: aae}}\n"
     )
     return evidence(folder, deliveries, declared)
@@ -149,7 +149,8 @@ def test_latents_that_collapsed_have_no_entropy_whatever_they_had_before(tmp_pat
         for seed in range(3)
     ]
     declared = "question: Which?\nscientific:\n  arms: {ae: {method: ae}, gen: {method: gen}}\nseeds: 3\n"
-    of = evidence(tmp_path, deliveries, declared + "compare: {metric: test_entropy_gap}\n")
+    declared += "compare: {metric: test_entropy_gap}\nfixed: {eval: {measures: [entropy]}}\n"
+    of = evidence(tmp_path, deliveries, declared)
     exhibit = shown(entropy, of)["entropy"]
     assert exhibit.table is not None
     assert exhibit.table.set_index("arm").loc["gen", "seeds"] == "2"

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -521,13 +522,13 @@ class Study(Section):
     def _check_measured(self, key: str, name: str) -> None:
         if info_of(name).group != "measure":
             return
-        kinds = registry.base("measure").giving(name)
-        for arm in self._arms if kinds else ():
+        allowed = [each for each in registry.names("measure") if _gives(each, name)]
+        for arm in self._arms:
             measures = self.example(arm).eval.measures or ()
-            if not any(isinstance(measure, kinds) for measure in measures):
+            if allowed and not any(measure.gives(name) for measure in measures):
                 raise InputError(
                     f"{self._where(arm)}: eval.measures: given {[measure.name for measure in measures]} with "
-                    f"{key}={name}; allowed: with {' or '.join(map(registry.name_of, kinds))}"
+                    f"{key}={name}; allowed: with {' or '.join(allowed)}"
                 )
 
     def _check(self) -> None:
@@ -554,3 +555,10 @@ class Study(Section):
                         f"{self._source}: nuisance.{key}: when: given {condition}, which holds in no arm; "
                         "allowed: keys and values of the configuration, factors, or arm"
                     )
+
+
+def _gives(measure: str, metric: str) -> bool:
+    """Whether a registered measure gives a metric; one that cannot be imported gives none."""
+    with suppress(registry.Unusable):
+        return bool(registry.component("measure", measure).gives(metric))
+    return False

@@ -6,12 +6,10 @@ Shapes: V validation images, N test images, L latent.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from gfe_study import registry
 from gfe_study.config import Component
 from gfe_study.data.base import Splits
 from gfe_study.metrics import MetricInfo, is_of, register
@@ -32,9 +30,6 @@ class Latents(NamedTuple):
     test_NL: Tensor
 
 
-_known: list[type[Measure]] = []
-
-
 class Measure(Component, ABC):
     """Taken at every point of a trial, beside its losses, of the same encodings of its images.
 
@@ -50,15 +45,11 @@ class Measure(Component, ABC):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         register(*cls.metrics)
-        _known.append(cls)
 
-    @staticmethod
-    def giving(metric: str) -> tuple[type[Measure], ...]:
-        """The measures that give a metric; none if it is not of a measure."""
-        for name in registry.names("measure"):
-            with suppress(registry.Unusable):
-                registry.component("measure", name)
-        return tuple(kind for kind in _known if any(is_of(info.name, metric) for info in kind.metrics))
+    @classmethod
+    def gives(cls, metric: str) -> bool:
+        """Whether a metric is one of its own."""
+        return any(is_of(info.name, metric) for info in cls.metrics)
 
     @abstractmethod
     def values(self, learner: Learner, splits: Splits, latents: Latents) -> dict[str, float]:

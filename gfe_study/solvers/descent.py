@@ -118,7 +118,7 @@ class DescentSolver(Solver, Generic[A]):
         for left in range(self.max_nfe - (objective.evaluations - spent), 0, -1):
             if not len(active.row):
                 break
-            ended = self._round(objective, active, last=left == 1 and observe is None)
+            ended = self._round(objective, active, last=left == 1)
             if observe is not None:
                 observe({field.name: getattr(active, field.name).clone() for field in fields(active)})
             if walked is not None:
