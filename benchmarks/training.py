@@ -17,13 +17,13 @@ from gfe_study.training import train
 
 ANY_TIME = (480, 960, 1920, 3840, 5760, 11_520, 23_040)
 GFE_BUDGETS = (7_500, 15_000, 30_000, 60_000)
-AE_EPOCHS = (1, 2, 4, 8, 12)
+AE_BUDGETS = (60_000, 120_000, 240_000, 480_000, 720_000)
 AE: dict[str, object] = {
     "preset": "paper",
     "method": "ae",
     "optim": {"name": "adam", "beta2": 0.99, "lr": 1e-3, "batch_size": 64, "decay": "linear"},
 }
-"""The quickest to its loss after twelve epochs of MNIST, of 24 batch sizes, learning rates and momenta."""
+"""What serves an autoencoder on MNIST: it ends twelve epochs at .078 where the paper's has .084."""
 COLOURS = {"gfe, best": "#009E73", "gfe, best_epoch": "#0072B2", "ae": "#D55E00"}
 
 
@@ -36,13 +36,11 @@ def run(bench: Bench) -> None:
 
 
 def measured(bench: Bench) -> Iterator[dict[str, Any]]:
-    images = len(bench.splits.train)
     yield from trial(bench, "gfe, best", ANY_TIME, preset="best")
     for budget in GFE_BUDGETS:
-        if budget <= images:
-            yield from trial(bench, "gfe, best_epoch", [budget], preset="best_epoch")
-    for epochs in AE_EPOCHS:
-        yield from trial(bench, "ae", [epochs * images], **AE)
+        yield from trial(bench, "gfe, best_epoch", [budget], preset="best_epoch")
+    for budget in AE_BUDGETS:
+        yield from trial(bench, "ae", [budget], **AE)
 
 
 def trial(bench: Bench, label: str, at: tuple[int, ...] | list[int], **layers: object) -> Iterator[dict[str, Any]]:
