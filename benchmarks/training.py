@@ -1,11 +1,11 @@
 """Loss over training images and over seconds: gradient flow encoding against an autoencoder that was tuned.
 
-A learning rate that falls to zero has no curve, since its loss before the end is no one's: each budget is a trial.
+Where the learning rate falls to zero, the loss before the end means little: there, every budget is a trial of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -30,8 +30,7 @@ COLOURS = {"gfe, best": "#009E73", "gfe, best_epoch": "#0072B2", "ae": "#D55E00"
 def run(bench: Bench) -> None:
     points = pd.DataFrame(measured(bench))
     points.to_csv(bench.out / "training_curves.csv", index=False)
-    shown = {column: points[column] for column in ("trial", IMAGES_SEEN, TRAIN_SECONDS, TEST_LOSS, COMMON_TEST_LOSS)}
-    bench.keep("training", "Test loss by its own encoder, and by flow", pd.DataFrame(shown), FORMATS)
+    bench.keep("training", "Test loss by its own encoder, and by flow", points[["trial", *FORMATS]], FORMATS)
     bench.draw("training", 2, lambda figure: plot(figure, points))
 
 
@@ -43,7 +42,7 @@ def measured(bench: Bench) -> Iterator[dict[str, Any]]:
         yield from trial(bench, "ae", [budget], **AE)
 
 
-def trial(bench: Bench, label: str, at: tuple[int, ...] | list[int], **layers: object) -> Iterator[dict[str, Any]]:
+def trial(bench: Bench, label: str, at: Sequence[int], **layers: object) -> Iterator[dict[str, Any]]:
     """What a trial had reached, and spent, after these images."""
     layers |= {"budget": {"images": at[-1]}, "eval": {"schedule": list(at), "val_images": 1, "mixed": False}}
     for step in train(bench.trial(**layers), bench.splits):

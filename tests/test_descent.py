@@ -119,6 +119,33 @@ def scaled(problem: Problem, factor: float, dtype: torch.dtype) -> Problem:
     return Problem(decoder.to(dtype), problem.loss, Observed(problem.target_BD.to(dtype)))
 
 
+@pytest.mark.parametrize("name", ["amd", "amd_spectral", "amd_nesterov", "lbfgs"])
+def test_the_last_round_takes_no_gradient_and_finds_the_same(name: str) -> None:
+    problem = image_problem()
+
+    def rounds(max_nfe: int) -> tuple[list[int], list[list[list[float]]]]:
+        """Pullbacks so far and latents, after every round."""
+        objective, pullbacks, latents = problem.objective(), [], []
+
+        def observe(active: dict[str, Tensor]) -> None:
+            pullbacks.append(int(objective.nfe_backward_B.sum()))
+            latents.append(active["latent"].tolist())
+
+        solver = SEARCHING[name].model_copy(update={"max_nfe": max_nfe})
+        solver.solve(CONSTANT, objective, problem.start(), observe)
+        return pullbacks, latents
+
+    pullbacks, latents = rounds(12)
+    saved = 0
+    for max_nfe in range(5, 9):
+        capped, found = rounds(max_nfe)
+        last = len(capped) - 1
+        assert found == latents[: last + 1]
+        assert capped == [*pullbacks[:last], pullbacks[last - 1]]
+        saved += pullbacks[last] - pullbacks[last - 1]
+    assert saved > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("name", "factor"), [("amd", 1e6), ("amd_nesterov", 1e6), ("amd_spectral", 1e8)])
 def test_steps_that_are_all_too_long_are_no_minimum(name: str, factor: float, dtype: torch.dtype) -> None:

@@ -523,9 +523,9 @@ class Study(Section):
         if info_of(name).group != "measure":
             return
         allowed = [each for each in registry.names("measure") if _gives(each, name)]
-        for arm in self._arms:
+        for arm in self._arms if allowed else ():
             measures = self.example(arm).eval.measures or ()
-            if allowed and not any(measure.gives(name) for measure in measures):
+            if not any(measure.gives(name) for measure in measures):
                 raise InputError(
                     f"{self._where(arm)}: eval.measures: given {[measure.name for measure in measures]} with "
                     f"{key}={name}; allowed: with {' or '.join(allowed)}"

@@ -103,10 +103,11 @@ class AMD(DescentSolver[_Candidate]):
             return torch.where(mask, new, old)
 
         grad = active.grad
-        if not last and everyone:
-            grad = pullback(None)
-        elif not last and len(index := accepted.nonzero().flatten()):
-            grad = grad.index_copy(0, index, pullback(index))
+        if not last:
+            if everyone:
+                grad = pullback(None)
+            elif len(index := accepted.nonzero().flatten()):
+                grad = grad.index_copy(0, index, pullback(index))
         slope = advance(self._slope(active, loss), full_like_batch(candidate, torch.inf))
         time = active.time + active.step
         # What is left after so many sums is rounding: a step of that length could not lower a loss.

@@ -137,7 +137,7 @@ class DescentSolver(Solver, Generic[A]):
     def _round(self, objective: Objective, active: A, last: bool) -> Ended:
         """Evaluate one point for every active sample, and advance, in place, those that accept it.
 
-        Nothing follows the last round: the gradient at a point that it accepts, and the next candidate, are of no use.
+        After the last round nothing reads the gradient or the next candidate, so they need not be computed.
         """
 
 
