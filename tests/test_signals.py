@@ -99,6 +99,35 @@ def test_a_signal_ends_a_sweep_in_good_order(tmp_path: Path, moment: str) -> Non
         assert set(statuses(tmp_path)) == {"FINISHED"}
 
 
+BUSY_ACTOR = """
+import psutil
+from gfe_study.study.ray_session import ray_session
+with ray_session(cpus=1) as ray:
+    @ray.remote
+    class Busy:
+        def start(self): pass
+        def work(self):
+            while True: pass
+    busy = Busy.remote()
+    ray.get(busy.start.remote())
+    busy.work.remote()
+    [raylet] = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    end = ray._private.node.Node.kill_all_processes
+    def end_slowly(node, **options):
+        raylet.suspend()
+        end(node, **options)
+    ray._private.node.Node.kill_all_processes = end_slowly
+"""
+
+
+def test_workers_end_with_a_raylet_that_cannot_end_them(tmp_path: Path) -> None:
+    """Ray kills a raylet that does not end its workers within a second, as on a busy machine."""
+    command = [sys.executable, "-c", BUSY_ACTOR]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), start_new_session=True) as process:
+        assert process.wait(60) == 0
+        assert session(process.pid) == []
+
+
 def test_a_terminal_that_is_closed_ends_a_sweep_in_good_order(tmp_path: Path) -> None:
     """Writing to a terminal that is gone fails, and Ray, journal and store are closed all the same."""
     longer_space(tmp_path)

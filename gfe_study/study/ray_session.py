@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import secrets
@@ -12,6 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
+
 from gfe_study import interrupts
 from gfe_study.config import InputError
 
@@ -19,6 +22,7 @@ LONGEST_TEMPORARY_PATH = 40
 """Ray's sockets live below its temporary folder, and a socket's path is at most 107 characters."""
 
 SECONDS_TO_ANSWER = 10.0
+SECONDS_TO_LEAVE = 3.0
 
 # Tune's snapshots are never used, and each of them takes longer the more trials there are.
 _DEFAULTS = {
@@ -76,7 +80,34 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
     try:
         yield ray
     finally:
+        processes = _processes() if address is None else []
         ray.shutdown()
+        _end(processes)
+
+
+def _processes() -> list[psutil.Process]:
+    """Return the processes of the Ray that this process has started, its workers among them."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    found = []
+    for info in itertools.chain.from_iterable(node.all_processes.values()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(info.process.pid)
+            found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Wait for the processes of a Ray that has been shut down, and kill those that stay.
+
+    Ray gives its raylet one second to end its workers; on a busy machine they outlive it.
+    """
+    _, alive = psutil.wait_procs(processes, timeout=SECONDS_TO_LEAVE)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=SECONDS_TO_LEAVE)
 
 
 def _check_answers(address: str) -> None:
