@@ -43,14 +43,9 @@ WHOLE_GRID = MOST_TRIALS
 
 def _point(given: Mapping[str, Any], nuisance: Mapping[str, Any]) -> dict[str, Any]:
     """Return a point under the keys that are searched, of which some may be whole sections."""
-    point: dict[str, Any] = {}
-    for key, value in flatten(unflatten(given)).items():
-        section, _, setting = key.partition(".")
-        if section in nuisance and key not in nuisance:
-            point.setdefault(section, {})[setting] = value
-        else:
-            point[key] = value
-    return point
+    flat = flatten(unflatten(given))
+    whole = {key: value for key, value in flat.items() if key not in nuisance and key.partition(".")[0] in nuisance}
+    return {key: value for key, value in flat.items() if key not in whole} | unflatten(whole)
 
 
 class Study(Section):
