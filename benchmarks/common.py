@@ -17,7 +17,7 @@ from rich.table import Table
 
 from gfe_study.analysis.style import save
 from gfe_study.config import Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.bernoulli import BernoulliLoss
 from gfe_study.models.base import Decoder

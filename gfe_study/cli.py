@@ -347,8 +347,9 @@ def train(
         counts = {name: int(point[name]) for name in COUNTS if name in point}
         print_json({**point, **counts, names.FINGERPRINT: fingerprint})
     else:
+        width = max(map(len, point))
         for name, value in point.items():
-            print(f"{name:<16} {value:.6g}")
+            print(f"{name:<{width}}  {value:.6g}")
     sys.exit(SOME_FAILED if problems or point["diverged"] else DONE)
 
 

@@ -16,7 +16,7 @@ from gfe_study.analysis.verdict_table import verdict_table
 from gfe_study.blocks import Block, decoder, hanging, link, print_blocks, sentence, steps, table
 from gfe_study.config import Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.layout import Column, Listing, NotebookLine, drawn_bar, number, say, wrapped
 from gfe_study.metrics import (
     COMMON_TEST_LOSS,

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import InputError, Trial, to_yaml
-from gfe_study.data.base import Array, Scale, Shape, Split, Splits, check_data, fitted_scale
+from gfe_study.data.base import check_data, fitted_scale
+from gfe_study.data.split import Array, Scale, Shape, Split, Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.measures.errors import errors
 from gfe_study.methods.base import Learner

@@ -37,6 +37,11 @@ RMSE: Final = "rmse"
 MAE: Final = "mae"
 R2: Final = "r2"
 RELATIVE_L2: Final = "relative_l2"
+WITHHELD: Final = "withheld"
+"""What is imputed where values were withheld from a method; it stands before the metric: `val_withheld_loss`."""
+WITHHELD_LOSS: Final = f"{WITHHELD}_loss"
+WITHHELD_RMSE: Final = f"{WITHHELD}_{RMSE}"
+WITHHELD_MAE: Final = f"{WITHHELD}_{MAE}"
 NFE: Final = "nfe"
 NFE_FORWARD: Final = "nfe_forward"
 NFE_BACKWARD: Final = "nfe_backward"
@@ -179,6 +184,35 @@ def _quality(split: Literal["val", "test"], of: str) -> tuple[MetricInfo, ...]:
     )
 
 
+def _imputed(split: Literal["val", "test"], of: str) -> tuple[MetricInfo, ...]:
+    use: Use = "search" if split == "val" else "compare"
+    where = f"over the values that `eval.withhold` keeps from every method in {of} samples"
+    return (
+        _loss(
+            of_split(split, WITHHELD_LOSS),
+            f"{of} loss, withheld values",
+            f"Negative log-likelihood at the reconstruction, mean {where}.",
+            use,
+        ),
+        *(
+            MetricInfo(
+                of_split(split, name),
+                f"{of} {label}, withheld values",
+                "{unit}",
+                "lower",
+                ".5g",
+                text,
+                "quality",
+                (use,),
+            )
+            for name, label, text in (
+                (WITHHELD_RMSE, "root-mean-square error", f"Root of the mean squared error {where}."),
+                (WITHHELD_MAE, "mean absolute error", f"Mean absolute error {where}."),
+            )
+        ),
+    )
+
+
 _BUILT_IN: tuple[MetricInfo, ...] = (
     _loss(TRAIN_LOSS, "training loss", "Mean over the training images since the last point.", "search", "compare"),
     _loss(VAL_LOSS, "validation loss", "Validation images. A search optimises this one.", "search", "compare"),
@@ -211,6 +245,8 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
     ),
     *_quality("val", "validation"),
     *_quality("test", "test"),
+    *_imputed("val", "validation"),
+    *_imputed("test", "test"),
     _count(
         IMAGES_SEEN,
         "training images seen",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from gfe_study.console import StudyView
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.layout import say
 from gfe_study.progress import interactive
 from gfe_study.study.engine import Observer, Snapshot

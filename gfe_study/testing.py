@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from gfe_study import registry
 from gfe_study.config import Component, Trial
-from gfe_study.data.base import Dataset, Shape, Splits, image_shape
+from gfe_study.data.base import Dataset
 from gfe_study.data.digits import Digits
+from gfe_study.data.split import Shape, Splits, image_shape
 from gfe_study.gradients.base import Gradient
 from gfe_study.likelihoods.base import Likelihood, Loss, Observed
 from gfe_study.likelihoods.bernoulli import BernoulliLoss

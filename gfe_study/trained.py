@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Scale, Shape
 from gfe_study.data.samples import Samples
+from gfe_study.data.split import Scale, Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
 from gfe_study.study.artifacts import read_learner

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from gfe_study.config import Trial
-from gfe_study.data.base import Split, Splits
+from gfe_study.data.split import Split, Splits
 from gfe_study.device import prepare
 from gfe_study.measures.base import Latents
-from gfe_study.measures.errors import errors
+from gfe_study.measures.errors import errors, imputation_errors
 from gfe_study.methods.base import Batch, Diverged, Learner, derive_seed
 from gfe_study.metrics import (
     COMMON,
@@ -361,7 +361,8 @@ def _evaluate_all(progress: TrainingState, splits: Splits) -> Metrics:
     metrics[DIVERGED] = float(not all(map(math.isfinite, decisive)))
     latents = Latents(val.latent_NL.to(progress.device), test.latent_NL.to(progress.device))
     for part, split, latent_NL in (("val", splits.val, latents.val_VL), ("test", splits.test, latents.test_NL)):
-        for name, value in errors(learner, split, latent_NL).items():
+        found = errors(learner, split, latent_NL) | imputation_errors(learner, split, latent_NL)
+        for name, value in found.items():
             metrics[f"{part}_{name}"] = value
     for measure in options.measures or ():
         metrics |= measure.values(learner, splits, latents)

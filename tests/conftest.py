@@ -9,8 +9,8 @@ import torch
 from hypothesis import settings
 
 from gfe_study.cli import main
-from gfe_study.data.base import Splits
 from gfe_study.data.digits import Digits
+from gfe_study.data.split import Splits
 
 torch.set_num_threads(1)
 # No deadline: how long an example takes says how busy the machine is, not whether the code is right.

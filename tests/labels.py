@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gfe_study.data.base import Split
+from gfe_study.data.split import Split
 
 
 def labels_of(split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -23,7 +23,7 @@ from gfe_study import InputError, Study, Trial, results, run, train
 from gfe_study.analysis.verdict import WIDTH
 from gfe_study.blocks import print_blocks
 from gfe_study.console import closing
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.layout import NotebookLine, drawn_bar
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
 from gfe_study.observers import study_observer

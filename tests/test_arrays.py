@@ -28,10 +28,11 @@ from gfe_study.config import InputError, Trial
 from gfe_study.config.base import explained
 from gfe_study.config.trial import merge
 from gfe_study.data.arrays import Arrays, by_group, by_sample
-from gfe_study.data.base import DataError, Scale, Shape, Split, Splits, fitted_scale
+from gfe_study.data.base import fitted_scale
 from gfe_study.data.files import Unsuitable
 from gfe_study.data.readers import READERS, Contents
 from gfe_study.data.samples import read_samples
+from gfe_study.data.split import DataError, Scale, Shape, Split, Splits
 from gfe_study.data.stored import sample_shape
 
 Array = np.ndarray[Any, Any]

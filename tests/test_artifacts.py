@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid, save_image
 
-from gfe_study.data.base import Scale, Shape, image_shape
+from gfe_study.data.split import Scale, Shape, image_shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.study.shown import COLOURS, MISSING, grid, shown
 

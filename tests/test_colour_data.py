@@ -16,11 +16,11 @@ from torchvision import datasets as torchvision_datasets
 
 from gfe_study import registry
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import DataError, Splits, image_shape
 from gfe_study.data.celeba import CACHE, CROP, CelebA
 from gfe_study.data.digits import Digits
 from gfe_study.data.files import FileDataset
 from gfe_study.data.mnist import SegMNIST
+from gfe_study.data.split import DataError, Splits, image_shape
 from gfe_study.data.svhn import SVHN
 
 COUNTS = {"train": 40, "test": 12}

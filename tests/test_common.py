@@ -11,7 +11,7 @@ from test_training import SHAPE, run, tiny
 
 from gfe_study import registry
 from gfe_study.config import InputError, Study, Trial, space_files
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
 from gfe_study.metrics import COMMON, COMMON_TEST_LOSS, COMMON_VAL_LOSS, DIVERGED, MIXED_TEST_LOSS, TEST_LOSS, VAL_LOSS

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gfe_study import registry
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Shape, image_shape
+from gfe_study.data.split import Shape, image_shape
 from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.unrolled import Unrolled
 from gfe_study.likelihoods.base import Observed

@@ -20,9 +20,10 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST as TorchvisionMNIST
 
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import DataError, Scale, Shape, Split, Splits, hold_out, image_shape, load_splits
+from gfe_study.data.base import load_splits
 from gfe_study.data.digits import Digits
 from gfe_study.data.mnist import MNIST, FashionMNIST, SegMNIST
+from gfe_study.data.split import DataError, Scale, Shape, Split, Splits, hold_out, image_shape
 from gfe_study.likelihoods.bernoulli import Bernoulli
 
 

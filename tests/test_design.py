@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gfe_study.config import InputError, Range, Study, flatten, space_files
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
-from gfe_study.data.base import image_shape
+from gfe_study.data.split import image_shape
 from gfe_study.solvers.amd import AMD
 from gfe_study.training import training_order
 

@@ -12,8 +12,8 @@ from problems import image_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gfe_study.config import Trial
-from gfe_study.data import base
-from gfe_study.data.base import Splits
+from gfe_study.data import split
+from gfe_study.data.split import Splits
 from gfe_study.metrics import TRAIN_SECONDS
 from gfe_study.solvers.fields import GradientFlow
 from gfe_study.solvers.lbfgs import LBFGS
@@ -72,15 +72,15 @@ def test_a_split_that_is_kept_on_its_device_gives_the_same_batches(
     expected = [digits.train.batch(rows, device), digits.train.batch(slice(2, 5), device)]
     kept = digits.train.take(slice(None))
     copied = 0
-    tensor = base._tensor
+    tensor = split._tensor
 
     def counting(array: Any, device: Any) -> Any:
         nonlocal copied
         copied += array.nbytes
         return tensor(array, device)
 
-    monkeypatch.setattr(base, "_tensor", counting)
-    monkeypatch.setattr(base, "has_room", lambda nbytes, device: nbytes <= kept.values_ND.nbytes)
+    monkeypatch.setattr(split, "_tensor", counting)
+    monkeypatch.setattr(split, "has_room", lambda nbytes, device: nbytes <= kept.values_ND.nbytes)
     for _ in range(3):
         found = [kept.batch(rows, device), kept.batch(slice(2, 5), device)]
         assert all(torch.equal(a.value_BD, b.value_BD) for a, b in zip(found, expected, strict=True))

@@ -11,7 +11,7 @@ from test_training import tiny
 
 from gfe_study import names
 from gfe_study.checkpoint import write_checkpoint
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Configuration, Journal, Outcome, Settled
 from gfe_study.study.runner import run_trial
 from gfe_study.study.storage import Mirror

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from gfe_study import GradientFlowEncoder, InputError
-from gfe_study.data.base import Scale, Shape, Split
+from gfe_study.data.split import Scale, Shape, Split
 from gfe_study.methods.base import Learner
 from gfe_study.study.artifacts import read_learner
 

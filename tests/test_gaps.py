@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Scale, Shape, Split, Splits, load_splits
+from gfe_study.data.base import load_splits
+from gfe_study.data.split import Scale, Shape, Split, Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.gaussian import GaussianLoss
 from gfe_study.measures.errors import errors

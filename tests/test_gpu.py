@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gfe_study import registry
 from gfe_study.config import Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
 from gfe_study.metrics import VAL_LOSS

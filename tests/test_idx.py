@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
-from gfe_study.data.base import DataError, Shape, Splits
 from gfe_study.data.idx import IDX, read_idx
 from gfe_study.data.mnist import MNIST, FashionMNIST, SegMNIST
+from gfe_study.data.split import DataError, Shape, Splits
 
 Array = np.ndarray[Any, Any]
 CODES = {"u1": 8, "i1": 9, ">i2": 11, ">i4": 12, ">f4": 13, ">f8": 14}

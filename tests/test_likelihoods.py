@@ -15,7 +15,7 @@ from torch import Tensor, distributions
 
 from gfe_study import registry
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Shape, Split, Splits
+from gfe_study.data.split import Shape, Split, Splits
 from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Gradient

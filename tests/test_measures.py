@@ -20,7 +20,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from gfe_study import names
 from gfe_study.cache import CACHE_DIR_VARIABLE
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Split, Splits, image_shape
+from gfe_study.data.split import Split, Splits, image_shape
 from gfe_study.density.entropy import latent_entropy, normal_entropy
 from gfe_study.measures import classifier as classifiers
 from gfe_study.measures import novelty

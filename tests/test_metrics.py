@@ -90,6 +90,7 @@ def test_what_a_study_may_use_is_declared_whole() -> None:
         VAL_LOSS,
         COMMON_VAL_LOSS,
         *(f"val_{quality}" for quality in ("rmse", "mae", "r2", "relative_l2")),
+        *(f"val_withheld_{score}" for score in ("loss", "rmse", "mae")),
         VAL_ENTROPY_GAP,
     ]
     assert {f"test_{quality}" for quality in ("rmse", "mae", "r2", "relative_l2")} < {*choices("compare")}
@@ -112,6 +113,7 @@ def test_a_metric_has_a_counterpart_on_the_test_images() -> None:
         MIXED_TEST_LOSS: MIXED_TEST_LOSS,
         "val_rmse": "test_rmse",
         "test_r2": "test_r2",
+        "val_withheld_loss": "test_withheld_loss",
         ENTROPY_GAP: TEST_LOSS,
         "unheard_of": TEST_LOSS,
     }

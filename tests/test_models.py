@@ -11,7 +11,7 @@ import torch
 from problems import SquaredError, image_problem
 from torch import Tensor, nn
 
-from gfe_study.data.base import image_shape
+from gfe_study.data.split import image_shape
 from gfe_study.likelihoods.base import Loss, Observed
 from gfe_study.likelihoods.bernoulli import BernoulliLoss
 from gfe_study.models.base import Decoder

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Splits, image_shape
+from gfe_study.data.split import Splits, image_shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import AutoencoderLearner
 from gfe_study.methods.base import Batch, Learner

@@ -26,7 +26,7 @@ from gfe_study.analysis.exhibits.verdict import verdict_table
 from gfe_study.analysis.load import Store
 from gfe_study.config import InputError, Study
 from gfe_study.console import best_blocks
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.metrics import (
     DIVERGED,
     IMAGES_SEEN,

@@ -11,8 +11,9 @@ import pytest
 
 from gfe_study import names
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import DataError, Splits, load_splits
+from gfe_study.data.base import load_splits
 from gfe_study.data.mnist import MNIST
+from gfe_study.data.split import DataError, Splits
 from gfe_study.study.artifacts import write_best
 from gfe_study.study.encoding import encode_file
 from gfe_study.trained import TrainedDecoder

@@ -10,7 +10,7 @@ import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Split, Splits
+from gfe_study.data.split import Split, Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch
 from gfe_study.methods.pca import PCALearner, axes_with_gaps, principal_axes

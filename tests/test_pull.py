@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Split, Splits
+from gfe_study.data.split import Split, Splits
 from gfe_study.density.bandwidth import BandwidthError, optimal_bandwidth
 from gfe_study.methods.aae import AAELearner
 from gfe_study.methods.base import Batch, Learner

@@ -15,7 +15,7 @@ from labels import labels_of
 
 from gfe_study import names
 from gfe_study.config import Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.metrics import TEST_LOSS
 from gfe_study.study.snapshots import (
     FLOWS,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gfe_study import registry, testing
 from gfe_study.config import Component
-from gfe_study.data.base import DataError, Scale, Shape, Splits
 from gfe_study.data.digits import Digits
+from gfe_study.data.split import DataError, Scale, Shape, Splits
 from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Differentiated
 from gfe_study.likelihoods.base import Observed

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gfe_study import registry, training
 from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
-from gfe_study.data.base import Split, Splits, image_shape
+from gfe_study.data.split import Split, Splits, image_shape
 from gfe_study.gradients.approx import Approximate
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Learner

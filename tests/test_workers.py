@@ -47,7 +47,7 @@ NOT_INSTALLED = """
 
 
 UNREADABLE = """
-    from gfe_study.data.base import DataError
+    from gfe_study.data.split import DataError
     from gfe_study.data.digits import Digits
 
     def read(self, folders, *, download):

@@ -31,7 +31,7 @@ from gfe_study.config.options import (
 )
 from gfe_study.config.ranges import RANGE_KEYS, Range, Ranges, holds, searched
 from gfe_study.config.trial import PRESETS, Trial, dotted, flatten, merge, once, unflatten
-from gfe_study.metrics import COMMON_TEST_LOSS, COMMON_VAL_LOSS, Values, info_of
+from gfe_study.metrics import COMMON_TEST_LOSS, COMMON_VAL_LOSS, WITHHELD, Values, info_of
 
 ARM = "arm"
 """Key under which a condition can refer to the arm: `when: {arm: ae}`."""
@@ -515,6 +515,13 @@ class Study(Section):
                 )
 
     def _check_measured(self, key: str, name: str) -> None:
+        if WITHHELD in name.split("_"):
+            for arm in self._arms:
+                if self.example(arm).eval.withhold is None:
+                    raise InputError(
+                        f"{self._where(arm)}: eval.withhold: given null with {key}={name}; "
+                        "allowed: with a value, like {kind: random, fraction: 0.1}"
+                    )
         if info_of(name).group != "measure":
             return
         allowed = [each for each in registry.names("measure") if _gives(each, name)]

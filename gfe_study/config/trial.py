@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from gfe_study import registry
 from gfe_study.config.base import Component, InputError, Section, explained, suggestion
+from gfe_study.config.gaps import Gaps
 from gfe_study.registry import BASES
 
 if TYPE_CHECKING:
@@ -226,6 +227,9 @@ class Evaluation(Section):
     common: bool = True
     """Also encode the validation and the test images by the common encoder, whatever the method's own: L-BFGS with its
     default settings, from zero, on the likelihood alone."""
+    withhold: Gaps | None = None
+    """Observed values of the validation and test samples that no method is shown, and by which what it imputes is
+    scored: `val_withheld_loss` and its like; None: none."""
     measures: tuple[SerializeAsAny[Annotated[Measure, _chosen("measure")]], ...] | None = None
     """What is measured beside the losses, by name or with settings; None: nothing."""
 

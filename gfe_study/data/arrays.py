@@ -15,10 +15,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from gfe_study.config import Section, suggestion
-from gfe_study.data.base import Array, DataError, Scale, Split, Splits, seeded
 from gfe_study.data.files import OwnFiles, Unsuitable, blamed_on, reading
 from gfe_study.data.readers import ROWS, Contents, Pictures, Table, read_contents
 from gfe_study.data.samples import BESIDE
+from gfe_study.data.split import Array, DataError, Scale, Split, Splits, seeded
 from gfe_study.data.stored import (
     Channels,
     check_array,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gfe_study.data.base import Dataset, Scale, Split, Splits, hold_out, image_shape
+from gfe_study.data.base import Dataset
+from gfe_study.data.split import Scale, Split, Splits, hold_out, image_shape
 
 LEVELS = 16
 """The stored value of a white pixel."""

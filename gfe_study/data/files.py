@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from filelock import FileLock
 
-from gfe_study.data.base import DataError, Dataset, Splits
+from gfe_study.data.base import Dataset
+from gfe_study.data.split import DataError, Splits
 from gfe_study.names import DATA_DIR_VARIABLE
 
 

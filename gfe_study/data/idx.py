@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gfe_study.data.base import Array, DataError, Scale, Split, Splits, hold_out, image_shape
 from gfe_study.data.files import OwnFiles, blamed_on, reading
+from gfe_study.data.split import Array, DataError, Scale, Split, Splits, hold_out, image_shape
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 """The third byte of a file, and what the file holds."""

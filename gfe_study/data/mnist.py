@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from gfe_study.data.base import DataError, Split, Splits, hold_out, image_shape
 from gfe_study.data.files import FileDataset
 from gfe_study.data.idx import MIN_IMAGES, read_images, validation_size
+from gfe_study.data.split import DataError, Split, Splits, hold_out, image_shape
 
 if TYPE_CHECKING:
     import torchvision

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gfe_study.data.base import AT_ONCE, Array
 from gfe_study.data.files import Unsuitable, reading
+from gfe_study.data.split import AT_ONCE, Array
 
 if TYPE_CHECKING:
     import pandas as pd

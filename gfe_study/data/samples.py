@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from gfe_study.data.base import Array, Shape, Split
 from gfe_study.data.files import Unsuitable, blamed_on, reading
 from gfe_study.data.readers import ROWS, Contents, Table, read_contents
+from gfe_study.data.split import Array, Shape, Split
 from gfe_study.data.stored import check_array, kept, kept_sigma, known_values, rows_of
 
 BESIDE = ("labels", "observed", "sigma", "groups")

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from gfe_study.config import suggestion
-from gfe_study.data.base import AT_ONCE, Array, Shape
 from gfe_study.data.files import Unsuitable, reading
+from gfe_study.data.split import AT_ONCE, Array, Shape
 
 Channels = Literal["first", "last", "none"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gfe_study.data.base import Scale, Split, Splits, hold_out, image_shape
 from gfe_study.data.files import FileDataset
+from gfe_study.data.split import Scale, Split, Splits, hold_out, image_shape
 
 
 class SVHN(FileDataset):

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import Field
 
-from gfe_study.data.base import Array, DataError, Dataset, Shape, Split, Splits, seeded
+from gfe_study.data.base import Dataset
+from gfe_study.data.split import Array, DataError, Shape, Split, Splits, seeded
 
 REGIONS = (6, 7)
 """Rows and columns of regions that the map is cut into."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from gfe_study.config import Component
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.metrics import MetricInfo, is_of, register
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gfe_study.config import InputError
-from gfe_study.data.base import Shape, Split, Splits, are_images
+from gfe_study.data.split import Shape, Split, Splits, are_images
 from gfe_study.methods.base import seeded
 
 FEATURES = 64

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.density.entropy import latent_entropy, normal_entropy
 from gfe_study.measures.base import Latents, Measure
 from gfe_study.metrics import (

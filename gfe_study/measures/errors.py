@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gfe_study.data.base import Split
-from gfe_study.metrics import MAE, R2, RELATIVE_L2, RMSE
+from gfe_study.data.split import Split
+from gfe_study.metrics import MAE, R2, RELATIVE_L2, RMSE, WITHHELD_LOSS, WITHHELD_MAE, WITHHELD_RMSE
 
 if TYPE_CHECKING:
     from gfe_study.methods.base import Learner
@@ -61,3 +61,28 @@ def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float
         R2: float(1 - square / total) if total > 0 else float("nan"),
         RELATIVE_L2: float(relative / samples),
     }
+
+
+@torch.no_grad()
+def imputation_errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float]:
+    """Errors of the reconstructions of the first N samples where values were withheld; nothing if none were.
+
+    `withheld_rmse` and `withheld_mae` in the data's units, and `withheld_loss`, nats per value: means over all withheld
+    values, so that a sample counts by how many it has.
+
+    Args:
+        latent_NL: latents of the first N samples of the split, on the learner's device.
+    """
+    if split.withheld_ND is None:
+        return {}
+    withheld = split.withheld()
+    nats = values = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(latent_NL), BATCH):
+        latent_BL = latent_NL[start : start + BATCH]
+        target = withheld.batch(slice(start, start + len(latent_BL)), latent_BL.device)
+        assert target.known_BD is not None
+        count_B = target.known_BD.sum(1).double()
+        nats = nats + (learner.loss(learner.decoder(latent_BL), target).double() * count_B).sum()
+        values = values + count_B.sum()
+    found = errors(learner, withheld, latent_NL)
+    return {WITHHELD_LOSS: float(nats / values), WITHHELD_RMSE: found[RMSE], WITHHELD_MAE: found[MAE]}

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gfe_study.config import InputError
-from gfe_study.data.base import Shape, Splits
+from gfe_study.data.split import Shape, Splits
 from gfe_study.measures.base import Latents, Measure
 from gfe_study.measures.classifier import check_images, shades
 from gfe_study.measures.distance import frechet_distance

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gfe_study.config import InputError
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.measures.base import Latents, Measure
 from gfe_study.measures.classifier import VERSION, check_images, restored, shades, trained
 from gfe_study.measures.distance import frechet_distance

@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from gfe_study.config import InputError
-from gfe_study.data.base import Split, Splits
+from gfe_study.data.split import Split, Splits
 from gfe_study.density import kde
 from gfe_study.density.whitening import ROUNDING, Whitening
 from gfe_study.measures.base import Latents, Measure

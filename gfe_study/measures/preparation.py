@@ -17,7 +17,7 @@ from torch import Tensor
 from gfe_study.cache import cache_folder
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 
 CONTENT = "prepared"
 
@@ -70,7 +70,8 @@ def prepared(trial: Trial, splits: Splits, folders: list[Path] | None = None, ke
     missing = {each.prepares: each for each in measures if each.prepares not in ("", *splits.prepared)}
     if not missing:
         return splits
-    whole = splits if trial.data.whole == trial.data else trial.data.whole.load(folders)
+    is_whole = trial.data.whole == trial.data and trial.eval.withhold is None
+    whole = splits if is_whole else trial.data.whole.load(folders)
     made = {
         name: keep(f"{name}-{whole.sha256[:16]}.pt", partial(measure.prepare, whole))
         for name, measure in missing.items()

@@ -15,7 +15,7 @@ from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod
 from gfe_study.methods.base import Diverged, TargetedMethod, seeded
 
 if TYPE_CHECKING:
-    from gfe_study.data.base import Shape
+    from gfe_study.data.split import Shape
 
 
 class AAELearner(AutoencoderLearner):

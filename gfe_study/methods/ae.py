@@ -18,7 +18,7 @@ from gfe_study.metrics import MIXED
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import Shape
+    from gfe_study.data.split import Shape
 
 
 class AutoencoderLearner(Learner):

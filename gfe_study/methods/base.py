@@ -25,7 +25,7 @@ from gfe_study.starts.base import Starter
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import Shape, Split
+    from gfe_study.data.split import Shape, Split
     from gfe_study.models.base import Decoder
     from gfe_study.optim import Average
     from gfe_study.targets.base import Target

@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gfe_study.data.base import Split
+from gfe_study.data.split import Split
 from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod
 from gfe_study.methods.base import TargetedMethod
 from gfe_study.methods.pull import Pull, Puller
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import Shape
+    from gfe_study.data.split import Shape
 
 ENCODE_BATCH = 1000
 """Training images encoded at once for the density."""

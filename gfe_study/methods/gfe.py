@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gfe_study.data.base import Split
+from gfe_study.data.split import Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Encoding, Learner, Method, Updated
 from gfe_study.solvers.base import BadStart, Solution, joined

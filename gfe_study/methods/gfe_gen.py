@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gfe_study.data.base import Split
+from gfe_study.data.split import Split
 from gfe_study.methods.base import TargetedMethod
 from gfe_study.methods.gfe import GFELearner
 from gfe_study.methods.pull import FEWEST, Pull, Puller
@@ -16,7 +16,7 @@ from gfe_study.solvers.objective import LatentTerm
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import Shape
+    from gfe_study.data.split import Shape
 
 
 class GFEGENLearner(GFELearner):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from gfe_study.data.base import Split
+from gfe_study.data.split import Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.gaussian import Gaussian, GaussianLoss
 from gfe_study.methods.base import Batch, Encoding, Learner, Method, Updated
@@ -19,7 +19,7 @@ from gfe_study.models.mlp import MLPDecoder
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import Shape
+    from gfe_study.data.split import Shape
 
 ROUNDS = 200
 """Of expectation maximisation, at most."""

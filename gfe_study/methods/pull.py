@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gfe_study.config import InputError, Section
-from gfe_study.data.base import Split, nested_order
+from gfe_study.data.split import Split, nested_order
 from gfe_study.density.bandwidth import optimal_bandwidth, usable_bandwidth
 from gfe_study.density.kde import log_density, log_normaliser
 from gfe_study.targets.base import Target

@@ -14,7 +14,7 @@ from gfe_study.methods.base import Batch, Diverged, TargetedMethod, Updated, see
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.base import Shape
+    from gfe_study.data.split import Shape
 
 
 class VAELearner(AutoencoderLearner):

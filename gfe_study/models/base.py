@@ -5,6 +5,7 @@ Shapes: K rows of a batch, L latent, D values of a sample.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, Protocol
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gfe_study.config import Component
-from gfe_study.data.base import Shape
+from gfe_study.data.split import Shape
 from gfe_study.likelihoods.base import Loss, Observed
 
 # In a fresh process every ELU, expm1 and cross-entropy runs five to eleven times too slowly with some builds of torch
@@ -22,6 +23,9 @@ from gfe_study.likelihoods.base import Loss, Observed
 # SLEEF; from then on, in all threads, to the same bits. The time goes at the return from its expm1. It is neither
 # lazy binding nor pages that are not there yet, and `torch.tanh` does not do it.
 F.gelu(torch.zeros(64), approximate="tanh")
+
+# Torch's own rules of forward differentiation, which `Decoder.jacobian` uses, are what it warns of.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 Products = Literal["float32", "bf16"]
 """The type in which matrix products are taken; `float32` stands for the type of the latents."""

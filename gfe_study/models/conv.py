@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gfe_study.config import InputError
-from gfe_study.data.base import Shape
+from gfe_study.data.split import Shape
 from gfe_study.models.base import Decoder, Model
 from gfe_study.models.mlp import WIDEST
 

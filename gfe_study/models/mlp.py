@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gfe_study.data.base import Shape
+from gfe_study.data.split import Shape
 from gfe_study.likelihoods.base import Loss, Observed
 from gfe_study.models.base import Decoder, Model, Products, Vjp
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Component
-from gfe_study.data.base import Shape
+from gfe_study.data.split import Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
 from gfe_study.solvers.objective import Objective

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gfe_study.data.base import Shape
+from gfe_study.data.split import Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
 from gfe_study.starts.base import Start, Starter

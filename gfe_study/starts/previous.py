@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gfe_study.data.base import Shape
+from gfe_study.data.split import Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
 from gfe_study.starts.base import Start, Starter

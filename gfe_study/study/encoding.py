@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gfe_study.config import InputError
 from gfe_study.data.arrays import Arrays
-from gfe_study.data.base import Array, Scale
 from gfe_study.data.samples import Samples, read_samples
+from gfe_study.data.split import Array, Scale
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
 from gfe_study.solvers.base import Result

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from gfe_study import names
 from gfe_study.config import Budget, InputError
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.metrics import IMAGES_SEEN, PASSES, TRAIN_SECONDS
 from gfe_study.study.halving import Halving
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Outcome, State

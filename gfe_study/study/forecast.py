@@ -12,7 +12,8 @@ import torch
 
 from gfe_study.config import Hole, Study, Trial
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT, Asha
-from gfe_study.data.base import Splits, data_folders
+from gfe_study.data.base import data_folders
+from gfe_study.data.split import Splits
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN
 from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal

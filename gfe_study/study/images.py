@@ -9,15 +9,17 @@ from typing import Any
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
-from gfe_study.data.base import Dataset, Splits, check_data
+from gfe_study.data.base import Dataset, check_data
+from gfe_study.data.gaps import withheld
+from gfe_study.data.split import Splits
 from gfe_study.measures.preparation import Content, Keep, in_cache, prepared, read_prepared, write_prepared
 from gfe_study.study.storage import Mirror
 
 
 def data_key(trial: Trial | dict[str, Any]) -> str:
     """Return what distinguishes a trial's images from another's."""
-    data = trial["data"] if isinstance(trial, dict) else trial.data.model_dump(mode="json")
-    return json.dumps(data, sort_keys=True)
+    dumped = trial if isinstance(trial, dict) else trial.dump()
+    return json.dumps([dumped["data"], dumped["eval"]["withhold"]], sort_keys=True)
 
 
 def kept_in(folder: Mirror) -> Keep:
@@ -64,7 +66,8 @@ class Images:
         key = data_key(trial)
         if key not in self.loaded:
             self._datasets.append(trial.data)
-            self.loaded[key] = trial.data.load(self._folders, download=self._download)
+            whole = trial.data.load(self._folders, download=self._download)
+            self.loaded[key] = withheld(trial.eval.withhold, whole)
         asked = key, json.dumps([trial.likelihood.model_dump(), trial.eval.model_dump()], sort_keys=True)
         if asked not in self._checked:
             check_data(trial, self.loaded[key])

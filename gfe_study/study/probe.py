@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from gfe_study.config import Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.methods.base import Diverged, derive_seed
 from gfe_study.metrics import COMMON, EVAL_SECONDS, TRAIN_SECONDS
 from gfe_study.optim import scheduled, starts_of

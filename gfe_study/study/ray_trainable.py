@@ -17,7 +17,7 @@ from ray import tune
 
 from gfe_study import names
 from gfe_study.config import InputError, Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.device import prepare
 from gfe_study.provenance import code, unlike
 from gfe_study.study.images import data_key

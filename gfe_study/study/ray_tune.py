@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gfe_study import interrupts, names
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.provenance import code, unlike
 from gfe_study.study.engine import Engine
 from gfe_study.study.options import Options

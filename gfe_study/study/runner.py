@@ -17,7 +17,7 @@ from filelock import FileLock
 from gfe_study import names
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.metrics import DIVERGED, VAL_LOSS
 from gfe_study.study.artifacts import write_best, write_reconstruction
 from gfe_study.study.snapshots import write_snapshot

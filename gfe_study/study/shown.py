@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gfe_study.data.base import Scale, Shape, are_images
+from gfe_study.data.split import Scale, Shape, are_images
 from gfe_study.likelihoods.base import Observed
 from gfe_study.pictures import Array, is_image, plane, value_range
 

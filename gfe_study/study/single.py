@@ -10,7 +10,8 @@ import torch
 
 from gfe_study import interrupts, names
 from gfe_study.config import Trial, flatten, to_yaml
-from gfe_study.data.base import Splits, load_splits
+from gfe_study.data.base import load_splits
+from gfe_study.data.split import Splits
 from gfe_study.measures.preparation import prepared
 from gfe_study.metrics import DIVERGED, result_of
 from gfe_study.provenance import package_versions, provenance

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gfe_study import names
-from gfe_study.data.base import Splits
+from gfe_study.data.split import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.measures.samples import sampled_images
 from gfe_study.methods.base import Learner

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from gfe_study import interrupts, names
 from gfe_study.config import InputError, Study, to_yaml
-from gfe_study.data.base import Splits, data_folders
+from gfe_study.data.base import data_folders
+from gfe_study.data.split import Splits
 from gfe_study.provenance import provenance
 from gfe_study.study.disk import DiskWatch
 from gfe_study.study.engine import Engine, Observer, declare
