@@ -50,6 +50,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "gen": "gfe_study.methods.gen:GEN",
         "gfe": "gfe_study.methods.gfe:GFE",
         "gfe_gen": "gfe_study.methods.gfe_gen:GFEGEN",
+        "mean": "gfe_study.methods.mean:Mean",
         "pca": "gfe_study.methods.pca:PCA",
         "vae": "gfe_study.methods.vae:VAE",
     },

@@ -19,6 +19,7 @@ from gfe_study.data.split import Shape, Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
 from gfe_study.methods.base import Batch, Learner
+from gfe_study.methods.closed_form import ClosedForm
 from gfe_study.metrics import MIXED, TEST_LOSS, TRAIN_LOSS
 from gfe_study.models.mlp import MLP
 from gfe_study.starts.encoder import EncoderStarter
@@ -28,7 +29,7 @@ from gfe_study.training import train
 METHODS_AND_STARTS = [
     (method, start)
     for method, start in itertools.product(registry.names("method"), registry.names("start"))
-    if start == "zero" or method != "pca"
+    if start == "zero" or not issubclass(registry.component("method", method), ClosedForm)
     if start != "previous" or not issubclass(registry.component("method", method), EncoderMethod)
 ]
 TINY: dict[str, Any] = {

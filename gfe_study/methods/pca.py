@@ -5,21 +5,19 @@ Shapes: N training samples seen, B batch, L latent, D values of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gfe_study.data.split import Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.gaussian import Gaussian, GaussianLoss
-from gfe_study.methods.base import Batch, Encoding, Learner, Method, Updated
-from gfe_study.models.mlp import MLPDecoder
+from gfe_study.methods.base import Encoding
+from gfe_study.methods.closed_form import ClosedForm, ClosedFormLearner
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
-    from gfe_study.data.split import Shape
 
 ROUNDS = 200
 """Of expectation maximisation, at most."""
@@ -27,53 +25,28 @@ SETTLED = 1e-5
 """Relative change of the noise at which it ends."""
 
 
-class PCALearner(Learner):
-    """D(z) = Wz + μ, W the principal axes of the training samples seen so far, in the scale of probabilistic PCA.
+class PCALearner(ClosedFormLearner):
+    """W the principal axes and μ the mean of the training samples seen so far, in the scale of probabilistic PCA.
 
     Latents are the exact minimiser of what solvers minimise: least squares over a sample's observed values, the
-    projection onto the axes where all are observed, or with `prior_precision` the posterior mean. W and μ are found
-    anew before each evaluation, of every sample once, however often it was seen.
+    projection onto the axes where all are observed, or with `prior_precision` the posterior mean.
     """
 
-    decoder: MLPDecoder
     loss: GaussianLoss
-    descends = False
-    train: Split
-    seen_N: Tensor
 
-    def build_decoder(self, shape: Shape) -> MLPDecoder:
-        return MLPDecoder([self.trial.model.latent_dim, shape.size])
-
-    def see(self, train: Split) -> None:
-        self.train, self.seen_N = train, torch.zeros(len(train), dtype=torch.bool)
-        self.fitted = False
-
-    def update(self, batches: Sequence[Batch], new: int) -> Updated:
-        target, index_B = batches[0]
-        self.seen_N[index_B[:new].cpu()] = True
-        if not self.fitted:
-            self.settle()
-        encoding = self.encode(target[:new])
-        return Updated(encoding.latent_BL, encoding.loss_B, float(new), 0.0)  # for the loss; latents need none
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        (linear,) = self.decoder.linears()
-        target = self.train.batch(self.seen_N.numpy().nonzero()[0], linear.weight.device)
+    def fit(self, target: Observed) -> None:
         latent_dim = self.trial.model.latent_dim
         if target.known_BD is None:
             axes_DL, mean_D, noise = principal_axes(target.value_BD.double(), latent_dim)
         else:
             axes_DL, mean_D, noise = axes_with_gaps(target.value_BD.double(), target.known_BD, latent_dim)
-        linear.weight.copy_(axes_DL)
-        linear.bias.copy_(mean_D)
+        self.linear.weight.copy_(axes_DL)
+        self.linear.bias.copy_(mean_D)
         self.loss.learn(noise)
-        self.fitted = True
 
     @torch.no_grad()
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
-        (linear,) = self.decoder.linears()
-        weight_DL, value_BD = linear.weight.double(), target.value_BD.double() - linear.bias.double()
+        weight_DL, value_BD = self.linear.weight.double(), target.value_BD.double() - self.linear.bias.double()
         curved_BD = self.loss.curvature(target.value_BD, target).double()
         count_B = target.count_B
         curved_BD = curved_BD * (count_B if isinstance(count_B, int) else count_B[:, None])
@@ -85,13 +58,6 @@ class PCALearner(Learner):
         latent_BL = latent_BL.to(target.value_BD.dtype)
         none_B = torch.zeros(len(target), device=latent_BL.device)
         return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seen": self.seen_N}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.seen_N, self.fitted = state["seen"].cpu(), True
 
 
 def principal_axes(value_ND: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +119,7 @@ def axes_with_gaps(value_ND: Tensor, known_ND: Tensor, count: int) -> tuple[Tens
     return both_DH[:, :-1], both_DH[:, -1], noise
 
 
-class PCA(Method):
+class PCA(ClosedForm):
     """Principal component analysis, with as many components as `model.latent_dim`; of data with missing values,
     probabilistic PCA by expectation maximisation. The rest of `model`, `optim`, `solver` and `start` plays no part."""
 
@@ -169,8 +135,3 @@ class PCA(Method):
                 f"likelihood.name: given {given!r} with method=pca, which is least squares with errors of one size; "
                 "allowed: gaussian, with likelihood.sigma a number or learned"
             )
-        for section, only in (("gradient", "approx"), ("start", "zero")):
-            if (name := getattr(trial, section).name) != only:
-                raise ValueError(
-                    f"{section}.name: given {name!r} with method=pca, which is solved in closed form; allowed: {only}"
-                )
