@@ -20,10 +20,14 @@ from gfe_study.models.mlp import MLP, MLPDecoder
 SELECTIONS = [None, torch.tensor([3, 0]), torch.tensor([], dtype=torch.long), torch.arange(5)]
 
 
-@pytest.fixture(params=[[3, 7], [3, 11, 7], [3, 8, 9, 10, 7]], ids=str)
+WIDTHS = ([3, 7], [3, 11, 7], [3, 8, 9, 10, 7])
+
+
+@pytest.fixture(params=[(widths, skip) for widths in WIDTHS for skip in (False, True)], ids=str)
 def decoder(request: pytest.FixtureRequest) -> MLPDecoder:
     torch.manual_seed(0)
-    return MLPDecoder(request.param).double()
+    widths, skip = request.param
+    return MLPDecoder(widths, skip=skip).double()
 
 
 @pytest.fixture
@@ -74,12 +78,26 @@ def test_latent_gradient_is_autograds_and_so_is_its_derivative(
         products = torch.autograd.grad(gradient, [z, *decoder.parameters()], direction, materialize_grads=True)
         found.append([gradient.detach(), *products])
     torch.testing.assert_close(*found)
+    z, into = latents.clone().requires_grad_(), [torch.zeros_like(weight) for weight in decoder.parameters()]
+    (product,) = torch.autograd.grad(decoder.latent_gradient(loss, z, target, into), z, direction)
+    torch.testing.assert_close([product, *into], found[1][1:])
 
 
-def test_elu_stands_between_the_layers(decoder: MLPDecoder, latents: Tensor) -> None:
+def test_elu_stands_between_the_layers_and_a_skip_goes_past_them(decoder: MLPDecoder, latents: Tensor) -> None:
     *inner, last = decoder.linears()
     chain = nn.Sequential(*(layer for linear in inner for layer in (linear, nn.ELU())), last)
-    torch.testing.assert_close(decoder(latents), chain(latents))
+    past = 0.0 if decoder.skip is None else latents @ decoder.skip.weight.t()
+    torch.testing.assert_close(decoder(latents), chain(latents) + past)
+
+
+def test_a_skip_changes_no_other_weight() -> None:
+    shape, decoders = image_shape(2, 5, 1), []
+    for skip in (None, True):
+        torch.manual_seed(0)
+        decoders.append(MLP(latent_dim=4, hidden=(6,), skip=skip).decoder(shape))
+    plain, skipping = (dict(each.named_parameters()) for each in decoders)
+    assert skipping.keys() - plain.keys() == {"skip.weight"}
+    assert all(torch.equal(plain[name], skipping[name]) for name in plain)
 
 
 def test_the_encoder_mirrors_the_decoder() -> None:

@@ -1,13 +1,19 @@
-"""Gradient flow encoding: a decoder trained at the latents that a flow finds."""
+"""Gradient flow encoding: a decoder trained at the latents that a flow finds.
+
+Shapes: N training samples, B batch, K rows of it, L latent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from gfe_study.config import Section
 from gfe_study.data.split import Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Encoding, Learner, Method, Updated
@@ -18,6 +24,22 @@ if TYPE_CHECKING:
     from gfe_study.config import Trial
 
 LATENTS = "latents"
+POSTERIOR = "posterior"
+
+
+class PosteriorNoise(Section):
+    """Noise of the latents that the decoder is trained at: ε ~ N(0, w² λ (JᵀHJ + λI)⁻¹).
+
+    With w = 1 it is Laplace's approximation to the posterior of a sample's latent, tempered by the precision λ of the
+    prior: the decoder is trained wherever the latent might as well be, widest where least of a sample is observed.
+    """
+
+    width: float = Field(1.0, gt=0)
+    """w."""
+    ramp_images: int = Field(0, ge=0)
+    """Training images seen over which the width rises from 0."""
+    refresh: int = Field(5, gt=0)
+    """Weight updates with a sample after which its JᵀHJ is found anew."""
 
 
 class GFELearner(Learner):
@@ -31,11 +53,15 @@ class GFELearner(Learner):
     encodes_by_flow = True
     latent_NL: Tensor
     """The last z* of every training sample, where samples are replayed."""
+    posterior: Posterior | None = None
 
     def see(self, train: Split) -> None:
+        weight = next(self.decoder.parameters())
         if self.trial.optim.update_size is not None:
-            weight = next(self.decoder.parameters())
             self.latent_NL = weight.new_zeros(len(train), self.trial.model.latent_dim)
+        noise = self.trial.method.posterior_noise if isinstance(self.trial.method, GFE) else None
+        if noise is not None:
+            self.posterior = Posterior(noise, len(train), self.trial.model.latent_dim, weight.device)
 
     def update(self, batches: Sequence[Batch], new: int) -> Updated:
         forward: Tensor | float = 0.0
@@ -66,6 +92,8 @@ class GFELearner(Learner):
             first = objective
             latent_BL = solution.latent_BL
             self.optimiser.zero_grad(set_to_none=True)
+            if self.posterior is not None:
+                solution = replace(solution, latent_BL=self.posterior.noisy(objective, latent_BL, index_B))
             done = self.trial.gradient.backward(objective, solution)
             self.start.backward(objective)
             # The sum of a tensor that holds NaN or an infinity is one or the other.
@@ -79,6 +107,8 @@ class GFELearner(Learner):
             forward = forward + sum(each.nfe_forward_B.sum() for each in spent) + done.nfe_forward_B.sum()
             backward = backward + sum(each.nfe_backward_B.sum() for each in spent) + done.nfe_backward_B.sum()
             encoder_passes += len(target) * self.start.backward_passes
+        if self.posterior is not None:
+            self.posterior.images_seen += new
         if self.trial.optim.update_size is not None:
             self.latent_NL[index_B[:new]] = latent_BL[:new]
         self.start.remember(latent_BL[:new], target[:new], index_B[:new])
@@ -108,19 +138,70 @@ class GFELearner(Learner):
         return self.encode_by_flow(target)
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {} if self.trial.optim.update_size is None else {LATENTS: self.latent_NL}
+        kept: dict[str, Any] = {} if self.trial.optim.update_size is None else {LATENTS: self.latent_NL}
+        if self.posterior is not None:
+            kept[POSTERIOR] = self.posterior.state_dict()
         return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         if self.trial.optim.update_size is not None:
             self.latent_NL.copy_(state[LATENTS])
+        if self.posterior is not None:
+            self.posterior.load_state_dict(state[POSTERIOR])
+
+
+class Posterior:
+    """What `PosteriorNoise` draws from: a root of the covariance of every training sample's latent."""
+
+    def __init__(self, settings: PosteriorNoise, samples: int, latent_dim: int, device: torch.device) -> None:
+        self.settings = settings
+        self.root_NLL = torch.zeros(samples, latent_dim, latent_dim, device=device)
+        self.updates_N = torch.zeros(samples, dtype=torch.long, device=device)
+        self.images_seen = 0
+
+    def noisy(self, objective: Objective, latent_BL: Tensor, index_B: Tensor) -> Tensor:
+        """Latents with noise; `index_B` are their samples' places in the training split.
+
+        Drawn from torch's global generator on the CPU, so that a trial draws the same on every device.
+        """
+        due_K = (self.updates_N[index_B] % self.settings.refresh == 0).nonzero().flatten()
+        if len(due_K):
+            self.root_NLL[index_B[due_K]] = _root(objective, latent_BL, due_K)
+        self.updates_N[index_B] += 1
+        ramp = self.settings.ramp_images
+        width = self.settings.width * (1.0 if self.images_seen >= ramp else self.images_seen / ramp)
+        drawn_BL = torch.randn(latent_BL.shape).to(latent_BL)
+        return latent_BL + width * (self.root_NLL[index_B] @ drawn_BL[..., None])[..., 0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"root": self.root_NLL, "updates": self.updates_N, "images_seen": self.images_seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.root_NLL.copy_(state["root"])
+        self.updates_N.copy_(state["updates"])
+        self.images_seen = state["images_seen"]
+
+
+def _root(objective: Objective, latent_BL: Tensor, rows_K: Tensor) -> Tensor:
+    """R with R Rᵀ = λ (JᵀHJ + λI)⁻¹ of some rows of a batch, shape (K, L, L); 0 where it cannot be found."""
+    assert objective.pull_B is not None
+    _, _, normal_KLL = objective.normal_equations(latent_BL[rows_K], rows_K)  # per observed value, as λ/n is
+    factor_KLL, failed_K = torch.linalg.cholesky_ex(normal_KLL)
+    scaled_KLL = torch.diag_embed(objective.pull_B[rows_K].sqrt()[:, None].expand(latent_BL[rows_K].shape))
+    root_KLL = torch.linalg.solve_triangular(factor_KLL.mT, scaled_KLL, upper=True)
+    lost_K = (failed_K > 0) | ~root_KLL.isfinite().all(-1).all(-1)
+    found_KLL: Tensor = root_KLL.masked_fill(lost_K[:, None, None], 0.0)
+    return found_KLL
 
 
 class GFE(Method):
     """Gradient flow encoding, arXiv:2412.00864: no encoder; z* is the end of a gradient flow."""
 
     learner = GFELearner
+
+    posterior_noise: PosteriorNoise | None = None
+    """The decoder is trained at z* + ε; None: at z* itself. It needs `prior_precision`."""
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)
@@ -129,3 +210,14 @@ class GFE(Method):
                 f"optim.update_size: given {trial.optim.update_size} with gradient.name={trial.gradient.name}, which "
                 "differentiates the steps from the start; allowed: null, or gradient.name=approx"
             )
+        if self.posterior_noise is not None:
+            if trial.prior_precision is None:
+                raise ValueError(
+                    "prior_precision: given null with method.posterior_noise, which is as wide as the prior makes it; "
+                    "allowed: a positive number"
+                )
+            if trial.gradient.name != "approx":
+                raise ValueError(
+                    f"gradient.name: given {trial.gradient.name!r} with method.posterior_noise, which leaves the end "
+                    "of the flow; allowed: approx"
+                )

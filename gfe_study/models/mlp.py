@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,17 @@ WIDEST = 2**16
 
 
 class MLPDecoder(Decoder):
-    """Linear layers of the given widths with ELU between; logits last."""
+    """Linear layers of the given widths with ELU between; logits last.
 
-    def __init__(self, widths: list[int]) -> None:
+    Args:
+        widths: of the latent, the hidden layers and the output.
+        skip: whether a linear map of the latent is added to the output.
+    """
+
+    def __init__(self, widths: list[int], *, skip: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.skip = nn.Linear(widths[0], widths[-1], bias=False) if skip else None
 
     def linears(self) -> list[nn.Linear]:
         """The layers, from the latent outwards."""
@@ -42,11 +48,12 @@ class MLPDecoder(Decoder):
         for layer in inner:
             hidden_KH = F.elu(layer(hidden_KH))
         logits_KD: Tensor = last(hidden_KH)
-        return logits_KD
+        return logits_KD if self.skip is None else logits_KD + self.skip(latent_KL)
 
     def frozen(self, products: Products = "float32") -> FrozenMLP:
         layers = [(layer.weight.detach(), layer.bias.detach()) for layer in self.linears()]
-        return FrozenMLP(layers, torch.bfloat16 if products == "bf16" else layers[0][0].dtype)
+        skip = None if self.skip is None else self.skip.weight.detach()
+        return FrozenMLP(layers, torch.bfloat16 if products == "bf16" else layers[0][0].dtype, skip)
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
         return self.frozen().linearize(latent_KL)
@@ -58,6 +65,8 @@ class MLPDecoder(Decoder):
         self, loss: Loss, latent_KL: Tensor, target: Observed, into: list[Tensor] | None = None
     ) -> Tensor:
         weights: list[Tensor] = [part for layer in self.linears() for part in (layer.weight, layer.bias)]
+        if self.skip is not None:
+            weights.append(self.skip.weight)
         if into is not None:
             weights = [weight.detach() for weight in weights]
         grad_KL: Tensor = _LatentGradient.apply(loss, into, target, latent_KL, *loss.parameters(), *weights)
@@ -67,8 +76,9 @@ class MLPDecoder(Decoder):
 class FrozenMLP:
     """The weights as they are now, without graph, in the type in which products are taken."""
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], dtype: torch.dtype) -> None:
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], dtype: torch.dtype, skip: Tensor | None = None) -> None:
         self.dtype, self.given = dtype, layers[0][0].dtype
+        self.skip = None if skip is None else skip.to(dtype)
         self.weights = [weight.to(dtype) for weight, _ in layers]
         self.biases = [bias.to(dtype) for _, bias in layers]
 
@@ -76,18 +86,24 @@ class FrozenMLP:
         hidden = [latent_KL.detach().to(self.dtype)]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden.append(F.elu_(F.linear(hidden[-1], weight, bias)))
-        return hidden, F.linear(hidden[-1], self.weights[-1], self.biases[-1]).to(self.given)
+        logits_KD = F.linear(hidden[-1], self.weights[-1], self.biases[-1])
+        if self.skip is not None:
+            logits_KD = torch.addmm(logits_KD, hidden[0], self.skip.t())
+        return hidden, logits_KD.to(self.given)
 
     def linearize(self, latent_KL: Tensor) -> tuple[Tensor, Vjp]:
         """As `Decoder.linearize`. ELU's derivative is recovered from its output: only activations are kept."""
         hidden, logits_KD = self._activations(latent_KL)
 
         def vjp(grad: Tensor, selected: Tensor | None) -> Tensor:
-            grad = grad.to(self.dtype)
+            output_grad = grad = grad.to(self.dtype)
             for weight, activation in zip(reversed(self.weights[1:]), reversed(hidden[1:]), strict=True):
                 kept = activation if selected is None else activation[selected]
                 grad = _elu_backward(torch.mm(grad, weight), 1.0, 1.0, 1.0, True, kept)
-            return torch.mm(grad, self.weights[0]).to(self.given)
+            pulled = torch.mm(grad, self.weights[0])
+            if self.skip is not None:
+                pulled = torch.addmm(pulled, output_grad, self.skip)
+            return pulled.to(self.given)
 
         return logits_KD, vjp
 
@@ -97,6 +113,8 @@ class FrozenMLP:
         tangent_KLH = self.weights[0].t().expand(len(latent_KL), -1, -1)
         for weight, activation in zip(self.weights[1:], hidden[1:], strict=True):
             tangent_KLH = (tangent_KLH * (activation + 1).clamp_(max=1.0)[:, None]) @ weight.t()
+        if self.skip is not None:
+            tangent_KLH = tangent_KLH + self.skip.t()
         return logits_KD, tangent_KLH.to(self.given)
 
 
@@ -114,23 +132,30 @@ class _LatentGradient(torch.autograd.Function):
     ) -> Tensor:
         ctx.scales = len(list(loss.parameters()))
         weights = weights[ctx.scales :]
+        weights, skip = (weights[:-1], weights[-1:]) if len(weights) % 2 else (weights, ())
         layers = list(_layers(weights))
         hidden = [latent_KL]
         for weight, bias in layers[:-1]:
             hidden.append(F.elu_(torch.addmm(bias, hidden[-1], weight.t())))
         output_KD = torch.addmm(layers[-1][1], hidden[-1], layers[-1][0].t())
+        for weight in skip:
+            output_KD.addmm_(latent_KL, weight.t())
         pulled = [loss.gradient(output_KD, target)]
         for (weight, _), activation in zip(reversed(layers[1:]), reversed(hidden[1:]), strict=True):
             pulled.append(_elu_backward(pulled[-1] @ weight, 1.0, 1.0, 1.0, True, activation))
         ctx.loss, ctx.into, ctx.target = loss, into, target
-        ctx.save_for_backward(output_KD, *weights, *hidden, *pulled[1:])
-        return pulled[-1] @ layers[0][0]
+        ctx.save_for_backward(output_KD, *weights, *hidden, *pulled[1:], *skip)
+        grad_KL = pulled[-1] @ layers[0][0]
+        for weight in skip:
+            grad_KL.addmm_(pulled[0], weight)
+        return grad_KL
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, direction_KL: Tensor) -> tuple[Tensor | None, ...]:
         output_KD, *saved = ctx.saved_tensors
-        count = (len(saved) - 1) // 4 + 1  # of layers: two weights and two activations each, but for the last
+        skip = [saved.pop()] if len(saved) % 4 == 0 else []
+        count = len(saved) // 4 + 1  # of layers: two weights and two activations each, but for the last
         weights = saved[0 : 2 * count : 2]
         hidden = saved[2 * count : 3 * count]
         pulled = [*reversed(saved[3 * count :]), ctx.loss.gradient(output_KD, ctx.target)]
@@ -139,13 +164,15 @@ class _LatentGradient(torch.autograd.Function):
             preactivations.append(tangents[-1] @ weight.t())
             tangents.append(preactivations[-1] * (activation + 1).clamp_(max=1.0))
         tangent_KD = tangents[-1] @ weights[-1].t()
-        turned = ctx.loss.hessian(output_KD, ctx.target) * tangent_KD
+        for weight in skip:
+            tangent_KD.addmm_(direction_KL, weight.t())
+        turned = turned_KD = ctx.loss.hessian(output_KD, ctx.target) * tangent_KD
         scales: list[Tensor | None] = []
         if ctx.scales:  # of a likelihood with weights of its own, the gradient along the tangent depends on them
             with torch.enable_grad():
                 along = (ctx.loss.gradient(output_KD.detach(), ctx.target) * tangent_KD).sum()
             scales = list(torch.autograd.grad(along, list(ctx.loss.parameters()), allow_unused=True))
-        products: list[Tensor | None] = [None] * (2 * count)
+        products: list[Tensor | None] = [None] * (2 * count + len(skip))
         for i in reversed(range(count)):
             # Both terms of a weight's product in one: what it costs is writing the result.
             left, right = torch.cat([turned, pulled[i]]).t(), torch.cat([hidden[i], tangents[i]])
@@ -159,6 +186,13 @@ class _LatentGradient(torch.autograd.Function):
                 turned = _elu_backward(turned, 1.0, 1.0, 1.0, True, hidden[i])
                 # ELU's second derivative equals its first below zero, and vanishes above.
                 turned += (pulled[i - 1] * preactivations[i - 1]).masked_fill_(hidden[i] >= 0, 0.0)
+        for weight in skip:
+            turned = turned.addmm(turned_KD, weight)
+            left, right = torch.cat([turned_KD, pulled[-1]]).t(), torch.cat([hidden[0], direction_KL])
+            if ctx.into is None:
+                products[-1] = left @ right
+            else:
+                ctx.into[-1].addmm_(left, right)
         return None, None, None, turned, *scales, *products
 
 
@@ -175,15 +209,19 @@ class MLP(Model):
     latent_dim: int = Field(20, gt=0, le=WIDEST)
     hidden: tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...] = (150, 300, 600)
     """Widths of the decoder's hidden layers, from the latent outwards; none make it linear."""
+    skip: Literal[True] | None = None
+    """True adds a linear map of the latent to the decoder's output, for the hidden layers to improve on."""
     latent_gain: float | None = Field(None, gt=0)
     """Factor on the initial weights that the decoder reads its latent with; None: 1. An autoencoder's free latents
     grow some ten times longer than those held to a unit normal, whose decoder had to grow by as much instead."""
 
     def decoder(self, shape: Shape) -> MLPDecoder:
-        decoder = MLPDecoder([self.latent_dim, *self.hidden, shape.size])
+        decoder = MLPDecoder([self.latent_dim, *self.hidden, shape.size], skip=bool(self.skip))
         if self.latent_gain is not None:
             with torch.no_grad():
-                next(decoder.parameters()).mul_(self.latent_gain)
+                for reading in (decoder.linears()[0], decoder.skip):
+                    if reading is not None:
+                        reading.weight.mul_(self.latent_gain)
         return decoder
 
     def encoder(self, shape: Shape, outputs: int | None = None) -> MLPDecoder:
