@@ -360,6 +360,9 @@ def encode(
         Path, typer.Option(help="Your samples: .npy, .npz, .h5, .zarr, .nc, .csv, .parquet, or a folder of images.")
     ],
     out: Annotated[Path, typer.Option(help="NumPy archive to write.")],
+    std: Annotated[
+        bool, typer.Option("--std", help="Also write the standard deviation of every value, and latents' covariances.")
+    ] = False,
     sets: Sets = None,
     json_: Json = False,
 ) -> None:
@@ -373,7 +376,7 @@ def encode(
     decoder = local_file(checkpoint)
     read = partial(read_learner, decoder, device=torch.device("cpu"))
     data = blamed(read, checkpoint, typed_sets(sets or [])).learner.trial.data  # before anything is written
-    mean = encode_file(decoder, images, out, parse_assignments(sets or []))
+    mean = encode_file(decoder, images, out, parse_assignments(sets or []), std=std)
     if json_:
         print_json(mean)
     else:

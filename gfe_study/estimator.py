@@ -5,7 +5,7 @@ Shapes: N samples, D features, L latents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,6 +25,7 @@ from gfe_study.likelihoods.base import Observed
 from gfe_study.measures.errors import errors
 from gfe_study.methods.base import Learner
 from gfe_study.metrics import DIVERGED, R2, TRAIN_LOSS
+from gfe_study.posterior import Posterior, posterior_of
 from gfe_study.progress import bar
 from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH, train
@@ -36,8 +37,8 @@ EVALUATED = 256
 class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """An autoencoder without an encoder: the latent of a sample is found by following a gradient flow.
 
-    Samples may have missing values: NaN has no influence. `inverse_transform(transform(X))` fills them in. No sample is
-    held out; a pipeline or `GridSearchCV` does that.
+    Samples may have missing values: NaN has no influence, and `impute` fills them in. No sample is held out; a pipeline
+    or `GridSearchCV` does that.
 
     Args:
         n_components: latent dimensions.
@@ -48,6 +49,8 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         batch_size: samples per batch.
         learning_rate: of Adam. A batch's loss is the sum over its samples.
         scale: `standard`, `minmax` or `none`; None is `standard` for `gaussian` and `student_t`, else `none`.
+        prior_precision: λ of a normal prior of the latents, which holds them together where samples are few or have
+            holes, and which standard deviations need; None: no prior.
         random_state: seeds the initial weights and the order of the samples.
         device: where to train, like `cuda`.
         verbose: whether to show a progress bar.
@@ -69,6 +72,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         batch_size: int = 32,
         learning_rate: float = 1e-3,
         scale: Literal["standard", "minmax", "none"] | None = None,
+        prior_precision: float | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
         verbose: bool = False,
@@ -81,6 +85,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.scale = scale
+        self.prior_precision = prior_precision
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -111,10 +116,39 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self._keep(last.state.learner, scaled.scale)
         return self
 
-    def transform(self, X: Any) -> Array:
-        """Return the latents of samples, shape (N, L); NaN in X is a missing value."""
+    def transform(self, X: Any, return_std: bool = False) -> Any:
+        """Return the latents of samples, shape (N, L); NaN in X is a missing value.
+
+        With `return_std` also their standard deviations, shape (N, L), by Laplace's approximation.
+
+        Raises:
+            ValueError: standard deviations are asked for without `prior_precision`.
+        """
         check_is_fitted(self)
-        return self._encoded(self._new(X)).cpu().numpy()
+        split = self._new(X)
+        latent_NL = self._encoded(split)
+        if not return_std:
+            return latent_NL.cpu().numpy()
+        spread = [known.covariance_BLL.diagonal(dim1=1, dim2=2).sqrt() for known in self._known(split, latent_NL)]
+        return latent_NL.cpu().numpy(), torch.cat(spread).cpu().numpy()
+
+    def impute(self, X: Any, return_std: bool = False) -> Any:
+        """Return samples with their missing values, NaN, filled in from their reconstructions, shape (N, D).
+
+        With `return_std` also the standard deviation of every value that was filled in, 0 where one was observed.
+
+        Raises:
+            ValueError: standard deviations are asked for without `prior_precision`.
+        """
+        check_is_fitted(self)
+        split = self._new(X)
+        latent_NL = self._encoded(split)
+        missing_ND = np.isnan(split.values_ND)
+        filled_ND = np.where(missing_ND, self.inverse_transform(latent_NL.cpu().numpy()), split.values_ND)
+        if not return_std:
+            return filled_ND
+        std_ND = torch.cat([self._scale.stretch(known.std_BD) for known in self._known(split, latent_NL)])
+        return filled_ND, np.where(missing_ND, std_ND.cpu().numpy(), 0.0)
 
     def inverse_transform(self, X: Any) -> Array:
         """Return the reconstructions of latents X, shape (N, D), in the units of the samples."""
@@ -177,6 +211,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             **solver,
             "model": {"name": "mlp", "latent_dim": self.n_components, "hidden": list(self.hidden_layer_sizes)},
             "optim": {"name": "adam", "lr": self.learning_rate, "batch_size": self.batch_size},
+            "prior_precision": self.prior_precision,
             "data": data if self.scale is None else {**data, "scale": self.scale},
             "budget": {"images": images},
             "eval": {
@@ -204,6 +239,16 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             split.batch(slice(start, start + ENCODE_BATCH), self._device).double() for start in batches
         ]
         return torch.cat([self._learner.encode(target).latent_BL for target in targets])
+
+    def _known(self, split: Split, latent_NL: Tensor) -> Iterator[Posterior]:
+        if self.prior_precision is None:
+            raise InputError(
+                "prior_precision: given None with return_std, and without a prior latents may lie anywhere; "
+                "allowed: a positive number"
+            )
+        for start in range(0, len(split), ENCODE_BATCH):
+            rows = slice(start, min(start + ENCODE_BATCH, len(split)))
+            yield posterior_of(self._learner, split.batch(rows, self._device).double(), latent_NL[rows])
 
     def _keep(self, learner: Learner, scale: Scale) -> None:
         learner.networks.double()

@@ -62,6 +62,9 @@ ENTROPY_GAP: Final = "entropy_gap"
 VAL_ENTROPY_GAP: Final = f"val_{ENTROPY_GAP}"
 TEST_ENTROPY_GAP: Final = f"test_{ENTROPY_GAP}"
 FID: Final = "fid"
+COVERAGE_68: Final = "coverage_68"
+COVERAGE_95: Final = "coverage_95"
+CALIBRATION: Final = "calibration"
 NOVELTY_AUROC: Final = "novelty_auroc"
 RECONSTRUCTION_AUROC: Final = "reconstruction_auroc"
 
@@ -412,6 +415,26 @@ _BUILT_IN: tuple[MetricInfo, ...] = (
         description="The same for validation images: what real images reach.",
     ),
     MetricInfo(FID, "FID", better="lower", description="The standard Fréchet Inception distance.", uses=("compare",)),
+    *(
+        MetricInfo(
+            name,
+            f"share of withheld test values within their {share} % intervals",
+            "",
+            None,
+            ".4f",
+            f"Withheld test values within the interval that is to hold {share} % of them, calibrated on validation.",
+        )
+        for name, share in ((COVERAGE_68, 68), (COVERAGE_95, 95))
+    ),
+    MetricInfo(
+        CALIBRATION,
+        "calibration factor",
+        "",
+        None,
+        ".4f",
+        "Factor on the standard deviations with which 95 % of the withheld validation values lie within their "
+        "intervals; 1 if they need none.",
+    ),
     MetricInfo(
         NOVELTY_AUROC,
         "AUROC by log-probability",

@@ -104,6 +104,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "standard_normal": "gfe_study.targets.standard_normal:StandardNormal",
     },
     "measure": {
+        "coverage": "gfe_study.measures.coverage:Coverage",
         "entropy": "gfe_study.measures.entropy:Entropy",
         "fid": "gfe_study.measures.fid:FID",
         "frechet": "gfe_study.measures.frechet:Frechet",

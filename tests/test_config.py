@@ -75,6 +75,9 @@ OTHER = {
     "method.input_noise": 0.1,
     "optim.decay": "linear",
     "optim.average": {"window": 3},
+    "data.hide": {"fraction": 0.1},
+    "eval.withhold": {"fraction": 0.1},
+    "model.skip": True,
 }
 """What is None in most trials, and otherwise no whole number."""
 
@@ -96,6 +99,7 @@ def test_the_fingerprint_changes_with_every_value(base: Trial) -> None:
     seen = {base.fingerprint(DATA), base.fingerprint("another dataset")}
     values = {key: value for key, value in flatten(base.dump()).items() if not isinstance(value, str)}
     del values["target"]  # which no method of these has
+    values.pop("method.posterior_noise", None)  # which needs a prior
     assert len(values) > 10
     for key, value in values.items():
         seen.add(Trial.build(base.dump(), unflatten({key: other(key, value)})).fingerprint(DATA))
@@ -208,6 +212,11 @@ def test_merging_leaves_its_layers_as_they_were() -> None:
     layers: list[dict[str, Any]] = [{"solver": {"name": "amd", "tau": 1}}, {"solver": {"tau": 2}}]
     assert merge(*layers) == {"solver": {"name": "amd", "tau": 2}}
     assert layers == [{"solver": {"name": "amd", "tau": 1}}, {"solver": {"tau": 2}}]
+
+
+def test_a_setting_may_be_given_of_what_is_implied() -> None:
+    trial = Trial.build({"method": "pca", "likelihood": {"sigma": "learned"}})
+    assert trial.likelihood.model_dump() == {"name": "gaussian", "sigma": "learned"}
 
 
 def test_amd_implies_a_constant_alpha_and_rk4_does_not() -> None:

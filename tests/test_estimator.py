@@ -69,8 +69,10 @@ def test_missing_values_are_filled_in(fitted: GradientFlowEncoder) -> None:
     gone = X.copy()
     gone[::2, 1] = gone[1::3, 4] = np.nan
     known = ~np.isnan(gone)
-    filled = fitted.inverse_transform(fitted.transform(gone))
-    assert np.isfinite(filled).all()
+    filled = fitted.impute(gone)
+    assert np.array_equal(filled[known], gone[known])
+    reconstructed = fitted.inverse_transform(fitted.transform(gone))
+    assert np.array_equal(filled[~known], reconstructed[~known])
     error, spread = (filled - X)[~known], (X - X.mean(0))[~known]
     assert np.square(error).mean() < 0.25 * np.square(spread).mean()
     assert encoder().fit(gone).score(gone) > 0
@@ -83,6 +85,36 @@ def test_what_stands_in_for_a_missing_value_has_no_influence(fitted: GradientFlo
     first = fitted.transform(gone)
     assert not np.allclose(first, fitted.transform(plane()))
     assert np.allclose(first[:5], fitted.transform(gone[:5]), atol=1e-9)  # nor have the neighbours
+
+
+def test_standard_deviations_are_those_of_the_data_s_own_model() -> None:
+    """Of a decoder that is nearly linear, with errors of a known size: the closed form of probabilistic PCA."""
+    X = plane(200)
+    X += np.random.default_rng(1).normal(size=X.shape)
+    gone = X.copy()
+    gone[::2, 1:4] = np.nan
+    settings: dict[str, Any] = {"hidden_layer_sizes": (), "scale": "none", "prior_precision": 1.0, "epochs": 60}
+    fitted = encoder(likelihood={"name": "gaussian", "sigma": 1.0}, **settings).fit(gone)
+    weight_DL = fitted._learner.decoder.get_parameter("layers.0.weight").detach().numpy()
+    latent, latent_std = fitted.transform(gone, return_std=True)
+    assert np.array_equal(latent, fitted.transform(gone))
+    filled, std = fitted.impute(gone, return_std=True)
+    assert np.array_equal(filled, fitted.impute(gone))
+    missing = np.isnan(gone)
+    assert (std[missing] > 1).all()
+    assert not std[~missing].any()
+    for row in range(2):
+        seen_KL = weight_DL[~missing[row]]
+        covariance_LL = np.linalg.inv(seen_KL.T @ seen_KL + np.eye(2))
+        assert latent_std[row] == pytest.approx(np.sqrt(np.diag(covariance_LL)), rel=1e-6)
+        expected = np.sqrt(np.einsum("dl,lm,dm->d", weight_DL, covariance_LL, weight_DL) + 1)
+        assert std[row][missing[row]] == pytest.approx(expected[missing[row]], rel=1e-6)
+
+
+def test_standard_deviations_need_a_prior(fitted: GradientFlowEncoder) -> None:
+    for asked in (fitted.transform, fitted.impute):
+        with pytest.raises(InputError, match="prior_precision: given None with return_std"):
+            asked(plane(), return_std=True)
 
 
 def test_the_seed_decides() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gfe_study import names
+from gfe_study.checkpoint import read_checkpoint
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import load_splits
 from gfe_study.data.mnist import MNIST
 from gfe_study.data.split import DataError, Splits
-from gfe_study.study.artifacts import write_best
+from gfe_study.posterior import posterior_of
+from gfe_study.study.artifacts import read_learner, write_best
 from gfe_study.study.encoding import encode_file
 from gfe_study.trained import TrainedDecoder
 from gfe_study.training import train
@@ -58,6 +62,31 @@ def test_columns_are_those_that_the_decoder_was_trained_on(tmp_path: Path) -> No
         with np.load(tmp_path / "out.npz") as archive:
             found.append(archive["latent"])
     np.testing.assert_array_equal(*found)
+
+
+def test_standard_deviations_are_written_in_the_units_of_the_file(tmp_path: Path) -> None:
+    values = 50 + 10 * np.random.default_rng(1).normal(size=(60, 5)) @ np.random.default_rng(2).normal(size=(5, 5))
+    values[::3, 2] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    settings: dict[str, Any] = {"likelihood": {"sigma": "learned"}, "prior_precision": 1.0}
+    plain = trained_on(tmp_path / "a.npy", **settings)
+    encode_file(plain, tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
+    with np.load(tmp_path / "out.npz") as archive:
+        std, covariance = archive["std"], archive["latent_covariance"]
+    learner, _, scale = read_learner(plain, {}, torch.device("cpu"))
+    target = replace(load_splits(learner.trial).train, values_ND=values, observed_ND=~np.isnan(values)).batch(slice(60))
+    known = posterior_of(learner, target, learner.encode(target).latent_BL)
+    np.testing.assert_allclose(std, known.std_BD.double() * torch.as_tensor(scale.factor), rtol=1e-5)
+    np.testing.assert_allclose(covariance, known.covariance_BLL, rtol=1e-5)
+    measured = {"eval": {"measures": ["coverage"], "withhold": {"fraction": 0.3}}}
+    calibrated = trained_on(tmp_path / "a.npy", **settings, **measured)
+    factor = read_checkpoint(calibrated)["metrics"]["calibration"]
+    assert factor != 1
+    encode_file(calibrated, tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
+    with np.load(tmp_path / "out.npz") as archive:
+        np.testing.assert_allclose(archive["std"], factor * std, rtol=1e-5)  # the training samples lack nothing more
+    with pytest.raises(InputError, match="prior_precision: given null with --std"):
+        encode_file(trained_on(tmp_path / "a.npy"), tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
 
 
 def test_a_mask_is_called_as_the_decoders_was(tmp_path: Path) -> None:

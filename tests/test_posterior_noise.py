@@ -126,6 +126,12 @@ def test_a_trial_goes_on_to_the_bit_where_it_was_interrupted() -> None:
         assert resumed.metrics[name] == whole.metrics[name]
 
 
+def test_it_makes_another_trial() -> None:
+    noises: list[dict[str, Any] | None] = [None, {}, {"width": 0.5}, {"ramp_images": 3}, {"refresh": 1}]
+    trials = [Trial.build(SMALL, {"method": {"posterior_noise": noise}}) for noise in noises]
+    assert len({trial.fingerprint("") for trial in trials}) == len(noises)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -442,7 +442,8 @@ def _under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     merged = dict(given)
     for section, values in defaults.items():
         current = merged.get(section)
-        if current is None or section not in BASES:
+        nameless = isinstance(current, Mapping) and "name" not in current
+        if current is None or section not in BASES or nameless:
             merged[section] = {**values, **(current or {})}
         elif found := _named_class(section, current):
             known = {key: value for key, value in values.items() if key in found.model_fields}

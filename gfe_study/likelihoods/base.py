@@ -115,6 +115,10 @@ class Loss(nn.Module, ABC):
     def mean_slope(self, output_BD: Tensor) -> Tensor:
         """∂E[y_j | x_j]/∂x_j, shape (B, D)."""
 
+    def variance(self, output_BD: Tensor, target: Observed | None = None) -> Tensor:
+        """Var[y | x], of a shape that broadcasts against (B, D); `target` as of `sample`. 0 unless it is overridden."""
+        return torch.zeros_like(output_BD)
+
     @abstractmethod
     def sample(self, output_BD: Tensor, generator: torch.Generator, target: Observed | None = None) -> Tensor:
         """A draw of y given x, shape (B, D); `target` gives the errors of values where the data has them."""

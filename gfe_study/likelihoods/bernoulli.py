@@ -31,6 +31,9 @@ class BernoulliLoss(Loss):
         mean_BD = output_BD.sigmoid()
         return mean_BD * (1 - mean_BD)
 
+    def variance(self, output_BD: Tensor, target: Observed | None = None) -> Tensor:
+        return self.mean_slope(output_BD)
+
     def sample(self, output_BD: Tensor, generator: torch.Generator, target: Observed | None = None) -> Tensor:
         return torch.bernoulli(self.mean(output_BD), generator=generator)
 

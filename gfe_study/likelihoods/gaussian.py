@@ -43,6 +43,13 @@ class GaussianLoss(LocationLoss):
     def bend(self, output_BD: Tensor, target: Observed) -> Tensor:
         return self.scale(output_BD, target).square().reciprocal() * torch.ones_like(output_BD)
 
+    def variance(self, output_BD: Tensor, target: Observed | None = None) -> Tensor:
+        """Of errors that the data gives, 0 where it gives none: the spread of the mean alone is then known."""
+        variance_BD = self.scale(output_BD, target).square()
+        if self.of_data and target is not None and target.known_BD is not None:
+            variance_BD = variance_BD.masked_fill(~target.known_BD, 0.0)
+        return variance_BD
+
     def noise(self, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
 

@@ -62,6 +62,9 @@ class PoissonLoss(Loss):
     def mean_slope(self, output_BD: Tensor) -> Tensor:
         return output_BD.exp()
 
+    def variance(self, output_BD: Tensor, target: Observed | None = None) -> Tensor:
+        return self.mean(output_BD)
+
     def sample(self, output_BD: Tensor, generator: torch.Generator, target: Observed | None = None) -> Tensor:
         return torch.poisson(self.mean(output_BD), generator=generator)
 

@@ -46,6 +46,11 @@ class StudentTLoss(LocationLoss):
         square_BD = ((output_BD - target.value_BD) / scale).square()
         return (self.dof + 1) * (self.dof - square_BD) / ((self.dof + square_BD) * scale).square()
 
+    def variance(self, output_BD: Tensor, target: Observed | None = None) -> Tensor:
+        """Infinite of two degrees of freedom or fewer."""
+        inflated = self.dof / (self.dof - 2) if self.dof > 2 else math.inf
+        return inflated * self.scale(output_BD).square()
+
     def noise(self, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
         half = torch.full(shape, self.dof / 2, dtype=dtype, device=generator.device)
         chi_square_BD = 2 * torch._standard_gamma(half, generator=generator)

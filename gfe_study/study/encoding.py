@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gfe_study.checkpoint import read_checkpoint
 from gfe_study.config import InputError
 from gfe_study.data.arrays import Arrays
 from gfe_study.data.samples import Samples, read_samples
 from gfe_study.data.split import Array, Scale
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
+from gfe_study.metrics import CALIBRATION
+from gfe_study.posterior import posterior_of
 from gfe_study.solvers.base import Result
 from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH
@@ -28,7 +31,9 @@ ENCODER = "encoder"
 """Why an encoder stopped: it does not iterate."""
 
 
-def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, Any]) -> dict[str, float]:
+def encode_file(
+    checkpoint: Path, images: Path, out: Path, changes: dict[str, Any], *, std: bool = False
+) -> dict[str, float]:
     """Encode the samples of a file, some at a time: memory does not grow with their number.
 
     Writes to `out`: `latent` (N, L), `reconstruction` in the shape and the units of the file, `loss`, `nfe_forward`,
@@ -39,6 +44,8 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
         images: any file that `data.name=arrays` reads, of samples in the shape of the decoder's data, or flat; columns
             and arrays beside the samples are called as that data's were. Values are in its units; of images also in
             [0, 1]. NaN is a missing value.
+        std: also write `std`, the standard deviation of every value given what was observed, like `reconstruction` and
+            times the trial's `calibration` if it measured that, and `latent_covariance` (N, L, L).
 
     Returns the number of samples, their mean loss in nats per observed value, and the root mean square error of their
     reconstructions, `rmse`, in the units of the file.
@@ -50,6 +57,12 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
         if out.exists() and given.exists() and out.samefile(given):
             raise InputError(f"--out: given {out}, which is {option}; allowed: another file")
     learner, shape, scale = read_learner(checkpoint, changes, torch.device("cpu"))
+    if std and learner.trial.prior_precision is None:
+        raise InputError(
+            "prior_precision: given null with --std, and without a prior latents may lie anywhere; "
+            "allowed: a positive number, like --set prior_precision=1"
+        )
+    factor = float(read_checkpoint(checkpoint)["metrics"].get(CALIBRATION, 1.0))
     data = learner.trial.data
     own: dict[str, Any] = {"columns": data.columns, "names": data.beside} if isinstance(data, Arrays) else {}
     samples = read_samples(images, shape, "--images", **own)
@@ -73,6 +86,10 @@ def encode_file(checkpoint: Path, images: Path, out: Path, changes: dict[str, An
             columns.add("nfe_forward", found.nfe_forward_B.numpy())
             columns.add("nfe_backward", found.nfe_backward_B.numpy())
             columns.add("stopped", np.array(stopped, dtype="U16"))
+            if std:
+                known = posterior_of(learner, target, found.latent_BL)
+                columns.add("std", _in_file(scale.stretch(factor * known.std_BD), samples))
+                columns.add("latent_covariance", known.covariance_BLL.numpy())
             missed = target.known(scale.stretch(decoded_BD - target.value_BD))
             loss_sum += float(loss_B.double().nansum())
             losses += int((~empty_B).sum())
@@ -115,8 +132,12 @@ def encodings(
 
 def _stored(scaled_BD: Tensor, samples: Samples, scale: Scale) -> Array:
     """Scaled values in the shape and the units of the file, float32."""
-    stored_BD = scale.undo(scaled_BD).float().numpy()
-    return stored_BD if samples.flat else samples.shape.to_file(stored_BD)
+    return _in_file(scale.undo(scaled_BD), samples)
+
+
+def _in_file(stored_BD: Tensor, samples: Samples) -> Array:
+    values_BD = stored_BD.float().numpy()
+    return values_BD if samples.flat else samples.shape.to_file(values_BD)
 
 
 class _Columns:

@@ -1,0 +1,52 @@
+"""How well latents, and the values that they are decoded to, are known: Laplace's approximation at z*.
+
+Shapes: B batch, L latent, D values of a sample.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gfe_study.likelihoods.base import Observed
+
+if TYPE_CHECKING:
+    from gfe_study.methods.base import Learner
+
+
+class Posterior(NamedTuple):
+    """A normal approximation.
+
+    Attributes:
+        covariance_BLL: of the latents, (Σ_j w_j c_j J_jJ_jᵀ + λI)⁻¹ with c the curvature of the likelihood.
+        std_BD: standard deviation of each value given what was observed, of its mean and of the likelihood together;
+            scaled as the samples are.
+    """
+
+    covariance_BLL: Tensor
+    std_BD: Tensor
+
+
+@torch.no_grad()
+def posterior_of(learner: Learner, target: Observed, latent_BL: Tensor, predicted: Observed | None = None) -> Posterior:
+    """What is known of samples whose latents were found. `prior_precision` of the trial must not be None.
+
+    Args:
+        learner: the method that found them.
+        target: the samples, without what is to be predicted.
+        latent_BL: their latents.
+        predicted: the same samples with what is to be predicted, whose errors the data may give; None: `target`.
+    """
+    assert learner.trial.prior_precision is not None
+    objective = learner.objective(target)
+    _, _, normal_BLL = objective.normal_equations(latent_BL)
+    count_B = torch.as_tensor(target.count_B, dtype=torch.float64, device=latent_BL.device)
+    # In float64: what few values say of many latents is nothing but the prior in most directions.
+    covariance_BLL = torch.linalg.inv(normal_BLL.double() * count_B.reshape(-1, 1, 1))
+    output_BD, jacobian_BLD = objective.frozen.jacobian(latent_BL)
+    of_mean_BD = ((covariance_BLL.to(jacobian_BLD) @ jacobian_BLD) * jacobian_BLD).sum(1)
+    of_errors_BD = learner.loss.variance(output_BD, target if predicted is None else predicted)
+    std_BD = (learner.loss.mean_slope(output_BD).square() * of_mean_BD + of_errors_BD).sqrt()
+    return Posterior(covariance_BLL.to(latent_BL), std_BD)
