@@ -51,6 +51,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "gfe": "gfe_study.methods.gfe:GFE",
         "gfe_gen": "gfe_study.methods.gfe_gen:GFEGEN",
         "mean": "gfe_study.methods.mean:Mean",
+        "miwae": "gfe_study.methods.miwae:MIWAE",
         "pca": "gfe_study.methods.pca:PCA",
         "vae": "gfe_study.methods.vae:VAE",
     },

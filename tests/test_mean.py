@@ -11,7 +11,7 @@ import torch
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import load_splits
 from gfe_study.data.split import Split, Splits
-from gfe_study.methods.mean import PRIOR_SAMPLES, inverted
+from gfe_study.methods.mean import PRIOR_SAMPLES
 from gfe_study.training import train
 
 SMALL: dict[str, Any] = {
@@ -59,8 +59,9 @@ def test_a_learned_sigma_is_the_spread_about_the_means() -> None:
 
 @pytest.mark.parametrize("value", [1e-30, 0.3, 1 - 1e-9])
 def test_a_function_is_inverted_wherever_its_value_lies(value: float) -> None:
-    found = inverted(torch.sigmoid, torch.tensor([value], dtype=torch.float64))
-    assert float(torch.sigmoid(found)) == pytest.approx(value, rel=1e-9)
+    loss = Trial.build({"likelihood": "bernoulli"}).likelihood.loss()
+    found = loss.output_of(torch.tensor([value], dtype=torch.float64))
+    assert float(loss.mean(found)) == pytest.approx(value, rel=1e-9)
 
 
 @pytest.mark.parametrize(

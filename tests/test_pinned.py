@@ -72,6 +72,7 @@ PINNED: dict[str, tuple[float, float]] = {
     "method gfe": (0.52069726, 0.44729630),
     "method gfe_gen": (0.52069726, 0.54917072),
     "method mean": (0.43680554, 0.43647420),
+    "method miwae": (0.59656892, 0.52323046),
     "method pca": (1.09842458, 1.08903623),
     "method vae": (0.59235564, 0.52269890),
     "likelihood bernoulli": (0.52069726, 0.44729630),

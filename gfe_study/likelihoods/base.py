@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gfe_study.config import Component
 
 LOG_2PI = math.log(2 * math.pi)
+HALVINGS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +111,21 @@ class Loss(nn.Module, ABC):
     @abstractmethod
     def mean(self, output_BD: Tensor) -> Tensor:
         """E[y | x], shape (B, D): what is shown as the reconstruction."""
+
+    @torch.no_grad()
+    def output_of(self, mean_BD: Tensor) -> Tensor:
+        """The output whose mean is this, of values one by one, by bisection: `mean` increases in every value."""
+        value_BD = mean_BD.double()
+        low_BD, high_BD = -torch.ones_like(value_BD), torch.ones_like(value_BD)
+        for _ in range(HALVINGS):
+            low_BD = torch.where(self.mean(low_BD) > value_BD, 2 * low_BD, low_BD)
+            high_BD = torch.where(self.mean(high_BD) < value_BD, 2 * high_BD, high_BD)
+        for _ in range(HALVINGS):
+            middle_BD = (low_BD + high_BD) / 2
+            above_BD = self.mean(middle_BD) > value_BD
+            low_BD = torch.where(above_BD, low_BD, middle_BD)
+            high_BD = torch.where(above_BD, middle_BD, high_BD)
+        return ((low_BD + high_BD) / 2).to(mean_BD.dtype)
 
     @abstractmethod
     def mean_slope(self, output_BD: Tensor) -> Tensor:

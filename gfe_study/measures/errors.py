@@ -76,13 +76,20 @@ def imputation_errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict
     if split.withheld_ND is None:
         return {}
     withheld = split.withheld()
-    nats = values = torch.zeros((), dtype=torch.float64)
+    nats = square = absolute = values = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(latent_NL), BATCH):
         latent_BL = latent_NL[start : start + BATCH]
-        target = withheld.batch(slice(start, start + len(latent_BL)), latent_BL.device)
-        assert target.known_BD is not None
-        count_B = target.known_BD.sum(1).double()
-        nats = nats + (learner.loss(learner.decoder(latent_BL), target).double() * count_B).sum()
+        rows = slice(start, start + len(latent_BL))
+        shown, hidden = (part.batch(rows, latent_BL.device) for part in (split, withheld))
+        output_BD = learner.predict(shown, latent_BL)
+        assert hidden.known_BD is not None
+        count_B = hidden.known_BD.sum(1)
+        nats = nats + (learner.loss(output_BD, hidden).double() * count_B).sum()
+        error_K = hidden.known(split.scale.stretch(learner.loss.mean(output_BD) - hidden.value_BD))
+        square, absolute = square + error_K.square().sum(), absolute + error_K.abs().sum()
         values = values + count_B.sum()
-    found = errors(learner, withheld, latent_NL)
-    return {WITHHELD_LOSS: float(nats / values), WITHHELD_RMSE: found[RMSE], WITHHELD_MAE: found[MAE]}
+    return {
+        WITHHELD_LOSS: float(nats / values),
+        WITHHELD_RMSE: float((square / values).sqrt()),
+        WITHHELD_MAE: float(absolute / values),
+    }

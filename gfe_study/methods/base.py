@@ -228,6 +228,17 @@ class Learner(ABC):
         """Reconstructions: the mean of the likelihood, shape (B, D), scaled as the samples are."""
         return self.loss.mean(self.decoder(latent_BL))
 
+    @torch.no_grad()
+    def predict(self, target: Observed, latent_BL: Tensor) -> Tensor:
+        """What the decoder should give for samples, missing values included, shape (B, D).
+
+        Args:
+            target: the samples; what is missing of them is to be imputed.
+            latent_BL: their latents.
+        """
+        output_BD: Tensor = self.decoder(latent_BL)
+        return output_BD
+
     def state_dict(self) -> dict[str, Any]:
         averaged = {} if self.averaged is None else {"averaged": self.averaged.state_dict()}
         return {"networks": self.networks.state_dict(), "optimiser": self.optimiser.state_dict(), **averaged}

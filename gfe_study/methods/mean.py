@@ -5,10 +5,7 @@ Shapes: N training samples seen, B batch, D values of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.location import LocationLoss
@@ -18,7 +15,6 @@ from gfe_study.methods.closed_form import ClosedForm, ClosedFormLearner
 PRIOR_SAMPLES = 0.1
 """How many samples that are the mean of everything stand beside those seen: a pixel that was always black is not
 impossible to be white, and a value that was never observed has a mean."""
-HALVINGS = 100
 
 
 class MeanLearner(ClosedFormLearner):
@@ -31,7 +27,7 @@ class MeanLearner(ClosedFormLearner):
         count_D = known_ND.sum(0)
         mean_D = ((value_ND * known_ND).sum(0) + PRIOR_SAMPLES * overall) / (count_D + PRIOR_SAMPLES)
         self.linear.weight.zero_()
-        self.linear.bias.copy_(inverted(self.loss.mean, mean_D))
+        self.linear.bias.copy_(self.loss.output_of(mean_D))
         if isinstance(self.loss, LocationLoss):
             self.loss.learn(((value_ND - mean_D).square() * known_ND).sum() / known_ND.sum())
 
@@ -40,19 +36,6 @@ class MeanLearner(ClosedFormLearner):
         latent_BL = target.value_BD.new_zeros(len(target), self.trial.model.latent_dim)
         none_B = torch.zeros(len(target), device=latent_BL.device)
         return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
-
-
-def inverted(function: Callable[[Tensor], Tensor], value_D: Tensor) -> Tensor:
-    """Where an increasing function of every value by itself takes some values, shape (D,), by bisection."""
-    low_D, high_D = -torch.ones_like(value_D), torch.ones_like(value_D)
-    for _ in range(HALVINGS):
-        low_D = torch.where(function(low_D) > value_D, 2 * low_D, low_D)
-        high_D = torch.where(function(high_D) < value_D, 2 * high_D, high_D)
-    for _ in range(HALVINGS):
-        middle_D = (low_D + high_D) / 2
-        above_D = function(middle_D) > value_D
-        low_D, high_D = torch.where(above_D, low_D, middle_D), torch.where(above_D, middle_D, high_D)
-    return (low_D + high_D) / 2
 
 
 class Mean(ClosedForm):

@@ -75,7 +75,7 @@ def encode_file(
         loss_sum = square_sum = 0.0
         losses = values = 0
         for target, found in encodings(learner, samples, scale):
-            decoded_BD = learner.decode(found.latent_BL)
+            decoded_BD = learner.loss.mean(learner.predict(target, found.latent_BL))
             empty_B = torch.zeros(len(target), dtype=torch.bool) if target.share_B is None else target.share_B == 0
             loss_B = found.loss_B.masked_fill(empty_B, torch.nan)
             codes = [] if found.result_B is None else found.result_B.tolist()
