@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
@@ -70,8 +71,9 @@ class Optimiser(Component, ABC):
     lr: float = Field(5e-4, gt=0)
     lr_half_images: int | None = Field(None, gt=0)
     """Images seen at which the learning rate is half of `lr`: lr / (1 + images seen / this); None: constant."""
-    decay: Literal["linear"] | None = None
-    """`linear`: the learning rate also falls in proportion to what is left of `budget.images`, to zero at its end."""
+    decay: Literal["linear", "cosine"] | None = None
+    """How the learning rate also falls, to zero at the end of `budget.images`: in proportion to what is left of it, or
+    along half a cosine, which stays high for longer; None: not."""
     batch_size: Schedule = 16
     """New training images per batch; a number, or a schedule of pairs [images seen, number]."""
     updates_per_batch: Schedule = 1
@@ -98,7 +100,10 @@ class Optimiser(Component, ABC):
     def lr_at(self, images_seen: int, budget_images: int) -> float:
         """Learning rate of the batch that follows `images_seen` images."""
         lr = self.lr if self.lr_half_images is None else self.lr / (1 + images_seen / self.lr_half_images)
-        return lr if self.decay is None else lr * max(0.0, 1 - images_seen / budget_images)
+        if self.decay is None:
+            return lr
+        left = max(0.0, 1 - images_seen / budget_images)
+        return lr * (left if self.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
     def replayed(self, new: int, seen: int) -> int:
         """Number of the `seen` images before a batch that join each of its weight updates."""

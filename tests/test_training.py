@@ -494,10 +494,11 @@ def test_the_learning_rate_halves_at_its_images_whatever_the_budget(digits: Spli
     assert trial.optim.lr_at(96, 90) == pytest.approx(0.0025)
 
 
-def test_a_linear_decay_falls_to_zero_at_the_end_of_the_budget(digits: Splits) -> None:
-    trial = tiny({"optim": {"lr": 0.01, "decay": "linear", "batch_size": 30}, "eval": {"schedule": [60]}})
+@pytest.mark.parametrize(("decay", "shares"), [("linear", [1, 2 / 3, 1 / 3]), ("cosine", [1, 0.75, 0.25])])
+def test_a_decay_falls_to_zero_at_the_end_of_the_budget(decay: str, shares: list[float], digits: Splits) -> None:
+    trial = tiny({"optim": {"lr": 0.01, "decay": decay, "batch_size": 30}, "eval": {"schedule": [60]}})
     rates = [step.state.learner.optimiser.param_groups[0]["lr"] for step in train(trial, digits)]
-    assert rates == pytest.approx([0.01, 0.01 * 2 / 3, 0.01 / 3])
+    assert rates == pytest.approx([0.01 * share for share in shares])
     assert trial.optim.lr_at(90, 90) == 0
 
 
