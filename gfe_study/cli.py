@@ -363,6 +363,9 @@ def encode(
     std: Annotated[
         bool, typer.Option("--std", help="Also write the standard deviation of every value, and latents' covariances.")
     ] = False,
+    tune_prior: Annotated[
+        bool, typer.Option("--tune-prior", help="Choose prior_precision for the gaps of your samples, on validation.")
+    ] = False,
     sets: Sets = None,
     json_: Json = False,
 ) -> None:
@@ -376,13 +379,14 @@ def encode(
     decoder = local_file(checkpoint)
     read = partial(read_learner, decoder, device=torch.device("cpu"))
     data = blamed(read, checkpoint, typed_sets(sets or [])).learner.trial.data  # before anything is written
-    mean = encode_file(decoder, images, out, parse_assignments(sets or []), std=std)
+    mean = encode_file(decoder, images, out, parse_assignments(sets or []), std=std, tune_prior=tune_prior)
     if json_:
         print_json(mean)
     else:
         loss = f"mean loss {text_of(TEST_LOSS, mean['loss'])} {unit_of(TEST_LOSS, data.called)}"
         error = f"RMSE {mean['rmse']:.4g} {data.called.unit}".strip()
-        say(output(), f"{mean['images']} samples, {loss}, {error}, written to {out}")
+        prior = f", prior_precision {mean['prior_precision']:g}" if tune_prior else ""
+        say(output(), f"{mean['images']} samples, {loss}, {error}{prior}, written to {out}")
 
 
 @app.command()

@@ -89,6 +89,35 @@ def test_standard_deviations_are_written_in_the_units_of_the_file(tmp_path: Path
         encode_file(trained_on(tmp_path / "a.npy"), tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
 
 
+def test_the_prior_is_chosen_for_the_gaps_of_a_file(tmp_path: Path) -> None:
+    """Few values are observed there, so that a stronger prior than the trial's does better; it is found again."""
+    draw = np.random.default_rng(1)
+    values = draw.normal(size=(300, 3)) @ draw.normal(size=(3, 10)) + 0.7 * draw.normal(size=(300, 10))
+    np.save(tmp_path / "a.npy", values)
+    training = {"model": {"latent_dim": 3, "hidden": []}, "budget": {"images": 6000}, "eval": {"schedule": [6000]}}
+    decoder = trained_on(tmp_path / "a.npy", prior_precision=0.01, **training)
+    gone = np.where(draw.random(values.shape) < 0.6, np.nan, values)
+    gone[:, 0] = values[:, 0]
+    np.save(tmp_path / "gone.npy", gone)
+    errors = {}
+    for precision in (0.01, 1.0, 100.0):
+        changes = {"prior_precision": precision}
+        encode_file(decoder, tmp_path / "gone.npy", tmp_path / "out.npz", changes)
+        with np.load(tmp_path / "out.npz") as archive:
+            errors[precision] = np.square(archive["reconstruction"] - values)[np.isnan(gone)].mean()
+    found = encode_file(decoder, tmp_path / "gone.npy", tmp_path / "out.npz", {}, tune_prior=True, std=True)
+    with np.load(tmp_path / "out.npz") as archive:
+        tuned = np.square(archive["reconstruction"] - values)[np.isnan(gone)].mean()
+    assert 0.01 < found["prior_precision"] < 100
+    assert tuned < min(errors[0.01], errors[100.0])
+    assert tuned < 1.05 * errors[1.0]
+    with pytest.raises(InputError, match=r"--tune-prior: .* has no sample of which something is missing"):
+        encode_file(decoder, tmp_path / "a.npy", tmp_path / "out.npz", {}, tune_prior=True)
+    by_encoder = trained_on(tmp_path / "a.npy", method="ae")
+    with pytest.raises(InputError, match="--tune-prior: given with method=ae"):
+        encode_file(by_encoder, tmp_path / "gone.npy", tmp_path / "out.npz", {}, tune_prior=True)
+
+
 def test_a_mask_is_called_as_the_decoders_was(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     values, seen = draw.normal(size=(40, 5)), draw.random((40, 5)) < 0.7

@@ -25,6 +25,7 @@ from gfe_study.metrics import CALIBRATION
 from gfe_study.posterior import posterior_of
 from gfe_study.solvers.base import Result
 from gfe_study.study.artifacts import read_learner
+from gfe_study.study.prior import tuned_prior
 from gfe_study.training import ENCODE_BATCH
 
 ENCODER = "encoder"
@@ -32,7 +33,13 @@ ENCODER = "encoder"
 
 
 def encode_file(
-    checkpoint: Path, images: Path, out: Path, changes: dict[str, Any], *, std: bool = False
+    checkpoint: Path,
+    images: Path,
+    out: Path,
+    changes: dict[str, Any],
+    *,
+    std: bool = False,
+    tune_prior: bool = False,
 ) -> dict[str, float]:
     """Encode the samples of a file, some at a time: memory does not grow with their number.
 
@@ -46,9 +53,10 @@ def encode_file(
             [0, 1]. NaN is a missing value.
         std: also write `std`, the standard deviation of every value given what was observed, like `reconstruction` and
             times the trial's `calibration` if it measured that, and `latent_covariance` (N, L, L).
+        tune_prior: choose `prior_precision` for the gaps of the file, by `tuned_prior`.
 
     Returns the number of samples, their mean loss in nats per observed value, and the root mean square error of their
-    reconstructions, `rmse`, in the units of the file.
+    reconstructions, `rmse`, in the units of the file; and `prior_precision` if it was chosen.
 
     Raises:
         InputError: a file is missing, damaged or of the wrong shape, or `out` cannot be written.
@@ -57,15 +65,17 @@ def encode_file(
         if out.exists() and given.exists() and out.samefile(given):
             raise InputError(f"--out: given {out}, which is {option}; allowed: another file")
     learner, shape, scale = read_learner(checkpoint, changes, torch.device("cpu"))
+    data = learner.trial.data
+    own: dict[str, Any] = {"columns": data.columns, "names": data.beside} if isinstance(data, Arrays) else {}
+    samples = read_samples(images, shape, "--images", **own)
+    if tune_prior:
+        learner.trial = learner.trial.model_copy(update={"prior_precision": tuned_prior(learner, samples)})
     if std and learner.trial.prior_precision is None:
         raise InputError(
             "prior_precision: given null with --std, and without a prior latents may lie anywhere; "
             "allowed: a positive number, like --set prior_precision=1"
         )
     factor = float(read_checkpoint(checkpoint)["metrics"].get(CALIBRATION, 1.0))
-    data = learner.trial.data
-    own: dict[str, Any] = {"columns": data.columns, "names": data.beside} if isinstance(data, Arrays) else {}
-    samples = read_samples(images, shape, "--images", **own)
     scale = scale_of(samples, scale)
     try:
         columns = _Columns(out)
@@ -100,6 +110,7 @@ def encode_file(
         "images": len(samples),
         "loss": loss_sum / max(losses, 1),
         "rmse": (square_sum / max(values, 1)) ** 0.5,
+        **({"prior_precision": learner.trial.prior_precision or 0.0} if tune_prior else {}),
     }
 
 
