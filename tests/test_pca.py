@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
 from gfe_study.config import InputError, Trial
+from gfe_study.data.base import load_splits
 from gfe_study.data.split import Split, Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch
 from gfe_study.methods.pca import PCALearner, axes_with_gaps, principal_axes
 from gfe_study.metrics import TRAIN_SECONDS, VAL_LOSS
 from gfe_study.models.mlp import MLPDecoder
+from gfe_study.study.artifacts import read_learner, write_best
 from gfe_study.training import Metrics, TrainingState, train
 
 CPU = torch.device("cpu")
@@ -33,6 +36,27 @@ def factors(number: int, size: int, count: int, noise: float, seed: int = 0) -> 
     latent, axes = (torch.randn(*shape, dtype=torch.float64, generator=generator)
                     for shape in ((number, count), (count, size)))  # fmt: skip
     return latent @ axes + 3 + noise * torch.randn(number, size, dtype=torch.float64, generator=generator)
+
+
+def test_a_ridge_and_fewer_rounds_hold_axes_of_few_samples_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    axes_DL = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    value = torch.randn(60, 3, generator=generator, dtype=torch.float64) @ axes_DL.t()
+    value += 0.5 * torch.randn(60, 20, generator=generator, dtype=torch.float64)
+    known = torch.rand(60, 20, generator=generator) < 0.5
+    errors, sizes = {}, {}
+    for ridge in (0.0, 3.0, 1e9):
+        weight, mean, noise = axes_with_gaps(value, known, 12, ridge)
+        seen_NDL = weight * known[..., None]
+        matrix_NLL = seen_NDL.mT @ seen_NDL + noise * torch.eye(12)
+        latent = torch.linalg.solve(matrix_NLL, ((value - mean) * known) @ weight)
+        errors[ridge] = float(((latent @ weight.t() + mean - value)[~known]).square().mean())
+        sizes[ridge] = float(weight.norm())
+    assert errors[3.0] < 0.9 * errors[0.0]
+    assert sizes[0.0] > sizes[3.0] > sizes[1e9]
+    assert sizes[1e9] < 1e-3
+    few, many = (axes_with_gaps(value, known, 3, 0.0, rounds)[0] for rounds in (2, 200))
+    assert not torch.allclose(few, many, rtol=1e-3)
 
 
 def test_axes_and_noise_are_sklearns() -> None:
@@ -164,3 +188,22 @@ def test_it_implies_squared_errors_of_standardised_values() -> None:
     trial = Trial.build({"method": "pca"})
     assert trial.likelihood.name == "gaussian"
     assert trial.data.scale == "standard"
+
+
+def test_what_it_imputes_may_be_kept_within_the_range_of_the_data(tmp_path: Path) -> None:
+    hide = {"data": {"hide": {"fraction": 0.5}}, "eval": {"withhold": {"fraction": 0.3}}}
+    given: list[dict[str, Any]] = [{}, {"method": {"name": "pca", "clip": True}}]
+    free, kept = (Trial.build(SMALL, hide, changes) for changes in given)
+    splits = load_splits(free)
+    states = [list(train(trial, splits))[-1] for trial in (free, kept)]
+    target = splits.test.batch(slice(0, 50))
+    found = [s.state.learner.predict(target, s.state.learner.encode(target).latent_BL) for s in states]
+    assert splits.train.observed_ND is not None
+    seen = splits.train.batch(slice(None)).value_BD[torch.from_numpy(splits.train.observed_ND)]
+    assert float(found[0].min()) < float(seen.min())
+    assert torch.equal(found[1], found[0].clamp(seen.min(), seen.max()))
+    scores = [s.metrics["test_withheld_rmse"] for s in states if s.metrics is not None]
+    assert scores[1] < scores[0]
+    write_best(tmp_path, states[1].state, splits)
+    learner, _, _ = read_learner(tmp_path / "best.pt", {}, torch.device("cpu"))
+    assert torch.equal(learner.predict(target, learner.encode(target).latent_BL), found[1])

@@ -99,10 +99,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "budget": {"images": 60_000},
     },
+    "holes": {
+        "method": {"name": "gfe", "posterior_noise": {"ramp_images": 7000}},
+        "flow": {"name": "gradient"},
+        "solver": {"name": "lbfgs", "train_max_nfe": 6, "max_nfe": 60},
+        "gradient": {"name": "approx"},
+        "start": {"name": "previous"},
+        "model": {"name": "mlp", "latent_dim": 80, "hidden": [600], "skip": True},
+        "prior_precision": 0.1,
+        "optim": {
+            "name": "adam",
+            "lr": 6e-3,
+            "decay": "linear",
+            "batch_size": 50,
+            "weight_decay": 1.0,
+            "average": {"window": 20},
+        },
+        "budget": {"images": 24_000},
+    },
 }
 """`paper`: the constants of arXiv:2412.00864 and, where it gives none, of its published code. `gen`: those of the GEN
 paper, where it gives them. `best`: what this project measured to be best whenever training ends. `best_epoch`: the best
-at the end of a budget that is known, of one epoch of MNIST or so."""
+at the end of a budget that is known, of one epoch of MNIST or so. `holes`: the best for data with missing values, of
+a thousand samples or so; `prior_precision` wants to be larger the more is missing, and the more of it in one piece."""
 
 
 def _named_class(section: str, value: Any) -> type[Component] | None:

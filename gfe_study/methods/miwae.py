@@ -21,8 +21,8 @@ from gfe_study.methods.vae import VAE, VAELearner
 if TYPE_CHECKING:
     from gfe_study.config import Trial
 
-IMPUTED_AT_ONCE = 50
-"""Samples whose draws are decoded together."""
+DRAWN_AT_ONCE = 4096
+"""Draws, of all samples, that are decoded together."""
 NOISE_SEED = 20190610
 """The same draws for every sample, so that what is imputed does not depend on the rest of the batch."""
 
@@ -78,8 +78,9 @@ class MIWAELearner(VAELearner):
         generator = torch.Generator().manual_seed(NOISE_SEED)
         noise_KL = torch.randn(self.settings.imputation_draws, latent_BL.shape[1], generator=generator).to(latent_BL)
         found = []
-        for start in range(0, len(target), IMPUTED_AT_ONCE):
-            part = target[slice(start, start + IMPUTED_AT_ONCE)]
+        at_once = max(1, DRAWN_AT_ONCE // len(noise_KL))
+        for start in range(0, len(target), at_once):
+            part = target[slice(start, start + at_once)]
             mean_BL, log_variance_BL = self.posterior.moments(part.as_input(mask=self.shape.mask))
             noise_BKL = noise_KL.expand(len(part), -1, -1)
             output_BKD, _, log_weight_BK = self._drawn(part, mean_BL, log_variance_BL, noise_BKL)
@@ -98,7 +99,7 @@ class MIWAE(VAE):
     learner = MIWAELearner
     draws: int = Field(20, gt=0)
     """K: latents that are drawn per sample in training."""
-    imputation_draws: int = Field(1000, gt=0)
+    imputation_draws: int = Field(200, gt=0)
     """Latents that are drawn per sample where missing values are predicted."""
 
     def check_trial(self, trial: Trial) -> None:

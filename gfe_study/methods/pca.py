@@ -6,10 +6,11 @@ Shapes: N training samples seen, B batch, L latent, D values of a sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from gfe_study.likelihoods.base import Observed
 from gfe_study.likelihoods.gaussian import Gaussian, GaussianLoss
@@ -18,6 +19,7 @@ from gfe_study.methods.closed_form import ClosedForm, ClosedFormLearner
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
+    from gfe_study.data.split import Shape
 
 ROUNDS = 200
 """Of expectation maximisation, at most."""
@@ -34,12 +36,35 @@ class PCALearner(ClosedFormLearner):
 
     loss: GaussianLoss
 
+    @property
+    def settings(self) -> PCA:
+        method = self.trial.method
+        assert isinstance(method, PCA)
+        return method
+
+    def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
+        self.seen = ValueRange().to(device)
+        return {"range": self.seen} if self.settings.clip else {}
+
+    def predict(self, target: Observed, latent_BL: Tensor) -> Tensor:
+        output_BD = super().predict(target, latent_BL)
+        return output_BD.clamp(self.seen.low, self.seen.high) if self.settings.clip else output_BD
+
     def fit(self, target: Observed) -> None:
         latent_dim = self.trial.model.latent_dim
         if target.known_BD is None:
             axes_DL, mean_D, noise = principal_axes(target.value_BD.double(), latent_dim)
         else:
-            axes_DL, mean_D, noise = axes_with_gaps(target.value_BD.double(), target.known_BD, latent_dim)
+            axes_DL, mean_D, noise = axes_with_gaps(
+                target.value_BD.double(),
+                target.known_BD,
+                latent_dim,
+                self.settings.ridge or 0.0,
+                self.settings.rounds or ROUNDS,
+            )
+        if self.settings.clip:
+            known = target.known(target.value_BD)
+            self.seen.load_state_dict({"low": known.min(), "high": known.max()})
         self.linear.weight.copy_(axes_DL)
         self.linear.bias.copy_(mean_D)
         self.loss.learn(noise)
@@ -60,6 +85,18 @@ class PCALearner(ClosedFormLearner):
         return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
 
 
+class ValueRange(nn.Module):
+    """The lowest and the highest value that was observed in training."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+
 def principal_axes(value_ND: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The maximum of probabilistic PCA's likelihood (Tipping & Bishop 1999), of complete samples.
 
@@ -77,11 +114,15 @@ def principal_axes(value_ND: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor
     return weight_DL, mean_D, noise
 
 
-def axes_with_gaps(value_ND: Tensor, known_ND: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def axes_with_gaps(
+    value_ND: Tensor, known_ND: Tensor, count: int, ridge: float = 0.0, rounds: int = ROUNDS
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same of samples with missing values, by expectation maximisation.
 
     Per sample, over its observed values: M = WᵀW + σ²I, ⟨z⟩ = M⁻¹Wᵀ(y − μ), ⟨zzᵀ⟩ = σ²M⁻¹ + ⟨z⟩⟨z⟩ᵀ. Per value, W and μ
     solve one linear system over the samples that observe it. A value that no sample observes keeps the mean 0.
+
+    A ridge ρ adds ρI to the part of W in that system, as a prior N(0, σ²/ρ I) of its rows would.
     """
     number, size = value_ND.shape
     seen_ND = known_ND.to(value_ND)
@@ -95,7 +136,7 @@ def axes_with_gaps(value_ND: Tensor, known_ND: Tensor, count: int) -> tuple[Tens
     least = float((1e-9 * variance).clamp(min=1e-200))
     noise = noise.clamp(min=1e3 * least)
     identity_LL = torch.eye(count).to(value_ND)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         weight_DL, mean_D = both_DH[:, :-1], both_DH[:, -1]
         outer_DM = (weight_DL[:, :, None] * weight_DL[:, None, :]).flatten(1)
         matrix_NLL = (seen_ND @ outer_DM).view(number, count, count) + noise * identity_LL
@@ -106,8 +147,8 @@ def axes_with_gaps(value_ND: Tensor, known_ND: Tensor, count: int) -> tuple[Tens
         moment_NHH = one_NH[:, :, None] * one_NH[:, None, :]
         moment_NHH[:, :count, :count] += noise * inverse_NLL
         system_DHH = (seen_ND.t() @ moment_NHH.flatten(1)).view(size, count + 1, count + 1)
-        # What no sample, or fewer than the unknowns, observe is held by a little ridge.
-        system_DHH = system_DHH + 1e-9 * torch.eye(count + 1).to(value_ND)
+        # What no sample, or fewer than the unknowns, observe is held by a little ridge in any case.
+        system_DHH = system_DHH + torch.diag(torch.tensor([1e-9 + ridge] * count + [1e-9])).to(value_ND)
         both_DH = torch.linalg.solve(system_DHH, value_ND.t() @ one_NH)
         fit_ND = one_NH @ both_DH.t()
         axes_DL = both_DH[:, :-1]
@@ -126,6 +167,13 @@ class PCA(ClosedForm):
     colour = "#94a4a2"
     learner = PCALearner
     implies: ClassVar[Mapping[str, Any]] = {"likelihood.name": "gaussian"}
+
+    ridge: Annotated[float, Field(ge=0)] | None = None
+    """Of data with missing values: ρ of a prior N(0, σ²/ρ) of the axes' entries, in samples; None: no prior."""
+    rounds: Annotated[int, Field(gt=0)] | None = None
+    """Of data with missing values: rounds of expectation maximisation, at most; None: 200."""
+    clip: Literal[True] | None = None
+    """True keeps what is imputed within the range of all values observed in training, like that of grey levels."""
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)
