@@ -129,8 +129,10 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
     state = f"; {done} already finished" if done else ""
     unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
     state += f", {len(unfinished)} to continue" if unfinished else ""
+    sizes = sorted({study.example(arm).data.train_images or len(splits.train) for arm in study.arms})
+    training = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
     told = [
-        f"{trial.data.label}: {len(splits.train):,} training, {len(splits.val):,} validation, "
+        f"{trial.data.label}: {training} training, {len(splits.val):,} validation, "
         f"{len(splits.test):,} test {trial.data.called.whole}s{bound}",
         f"{shape(study)}{state}",
         *(f"skipped: {hole.name}: {hole.reason}" for hole in study.holes),

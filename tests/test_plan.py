@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from gfe_study.config import Study, find_space
+from gfe_study.console import opening
+from gfe_study.data.base import load_splits
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Configuration, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
@@ -343,3 +345,13 @@ def test_a_point_that_gives_no_trial_is_drawn_again(tmp_path: Path) -> None:
         plan = Plan.make(study, SHA, journal)
         add_certain(plan)
     assert len(plan.jobs) == 3
+
+
+@pytest.mark.parametrize(
+    ("space", "said"), [("data_scarce", "digits: 50 to 1,000 training, "), ("ae_fair", "digits: 1,197 training, ")]
+)
+def test_it_opens_with_the_training_sizes_of_all_arms(space: str, said: str, tmp_path: Path) -> None:
+    study = Study.load(find_space(space))
+    with Journal.open(tmp_path) as journal:
+        blocks = opening(Plan.make(study, SHA, journal), load_splits(study.example(study.arms[0])))
+    assert any(block[1].startswith(said) for block in blocks)
