@@ -126,6 +126,15 @@ def test_a_trial_goes_on_to_the_bit_where_it_was_interrupted() -> None:
         assert resumed.metrics[name] == whole.metrics[name]
 
 
+def test_a_likelihood_that_learns_learns_beside_it() -> None:
+    """The covariances depend on a learned scale, and are held while it is learned."""
+    learned = {"likelihood": {"name": "gaussian", "sigma": "learned"}, "optim": {"lr": 3e-3}}
+    trial = Trial.build(SMALL, learned, {"budget": {"images": 800}, "eval": {"schedule": [800]}})
+    *_, last = train(trial, load_splits(trial))
+    sigma = float(last.state.learner.loss.scale(torch.zeros(())).detach())  # type: ignore[operator]
+    assert 0.3 < sigma < 0.98
+
+
 def test_it_makes_another_trial() -> None:
     noises: list[dict[str, Any] | None] = [None, {}, {"width": 0.5}, {"ramp_images": 3}, {"refresh": 1}]
     trials = [Trial.build(SMALL, {"method": {"posterior_noise": noise}}) for noise in noises]

@@ -160,6 +160,7 @@ class Posterior:
         self.updates_N = torch.zeros(samples, dtype=torch.long, device=device)
         self.images_seen = 0
 
+    @torch.no_grad()
     def noisy(self, objective: Objective, latent_BL: Tensor, index_B: Tensor) -> Tensor:
         """Latents with noise; `index_B` are their samples' places in the training split.
 
