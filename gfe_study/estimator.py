@@ -30,6 +30,13 @@ from gfe_study.progress import bar
 from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH, train
 
+LEAST_SAMPLES = 10_000
+RAMP = 0.3
+"""Share of training over which the noise of the latents reaches its full width."""
+LEARNED: dict[str, dict[str, str]] = {
+    "gaussian": {"name": "gaussian", "sigma": "learned"},
+    "student_t": {"name": "student_t", "scale": "learned"},
+}
 EVALUATED = 256
 """Training samples that are encoded at the end of training."""
 
@@ -42,12 +49,13 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
 
     Args:
         n_components: latent dimensions.
-        likelihood: `gaussian`, `bernoulli` (values in [0, 1]), `poisson` (counts) or `student_t`, or its settings.
-        solver: what finds latents, by name or with settings; None takes that of `preset: best`.
+        likelihood: `gaussian`, `bernoulli` (values in [0, 1]), `poisson` (counts) or `student_t`, or its settings. By
+            name alone, the σ of `gaussian` and the scale of `student_t` are learned.
+        solver: what finds latents, by name or with settings; None takes that of `preset: holes`.
         hidden_layer_sizes: widths of the decoder's hidden layers, from the latent outwards.
-        epochs: passes over the samples.
+        epochs: passes over the samples; None: 20, or as many as make up 10,000 samples.
         batch_size: samples per batch.
-        learning_rate: of Adam. A batch's loss is the sum over its samples.
+        learning_rate: of Adam at the start; it falls to zero. A batch's loss is the sum over its samples.
         scale: `standard`, `minmax` or `none`; None is `standard` for `gaussian` and `student_t`, else `none`.
         prior_precision: λ of a normal prior of the latents, which holds them together where samples are few or have
             holes, and which standard deviations need; None: no prior.
@@ -63,16 +71,16 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
 
     def __init__(
         self,
-        n_components: int = 10,
+        n_components: int = 40,
         *,
         likelihood: str | Mapping[str, Any] = "gaussian",
         solver: str | Mapping[str, Any] | None = None,
-        hidden_layer_sizes: Sequence[int] = (64, 128),
-        epochs: int = 20,
-        batch_size: int = 32,
-        learning_rate: float = 1e-3,
+        hidden_layer_sizes: Sequence[int] = (600,),
+        epochs: int | None = None,
+        batch_size: int = 50,
+        learning_rate: float = 6e-3,
         scale: Literal["standard", "minmax", "none"] | None = None,
-        prior_precision: float | None = None,
+        prior_precision: float | None = 1.0,
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
         verbose: bool = False,
@@ -112,7 +120,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         if last.metrics[DIVERGED]:
             raise InputError("training diverged; allowed: a smaller learning_rate")
         self.loss_ = last.metrics[TRAIN_LOSS]
-        self.n_iter_ = self.epochs
+        self.n_iter_ = self._epochs(len(values_ND))
         self._keep(last.state.learner, scaled.scale)
         return self
 
@@ -175,7 +183,12 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             "shape": asdict(self._learner.shape),
             "scale": self._scale.state_dict(),
             "metrics": {TRAIN_LOSS: self.loss_},
-            "estimator": {**self.get_params(), "random_state": None, "feature_names": self._names()},
+            "estimator": {
+                **self.get_params(),
+                "random_state": None,
+                "feature_names": self._names(),
+                "n_iter": self.n_iter_,
+            },
         }
         write_checkpoint(Path(path), content)
 
@@ -186,10 +199,10 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         content = read_checkpoint(Path(path))
         if "estimator" not in content:
             raise InputError(f"{path}: holds no estimator; allowed: a file that GradientFlowEncoder.save wrote")
-        names = content["estimator"].pop("feature_names")
+        names, epochs = (content["estimator"].pop(name) for name in ("feature_names", "n_iter"))
         estimator = cls(**{**content["estimator"], "device": device})
         estimator.trial_, estimator.loss_ = learner.trial, content["metrics"][TRAIN_LOSS]
-        estimator.n_iter_, estimator.n_features_in_ = estimator.epochs, shape.size
+        estimator.n_iter_, estimator.n_features_in_ = epochs, shape.size
         if names is not None:
             estimator.feature_names_in_ = np.array(names, dtype=object)
         estimator._keep(learner, scale)
@@ -203,14 +216,21 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
 
     def _trial(self, count: int, seed: int) -> Trial:
         solver = {} if self.solver is None else {"solver": self.solver}
-        images = self.epochs * count
+        images = self._epochs(count) * count
+        learned = LEARNED.get(self.likelihood) if isinstance(self.likelihood, str) else None
+        noise = None if self.prior_precision is None else {"ramp_images": round(RAMP * images)}
         data: dict[str, Any] = {"name": "arrays", "path": "X"}
         settings = {
-            "preset": "best",
-            "likelihood": self.likelihood,
+            "preset": "holes",
+            "likelihood": learned or self.likelihood,
+            "method": {"name": "gfe", "posterior_noise": noise},
             **solver,
-            "model": {"name": "mlp", "latent_dim": self.n_components, "hidden": list(self.hidden_layer_sizes)},
-            "optim": {"name": "adam", "lr": self.learning_rate, "batch_size": self.batch_size},
+            "model": {
+                "latent_dim": self.n_components,
+                "hidden": list(self.hidden_layer_sizes),
+                "skip": True if len(self.hidden_layer_sizes) else None,
+            },
+            "optim": {"lr": self.learning_rate, "batch_size": self.batch_size},
             "prior_precision": self.prior_precision,
             "data": data if self.scale is None else {**data, "scale": self.scale},
             "budget": {"images": images},
@@ -224,6 +244,9 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             "seed": seed,
         }
         return Trial.build(settings, where=type(self).__name__)
+
+    def _epochs(self, count: int) -> int:
+        return max(20, -(-LEAST_SAMPLES // count)) if self.epochs is None else self.epochs
 
     def _validated(self, X: Any, *, reset: bool) -> Array:
         values: Array = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset)

@@ -24,7 +24,7 @@ from gfe_study.data.split import Scale, Shape, Split
 from gfe_study.methods.base import Learner
 from gfe_study.study.artifacts import read_learner
 
-FAST: dict[str, Any] = {"hidden_layer_sizes": (16,), "epochs": 4, "learning_rate": 3e-3, "random_state": 0}
+FAST: dict[str, Any] = {"hidden_layer_sizes": (16,), "epochs": 4, "batch_size": 8, "random_state": 0}
 
 
 def plane(count: int = 60, features: int = 6) -> np.ndarray:
@@ -111,7 +111,8 @@ def test_standard_deviations_are_those_of_the_data_s_own_model() -> None:
         assert std[row][missing[row]] == pytest.approx(expected[missing[row]], rel=1e-6)
 
 
-def test_standard_deviations_need_a_prior(fitted: GradientFlowEncoder) -> None:
+def test_standard_deviations_need_a_prior() -> None:
+    fitted = encoder(prior_precision=None).fit(plane())
     for asked in (fitted.transform, fitted.impute):
         with pytest.raises(InputError, match="prior_precision: given None with return_std"):
             asked(plane(), return_std=True)
@@ -141,7 +142,13 @@ def test_the_scale_is_fitted_on_the_samples() -> None:
 
 def test_settings_reach_the_trial() -> None:
     trial = (
-        encoder(solver={"name": "amd", "max_nfe": 30}, likelihood={"name": "student_t"}, batch_size=7, epochs=2)
+        encoder(
+            solver={"name": "amd", "max_nfe": 30},
+            likelihood={"name": "student_t"},
+            batch_size=7,
+            epochs=2,
+            learning_rate=3e-3,
+        )
         .fit(plane())
         .trial_
     )

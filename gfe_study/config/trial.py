@@ -102,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "holes": {
         "method": {"name": "gfe", "posterior_noise": {"ramp_images": 7000}},
         "flow": {"name": "gradient"},
-        "solver": {"name": "lbfgs", "train_max_nfe": 6, "max_nfe": 60},
+        "solver": {"name": "lbfgs", "train_max_nfe": 6},
         "gradient": {"name": "approx"},
         "start": {"name": "previous"},
         "model": {"name": "mlp", "latent_dim": 80, "hidden": [600], "skip": True},
