@@ -266,7 +266,7 @@ def test_amd_implies_a_constant_alpha_and_rk4_does_not() -> None:
         ({"optim": {"updates_per_batch": 0}}, ["optim.updates_per_batch"]),
         ({"start": "zeros"}, ["start", "given 'zeros'", "did you mean 'zero'"]),
         ({"preset": "pape"}, ["preset", "given 'pape'", "did you mean 'paper'", "best"]),
-        ({"preset": ["paper"]}, ["preset", "given ['paper']", "best, best_epoch, gen, paper"]),
+        ({"preset": ["paper"]}, ["preset", "given ['paper']", "best, best_epoch, gen, holes, paper"]),
         ({"seed": -1}, ["seed", "given -1"]),
         ({"seed": 2**31}, ["seed", f"given {2**31}"]),
         ({"seed": 1.5}, ["seed", "given 1.5", "integer"]),

@@ -14,12 +14,15 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.impute import IterativeImputer, KNNImputer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from gfe_study import GradientFlowEncoder, InputError
+from gfe_study import GradientFlowEncoder, InputError, Trial
+from gfe_study.data.base import load_splits
 from gfe_study.data.split import Scale, Shape, Split
 from gfe_study.methods.base import Learner
 from gfe_study.study.artifacts import read_learner
@@ -173,6 +176,34 @@ def test_what_cannot_be_trained_is_one_line(settings: dict[str, Any], message: s
     with pytest.raises(InputError, match=message) as caught:
         encoder(**settings).fit(plane())
     assert "\n" not in str(caught.value)
+
+
+def test_by_name_alone_a_likelihood_learns_its_scale_and_few_samples_are_seen_often() -> None:
+    fitted = encoder(epochs=None, hidden_layer_sizes=()).fit(plane(2500)[:, :3])
+    assert (fitted.n_iter_, fitted.trial_.budget.images) == (20, 50_000)
+    assert fitted.trial_.likelihood.model_dump() == {"name": "gaussian", "sigma": "learned"}
+    few = encoder(epochs=None, likelihood="student_t").fit(plane(30))
+    assert (few.n_iter_, few.trial_.budget.images) == (334, 10_020)
+    assert few.trial_.dump()["likelihood"]["scale"] == "learned"
+    assert encoder(likelihood="poisson").fit(np.ones((9, 2))).trial_.likelihood.name == "poisson"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("data", ["digits", "terrain"])
+def test_it_imputes_better_than_scikit_learn(data: str) -> None:
+    """Half of all values missing at random; of wide data the iterative imputer would take too long for three masks."""
+    trial = Trial.build({"data": data, "likelihood": "gaussian"})
+    X = load_splits(trial).train.values_ND.astype(float)
+    for seed in range(3):
+        gone: np.ndarray = np.random.default_rng(seed).random(X.shape) < 0.5
+        gone[gone.all(1), 0] = False
+        holes = np.where(gone, np.nan, X)
+        rivals: list[Any] = [KNNImputer()] if data == "terrain" else [KNNImputer(), IterativeImputer(random_state=0)]
+        own = GradientFlowEncoder(likelihood="gaussian", random_state=seed).fit(holes).impute(holes)
+        found = [own, *(each.fit_transform(holes) for each in rivals)]
+        errors = [np.square((each - X)[gone]).mean() for each in found]
+        assert errors[0] < 0.97 * min(errors[1:])
 
 
 def test_it_works_in_a_pipeline_and_a_grid_search() -> None:

@@ -102,9 +102,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "holes": {
         "method": {"name": "gfe", "posterior_noise": {"ramp_images": 7000}},
         "flow": {"name": "gradient"},
-        "solver": {"name": "lbfgs", "train_max_nfe": 6},
+        "solver": {"name": "lbfgs", "train_max_nfe": 8},
         "gradient": {"name": "approx"},
-        "start": {"name": "previous"},
+        "start": {"name": "zero"},
         "model": {"name": "mlp", "latent_dim": 80, "hidden": [600], "skip": True},
         "prior_precision": 0.1,
         "optim": {
