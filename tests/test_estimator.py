@@ -196,7 +196,7 @@ def test_it_imputes_better_than_scikit_learn(data: str) -> None:
     trial = Trial.build({"data": data, "likelihood": "gaussian"})
     X = load_splits(trial).train.values_ND.astype(float)
     for seed in range(3):
-        gone: np.ndarray = np.random.default_rng(seed).random(X.shape) < 0.5
+        gone = np.less(np.random.default_rng(seed).random(X.shape), 0.5)
         gone[gone.all(1), 0] = False
         holes = np.where(gone, np.nan, X)
         rivals: list[Any] = [KNNImputer()] if data == "terrain" else [KNNImputer(), IterativeImputer(random_state=0)]
