@@ -42,5 +42,5 @@ class Mean(ClosedForm):
     """The mean of every value over the training samples, the lower end of every comparison. `model`, `optim`, `solver`
     and `start` play no part."""
 
-    colour = "#a8a29a"
+    colour = "#a96b59"
     learner = MeanLearner
