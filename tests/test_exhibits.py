@@ -277,6 +277,7 @@ def test_importance_finds_the_key_that_matters() -> None:
         assert found[method].iloc[0] > 0.8
     assert importances(table.iloc[: FEWEST - 1], ranges) is None
     assert importances(table.assign(value=1.0), ranges) is None
+    assert importances(table, {}) is None  # an arm without searched keys
     values = table["value"]
     rounded = 0.3 + np.spacing(0.3) * (values > values.median())
     assert importances(table.assign(value=rounded), ranges) is None

@@ -44,7 +44,8 @@ def importances(configurations: pd.DataFrame, ranges: Mapping[str, Range], mode:
     keys = [key for key in ranges if key in configurations]
     known = configurations.dropna(subset=["value"])
     told = pd.DataFrame(
-        {key: known[key].map(lambda value, key=key: told_to_optuna(value, ranges[key])) for key in keys}
+        {key: known[key].map(lambda value, key=key: told_to_optuna(value, ranges[key])) for key in keys},
+        index=known.index,  # of which an arm without searched keys would have none
     )
     known = known[told.notna().all(axis="columns")]
     values = tied(known["value"])
