@@ -31,6 +31,7 @@ from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH, train
 
 LEAST_SAMPLES = 10_000
+"""Samples seen in training, repetitions counted, unless `epochs` is given."""
 RAMP = 0.3
 """Share of training over which the noise of the latents reaches its full width."""
 LEARNED: dict[str, dict[str, str]] = {
@@ -256,12 +257,12 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return _split(self._validated(X, reset=False), self._scale)
 
     def _encoded(self, split: Split) -> Tensor:
-        batches = range(0, len(split), ENCODE_BATCH)
-        # In float64, so that a latent does not depend on the other samples of its batch by rounding.
-        targets: list[Observed] = [
-            split.batch(slice(start, start + ENCODE_BATCH), self._device).double() for start in batches
-        ]
-        return torch.cat([self._learner.encode(target).latent_BL for target in targets])
+        return torch.cat([self._learner.encode(target).latent_BL for target in self._targets(split)])
+
+    def _targets(self, split: Split) -> Iterator[Observed]:
+        """In float64, so that a latent does not depend on the other samples of its batch by rounding."""
+        for start in range(0, len(split), ENCODE_BATCH):
+            yield split.batch(slice(start, start + ENCODE_BATCH), self._device).double()
 
     def _known(self, split: Split, latent_NL: Tensor) -> Iterator[Posterior]:
         if self.prior_precision is None:
@@ -269,9 +270,8 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
                 "prior_precision: given None with return_std, and without a prior latents may lie anywhere; "
                 "allowed: a positive number"
             )
-        for start in range(0, len(split), ENCODE_BATCH):
-            rows = slice(start, min(start + ENCODE_BATCH, len(split)))
-            yield posterior_of(self._learner, split.batch(rows, self._device).double(), latent_NL[rows])
+        for target, latent_BL in zip(self._targets(split), latent_NL.split(ENCODE_BATCH), strict=True):
+            yield posterior_of(self._learner, target, latent_BL)
 
     def _keep(self, learner: Learner, scale: Scale) -> None:
         learner.networks.double()

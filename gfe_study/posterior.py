@@ -40,12 +40,10 @@ def posterior_of(learner: Learner, target: Observed, latent_BL: Tensor, predicte
         predicted: the same samples with what is to be predicted, whose errors the data may give; None: `target`.
     """
     assert learner.trial.prior_precision is not None
-    objective = learner.objective(target)
-    _, _, normal_BLL = objective.normal_equations(latent_BL)
+    output_BD, jacobian_BLD, normal_BLL = learner.objective(target).curvature(latent_BL)
     count_B = torch.as_tensor(target.count_B, dtype=torch.float64, device=latent_BL.device)
     # In float64: what few values say of many latents is nothing but the prior in most directions.
     covariance_BLL = torch.linalg.inv(normal_BLL.double() * count_B.reshape(-1, 1, 1))
-    output_BD, jacobian_BLD = objective.frozen.jacobian(latent_BL)
     of_mean_BD = ((covariance_BLL.to(jacobian_BLD) @ jacobian_BLD) * jacobian_BLD).sum(1)
     of_errors_BD = learner.loss.variance(output_BD, target if predicted is None else predicted)
     std_BD = (learner.loss.mean_slope(output_BD).square() * of_mean_BD + of_errors_BD).sqrt()

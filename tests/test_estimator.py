@@ -91,7 +91,7 @@ def test_what_stands_in_for_a_missing_value_has_no_influence(fitted: GradientFlo
 
 
 def test_standard_deviations_are_those_of_the_data_s_own_model() -> None:
-    """Of a decoder that is nearly linear, with errors of a known size: the closed form of probabilistic PCA."""
+    """A linear decoder and errors of a known size give the closed form of probabilistic PCA."""
     X = plane(200)
     X += np.random.default_rng(1).normal(size=X.shape)
     gone = X.copy()

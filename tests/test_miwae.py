@@ -35,7 +35,7 @@ def learner_of(**changes: Any) -> tuple[MIWAELearner, Observed]:
 
 
 def test_its_bound_is_that_of_the_paper() -> None:
-    """Of the densities themselves, value by value, in float64."""
+    """Checked against the densities themselves, value by value, in float64."""
     learner, target = learner_of()
     mean_BL, log_variance_BL = learner.posterior.moments(target.as_input(mask=True))
     noise_BKL = torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(0))

@@ -50,6 +50,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "learned sigma": {"likelihood": {"name": "gaussian", "sigma": "learned"}},
     "learned scale": {"likelihood": {"name": "student_t", "scale": "learned"}},
     "prior": {"prior_precision": 1.0},
+    "pca with gaps": {"method": "pca", "data": {"name": "digits", "hide": {"fraction": 0.4}}},
 }
 """Name -> configuration. Every built-in component of the sections of `AROUND` is added."""
 for section, around in AROUND.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import load_splits
 from gfe_study.methods.base import Batch
-from gfe_study.methods.gfe import GFELearner, Posterior, PosteriorNoise
+from gfe_study.methods.gfe import GFELearner, LatentNoise, PosteriorNoise
 from gfe_study.training import TrainingState, train, train_batch
 
 SMALL: dict[str, Any] = {
@@ -50,7 +50,7 @@ def covariance(learner: GFELearner, batch: Batch, row: int, latent_BL: Tensor) -
 def test_it_has_the_covariance_of_the_tempered_posterior() -> None:
     learner, batch = learner_of(Trial.build(SMALL))
     latent_BL = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    posterior = Posterior(PosteriorNoise(width=0.5), 8, 3, torch.device("cpu"))
+    posterior = LatentNoise(PosteriorNoise(width=0.5), 8, 3, torch.device("cpu"))
     objective = learner.objective(batch.target, batch.index_B)
     torch.manual_seed(0)
     drawn = torch.stack([posterior.noisy(objective, latent_BL, batch.index_B) - latent_BL for _ in range(4000)])
@@ -65,7 +65,7 @@ def test_it_has_the_covariance_of_the_tempered_posterior() -> None:
 
 def test_a_covariance_is_kept_for_some_updates_with_its_sample() -> None:
     learner, batch = learner_of(Trial.build(SMALL))
-    posterior = Posterior(PosteriorNoise(refresh=3), 8, 3, torch.device("cpu"))
+    posterior = LatentNoise(PosteriorNoise(refresh=3), 8, 3, torch.device("cpu"))
     first, second = batch.index_B[:5], batch.index_B[3:]
     asked: list[list[int]] = []
     for index_B in (first, second, first, first, second):
@@ -78,7 +78,7 @@ def test_a_covariance_is_kept_for_some_updates_with_its_sample() -> None:
 
 def test_the_width_rises_with_the_images_seen() -> None:
     learner, batch = learner_of(Trial.build(SMALL))
-    posterior = Posterior(PosteriorNoise(ramp_images=40), 8, 3, torch.device("cpu"))
+    posterior = LatentNoise(PosteriorNoise(ramp_images=40), 8, 3, torch.device("cpu"))
     objective = learner.objective(batch.target, batch.index_B)
     sizes = []
     for posterior.images_seen in (0, 10, 40, 400):

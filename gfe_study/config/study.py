@@ -508,20 +508,20 @@ class Study(Section):
             used["metric.against"] = self.metric.against
         for key, name in used.items():
             self._check_measured(key, name)
-            without = [arm for arm in self._arms if not self.example(arm).eval.common]
-            if name in (COMMON_VAL_LOSS, COMMON_TEST_LOSS) and without:
+            if name in (COMMON_VAL_LOSS, COMMON_TEST_LOSS):
+                self._check_evaluated(key, name, "common", "true")
+            if WITHHELD in name.split("_"):
+                self._check_evaluated(key, name, "withhold", "with a value, like {kind: random, fraction: 0.1}")
+
+    def _check_evaluated(self, key: str, name: str, setting: str, allowed: str) -> None:
+        for arm in self._arms:
+            if not (given := getattr(self.example(arm).eval, setting)):
+                told = "null" if given is None else "false"
                 raise InputError(
-                    f"{self._where(without[0])}: eval.common: given false with {key}={name}; allowed: true"
+                    f"{self._where(arm)}: eval.{setting}: given {told} with {key}={name}; allowed: {allowed}"
                 )
 
     def _check_measured(self, key: str, name: str) -> None:
-        if WITHHELD in name.split("_"):
-            for arm in self._arms:
-                if self.example(arm).eval.withhold is None:
-                    raise InputError(
-                        f"{self._where(arm)}: eval.withhold: given null with {key}={name}; "
-                        "allowed: with a value, like {kind: random, fraction: 0.1}"
-                    )
         if info_of(name).group != "measure":
             return
         allowed = [each for each in registry.names("measure") if _gives(each, name)]

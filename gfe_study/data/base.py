@@ -164,9 +164,14 @@ def load_splits(trial: Trial, folders: list[Path] | None = None, *, download: bo
         InputError: they cannot be had, a value is outside the domain of the trial's likelihood, or a measure cannot be
             taken of them.
     """
-    splits = withheld(trial.eval.withhold, trial.data.load(folders, download=download))
+    splits = read_splits(trial, folders, download=download)
     check_data(trial, splits)
     return splits
+
+
+def read_splits(trial: Trial, folders: list[Path] | None = None, *, download: bool = False) -> Splits:
+    """The same without the checks of values and measures."""
+    return withheld(trial.eval.withhold, trial.data.load(folders, download=download))
 
 
 def check_data(trial: Trial, splits: Splits) -> None:

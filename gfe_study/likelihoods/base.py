@@ -21,6 +21,7 @@ from gfe_study.config import Component
 
 LOG_2PI = math.log(2 * math.pi)
 HALVINGS = 60
+"""Of the interval in which an output is looked for, and doublings of that interval before."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ class GaussianLoss(LocationLoss):
         return self.scale(output_BD, target).square().reciprocal() * torch.ones_like(output_BD)
 
     def variance(self, output_BD: Tensor, target: Observed | None = None) -> Tensor:
-        """Of errors that the data gives, 0 where it gives none: the spread of the mean alone is then known."""
+        """With errors from the data, 0 where none is given: nobody knows how far off a measurement there would be."""
         variance_BD = self.scale(output_BD, target).square()
         if self.of_data and target is not None and target.known_BD is not None:
             variance_BD = variance_BD.masked_fill(~target.known_BD, 0.0)

@@ -27,9 +27,9 @@ WIDTHS = {COVERAGE_68: 0.994457883209753, COVERAGE_95: 1.959963984540054}
 class Coverage(Measure):
     """The share of the withheld test values that lie within their intervals of 68 % and of 95 %.
 
-    Intervals are reconstructions ± so many standard deviations of `posterior_of`, times one factor, `calibration`, with
-    which exactly 95 % of the withheld validation values lie within theirs. It needs `eval.withhold` and
-    `prior_precision`; a trial without the latter has no such metrics.
+    An interval is what the method predicts, plus and minus 0.99 or 1.96 standard deviations of `posterior_of`. All of
+    them are multiplied by one factor, `calibration`, chosen so that 95 % of the withheld validation values lie within
+    theirs. It needs `eval.withhold` and `prior_precision`; a trial without the latter has no such metrics.
     """
 
     metrics: ClassVar[tuple[MetricInfo, ...]] = tuple(map(info_of, (*WIDTHS, CALIBRATION)))
@@ -62,6 +62,6 @@ def ratios(learner: Learner, split: Split, latent_NL: Tensor) -> Tensor:
         rows = slice(start, start + len(latent_BL))
         shown, hidden = (part.batch(rows, latent_BL.device) for part in (split, withheld))
         std_BD = posterior_of(learner, shown, latent_BL, hidden).std_BD
-        error_BD = (learner.decode(latent_BL) - hidden.value_BD).abs()
+        error_BD = (learner.loss.mean(learner.predict(shown, latent_BL)) - hidden.value_BD).abs()
         found.append(hidden.known((error_BD / std_BD).double()))
     return torch.cat(found)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ClosedFormLearner(Learner):
-    """D(z) = Wz + μ, found anew before each evaluation, of every sample once, however often it was seen."""
+    """D(z) = Wz + μ, refitted before each evaluation to the samples seen so far; repetitions do not count."""
 
     decoder: MLPDecoder
     descends = False

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gfe_study.config import Trial
 
 LATENTS = "latents"
-POSTERIOR = "posterior"
+NOISE = "noise"
 
 
 class PosteriorNoise(Section):
@@ -39,7 +39,7 @@ class PosteriorNoise(Section):
     ramp_images: int = Field(0, ge=0)
     """Training images seen over which the width rises from 0."""
     refresh: int = Field(5, gt=0)
-    """Weight updates with a sample after which its JᵀHJ is found anew."""
+    """How many weight updates a sample takes part in before its JᵀHJ is computed again."""
 
 
 class GFELearner(Learner):
@@ -53,15 +53,15 @@ class GFELearner(Learner):
     encodes_by_flow = True
     latent_NL: Tensor
     """The last z* of every training sample, where samples are replayed."""
-    posterior: Posterior | None = None
+    noise: LatentNoise | None = None
 
     def see(self, train: Split) -> None:
         weight = next(self.decoder.parameters())
         if self.trial.optim.update_size is not None:
             self.latent_NL = weight.new_zeros(len(train), self.trial.model.latent_dim)
-        noise = self.trial.method.posterior_noise if isinstance(self.trial.method, GFE) else None
-        if noise is not None:
-            self.posterior = Posterior(noise, len(train), self.trial.model.latent_dim, weight.device)
+        settings = self.trial.method.posterior_noise if isinstance(self.trial.method, GFE) else None
+        if settings is not None:
+            self.noise = LatentNoise(settings, len(train), self.trial.model.latent_dim, weight.device)
 
     def update(self, batches: Sequence[Batch], new: int) -> Updated:
         forward: Tensor | float = 0.0
@@ -92,8 +92,8 @@ class GFELearner(Learner):
             first = objective
             latent_BL = solution.latent_BL
             self.optimiser.zero_grad(set_to_none=True)
-            if self.posterior is not None:
-                solution = replace(solution, latent_BL=self.posterior.noisy(objective, latent_BL, index_B))
+            if self.noise is not None:
+                solution = replace(solution, latent_BL=self.noise.noisy(objective, latent_BL, index_B))
             done = self.trial.gradient.backward(objective, solution)
             self.start.backward(objective)
             # The sum of a tensor that holds NaN or an infinity is one or the other.
@@ -107,8 +107,8 @@ class GFELearner(Learner):
             forward = forward + sum(each.nfe_forward_B.sum() for each in spent) + done.nfe_forward_B.sum()
             backward = backward + sum(each.nfe_backward_B.sum() for each in spent) + done.nfe_backward_B.sum()
             encoder_passes += len(target) * self.start.backward_passes
-        if self.posterior is not None:
-            self.posterior.images_seen += new
+        if self.noise is not None:
+            self.noise.images_seen += new
         if self.trial.optim.update_size is not None:
             self.latent_NL[index_B[:new]] = latent_BL[:new]
         self.start.remember(latent_BL[:new], target[:new], index_B[:new])
@@ -139,19 +139,19 @@ class GFELearner(Learner):
 
     def state_dict(self) -> dict[str, Any]:
         kept: dict[str, Any] = {} if self.trial.optim.update_size is None else {LATENTS: self.latent_NL}
-        if self.posterior is not None:
-            kept[POSTERIOR] = self.posterior.state_dict()
+        if self.noise is not None:
+            kept[NOISE] = self.noise.state_dict()
         return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         if self.trial.optim.update_size is not None:
             self.latent_NL.copy_(state[LATENTS])
-        if self.posterior is not None:
-            self.posterior.load_state_dict(state[POSTERIOR])
+        if self.noise is not None:
+            self.noise.load_state_dict(state[NOISE])
 
 
-class Posterior:
+class LatentNoise:
     """What `PosteriorNoise` draws from: a root of the covariance of every training sample's latent."""
 
     def __init__(self, settings: PosteriorNoise, samples: int, latent_dim: int, device: torch.device) -> None:
@@ -187,7 +187,7 @@ class Posterior:
 def _root(objective: Objective, latent_BL: Tensor, rows_K: Tensor) -> Tensor:
     """R with R Rᵀ = λ (JᵀHJ + λI)⁻¹ of some rows of a batch, shape (K, L, L); 0 where it cannot be found."""
     assert objective.pull_B is not None
-    _, _, normal_KLL = objective.normal_equations(latent_BL[rows_K], rows_K)  # per observed value, as λ/n is
+    _, _, normal_KLL = objective.curvature(latent_BL[rows_K], rows_K)  # per observed value, as λ/n is
     factor_KLL, failed_K = torch.linalg.cholesky_ex(normal_KLL)
     scaled_KLL = torch.diag_embed(objective.pull_B[rows_K].sqrt()[:, None].expand(latent_BL[rows_K].shape))
     root_KLL = torch.linalg.solve_triangular(factor_KLL.mT, scaled_KLL, upper=True)

@@ -6,7 +6,6 @@ Shapes: B batch, K draws of a latent per sample, L latent, D values of a sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from gfe_study.likelihoods.base import Observed
-from gfe_study.methods.ae import passes
-from gfe_study.methods.base import Batch, Diverged, Updated
 from gfe_study.methods.vae import VAE, VAELearner
 
 if TYPE_CHECKING:
@@ -36,25 +33,14 @@ class MIWAELearner(VAELearner):
         assert isinstance(method, MIWAE)
         return method
 
-    def update(self, batches: Sequence[Batch], new: int) -> Updated:
-        draws = self.settings.draws
-        for batch in batches:
-            target = batch.target
-            self.optimiser.zero_grad(set_to_none=True)
-            with self.dropout():
-                mean_BL, log_variance_BL = self.posterior.moments(self.noisy_input(target))
-                # Drawn on the CPU, so that a trial draws the same on every device.
-                noise_BKL = torch.randn(len(target), draws, mean_BL.shape[1]).to(mean_BL)
-                _, loss_BK, log_weight_BK = self._drawn(target, mean_BL, log_variance_BL, noise_BKL)
-            total_B = (math.log(draws) - log_weight_BK.logsumexp(1)) / target.count_B
-            if not bool(total_B.isfinite().all()):
-                raise Diverged
-            target.weighed(total_B).sum().backward()
-            self.optimiser.step()
-        self.start.remember(mean_BL[:new].detach(), target[:new], batch.index_B[:new])
-        forward, backward = (draws * count for count in passes(batches))
-        encoder_passes = 2 * sum(len(each.target) for each in batches)
-        return Updated(mean_BL[:new].detach(), loss_BK[:new].mean(1).detach(), forward, backward, encoder_passes)
+    @property
+    def draws(self) -> int:
+        return self.settings.draws
+
+    def bound(self, target: Observed, mean_BL: Tensor, log_variance_BL: Tensor) -> tuple[Tensor, Tensor]:
+        noise_BKL = torch.randn(len(target), self.draws, mean_BL.shape[1]).to(mean_BL)
+        _, loss_BK, log_weight_BK = self._drawn(target, mean_BL, log_variance_BL, noise_BKL)
+        return loss_BK.mean(1), (math.log(self.draws) - log_weight_BK.logsumexp(1)) / target.count_B
 
     def _drawn(
         self, target: Observed, mean_BL: Tensor, log_variance_BL: Tensor, noise_BKL: Tensor

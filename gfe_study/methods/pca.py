@@ -136,6 +136,8 @@ def axes_with_gaps(
     least = float((1e-9 * variance).clamp(min=1e-200))
     noise = noise.clamp(min=1e3 * least)
     identity_LL = torch.eye(count).to(value_ND)
+    # What no sample, or fewer than the unknowns, observe is held by a little ridge in any case.
+    ridge_HH = torch.diag(value_ND.new_tensor([1e-9 + ridge] * count + [1e-9]))
     for _ in range(rounds):
         weight_DL, mean_D = both_DH[:, :-1], both_DH[:, -1]
         outer_DM = (weight_DL[:, :, None] * weight_DL[:, None, :]).flatten(1)
@@ -147,8 +149,7 @@ def axes_with_gaps(
         moment_NHH = one_NH[:, :, None] * one_NH[:, None, :]
         moment_NHH[:, :count, :count] += noise * inverse_NLL
         system_DHH = (seen_ND.t() @ moment_NHH.flatten(1)).view(size, count + 1, count + 1)
-        # What no sample, or fewer than the unknowns, observe is held by a little ridge in any case.
-        system_DHH = system_DHH + torch.diag(torch.tensor([1e-9 + ridge] * count + [1e-9])).to(value_ND)
+        system_DHH = system_DHH + ridge_HH
         both_DH = torch.linalg.solve(system_DHH, value_ND.t() @ one_NH)
         fit_ND = one_NH @ both_DH.t()
         axes_DL = both_DH[:, :-1]
@@ -169,9 +170,10 @@ class PCA(ClosedForm):
     implies: ClassVar[Mapping[str, Any]] = {"likelihood.name": "gaussian"}
 
     ridge: Annotated[float, Field(ge=0)] | None = None
-    """Of data with missing values: ρ of a prior N(0, σ²/ρ) of the axes' entries, in samples; None: no prior."""
+    """ρ of a prior N(0, σ²/ρ) of every entry of W, for data with missing values; it counts like ρ samples. None: no
+    prior."""
     rounds: Annotated[int, Field(gt=0)] | None = None
-    """Of data with missing values: rounds of expectation maximisation, at most; None: 200."""
+    """Largest number of rounds of expectation maximisation, for data with missing values; None: 200."""
     clip: Literal[True] | None = None
     """True keeps what is imputed within the range of all values observed in training, like that of grey levels."""
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import AutoencoderLearner, EncoderMethod, passes
 from gfe_study.methods.base import Batch, Diverged, TargetedMethod, Updated, seeded
 
@@ -36,24 +37,36 @@ class VAELearner(AutoencoderLearner):
         self.encoder = self.posterior
         return {"encoder": self.posterior}
 
+    @property
+    def draws(self) -> int:
+        """Latents that are drawn per sample in training."""
+        return 1
+
+    def bound(self, target: Observed, mean_BL: Tensor, log_variance_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """ℓ at what is drawn from q(z|y), and the bound that is minimised, both (B,) and per observed value.
+
+        Noise is drawn on the CPU, so that a trial draws the same on every device.
+        """
+        noise_BL = torch.randn(mean_BL.shape).to(mean_BL)
+        loss_B = self.loss(self.decoder(mean_BL + (log_variance_BL / 2).exp() * noise_BL), target)
+        divergence_B = (log_variance_BL.exp() + mean_BL.square() - 1 - log_variance_BL).sum(1) / 2
+        return loss_B, loss_B + self.settings.beta * divergence_B / target.count_B
+
     def update(self, batches: Sequence[Batch], new: int) -> Updated:
         for batch in batches:
             target = batch.target
             self.optimiser.zero_grad(set_to_none=True)
             with self.dropout():
                 mean_BL, log_variance_BL = self.posterior.moments(self.noisy_input(target))
-                # Drawn on the CPU, so that a trial draws the same on every device.
-                noise_BL = torch.randn(mean_BL.shape).to(mean_BL)
-                loss_B = self.loss(self.decoder(mean_BL + (log_variance_BL / 2).exp() * noise_BL), target)
-            divergence_B = (log_variance_BL.exp() + mean_BL.square() - 1 - log_variance_BL).sum(1) / 2
-            total_B = loss_B + self.settings.beta * divergence_B / target.count_B
+                loss_B, total_B = self.bound(target, mean_BL, log_variance_BL)
             if not bool(total_B.isfinite().all()):
                 raise Diverged
             target.weighed(total_B).sum().backward()
             self.optimiser.step()
         self.start.remember(mean_BL[:new].detach(), target[:new], batch.index_B[:new])
         forward, backward = passes(batches)
-        return Updated(mean_BL[:new].detach(), loss_B[:new].detach(), forward, backward, int(forward + backward))
+        evaluations = self.draws * forward, self.draws * backward
+        return Updated(mean_BL[:new].detach(), loss_B[:new].detach(), *evaluations, int(forward + backward))
 
 
 class Posterior(nn.Module):

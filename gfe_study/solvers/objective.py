@@ -129,18 +129,27 @@ class Objective:
         their gradients; its curvature, which may have any sign, is not in the matrices. The prior's is.
         """
         target = self._target_of(rows_K)
-        output_KD, jacobian_KLD = self.frozen.jacobian(latent_KL)
-        self._forward.add(rows_K, 1 + latent_KL.shape[1])
+        output_KD, jacobian_KLD, normal_KLL = self.curvature(latent_KL, rows_K)
         grad_KL = torch.einsum("kld,kd->kl", jacobian_KLD, self.loss.gradient(output_KD, target))
-        weighted_KLD = jacobian_KLD * self.loss.curvature(output_KD, target)[:, None]
-        normal_KLL = weighted_KLD @ jacobian_KLD.transpose(1, 2)
         loss_K = self.loss(output_KD, target)
         if (beside := self._beside(latent_KL, rows_K)) is not None:
             loss_K, grad_KL = loss_K + beside[0], grad_KL + beside[1]
+        return loss_K, grad_KL, normal_KLL
+
+    def curvature(self, latent_KL: Tensor, rows_K: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """D(z) (K, D), ∂D/∂z (K, L, D) and the Gauss–Newton matrices (K, L, L) of the given rows.
+
+        Matrices and cost are those of `normal_equations`.
+        """
+        target = self._target_of(rows_K)
+        output_KD, jacobian_KLD = self.frozen.jacobian(latent_KL)
+        self._forward.add(rows_K, 1 + latent_KL.shape[1])
+        weighted_KLD = jacobian_KLD * self.loss.curvature(output_KD, target)[:, None]
+        normal_KLL = weighted_KLD @ jacobian_KLD.transpose(1, 2)
         if self.pull_B is not None:
             pull_K = self.pull_B if rows_K is None else self.pull_B[rows_K]
             normal_KLL.diagonal(dim1=1, dim2=2).add_(pull_K[:, None])
-        return loss_K, grad_KL, normal_KLL
+        return output_KD, jacobian_KLD, normal_KLL
 
     def metric(self, latent_dim: int, damping: float) -> Tensor:
         """P with P Pᵀ = (N + μ I)⁻¹, shape (L, L), N = Jᵀ diag(∂²ℓ/∂D²) J + λ/D I the Gauss–Newton matrix at z = 0.

@@ -75,7 +75,7 @@ def encode_file(
             "prior_precision: given null with --std, and without a prior latents may lie anywhere; "
             "allowed: a positive number, like --set prior_precision=1"
         )
-    factor = float(read_checkpoint(checkpoint)["metrics"].get(CALIBRATION, 1.0))
+    factor = float(read_checkpoint(checkpoint)["metrics"].get(CALIBRATION, 1.0)) if std else 1.0
     scale = scale_of(samples, scale)
     try:
         columns = _Columns(out)

@@ -9,8 +9,7 @@ from typing import Any
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
-from gfe_study.data.base import Dataset, check_data
-from gfe_study.data.gaps import withheld
+from gfe_study.data.base import Dataset, check_data, read_splits
 from gfe_study.data.split import Splits
 from gfe_study.measures.preparation import Content, Keep, in_cache, prepared, read_prepared, write_prepared
 from gfe_study.study.storage import Mirror
@@ -66,8 +65,7 @@ class Images:
         key = data_key(trial)
         if key not in self.loaded:
             self._datasets.append(trial.data)
-            whole = trial.data.load(self._folders, download=self._download)
-            self.loaded[key] = withheld(trial.eval.withhold, whole)
+            self.loaded[key] = read_splits(trial, self._folders, download=self._download)
         asked = key, json.dumps([trial.likelihood.model_dump(), trial.eval.model_dump()], sort_keys=True)
         if asked not in self._checked:
             check_data(trial, self.loaded[key])

@@ -16,7 +16,7 @@ from gfe_study.data.split import Array, Split, seeded
 from gfe_study.measures.errors import imputation_errors
 from gfe_study.methods.base import Learner
 from gfe_study.metrics import WITHHELD_LOSS
-from gfe_study.training import ENCODE_BATCH
+from gfe_study.training import ENCODE_BATCH, evaluate
 
 PRIORS = tuple(float(f"{precision:.2g}") for precision in np.logspace(-2, 2, 13))
 """Precisions that are tried: three per decade."""
@@ -36,7 +36,7 @@ def tuned_prior(learner: Learner, samples: Samples) -> float:
     Raises:
         InputError: the method encodes without a prior, the file has no gaps, or the data cannot be had.
     """
-    if not (learner.encodes_by_flow or not learner.descends):
+    if learner.descends and not learner.encodes_by_flow:
         raise InputError(
             f"--tune-prior: given with method={learner.trial.method.name}, whose encoder has no prior; "
             "allowed: methods whose latents are solved for"
@@ -79,8 +79,7 @@ def _loss(learner: Learner, split: Split, precision: float) -> float:
     """Loss at the withheld values with another prior."""
     trained, learner.trial = learner.trial, learner.trial.model_copy(update={"prior_precision": precision})
     try:
-        batches = [split.take(slice(start, start + ENCODE_BATCH)) for start in range(0, len(split), ENCODE_BATCH)]
-        latents = [learner.encode(batch.batch(slice(None))).latent_BL for batch in batches]
+        latent_NL = evaluate(learner, split, len(split), torch.device("cpu")).latent_NL
     finally:
         learner.trial = trained
-    return imputation_errors(learner, split, torch.cat(latents))[WITHHELD_LOSS]
+    return imputation_errors(learner, split, latent_NL)[WITHHELD_LOSS]
