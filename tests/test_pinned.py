@@ -66,6 +66,7 @@ PINNED: dict[str, tuple[float, float]] = {
     "preset gen": (0.69910872, 0.69759000),
     "learned sigma": (1.15015657, 1.06074419),
     "learned scale": (1.14990855, 1.05426181),
+    "pca with gaps": (1.09280885, 1.08934223),
     "prior": (0.57976876, 0.51315568),
     "method aae": (0.54942254, 0.47453234),
     "method ae": (0.54892323, 0.47333764),

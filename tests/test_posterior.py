@@ -91,9 +91,21 @@ def test_the_factor_makes_up_for_a_sigma_that_is_wrong() -> None:
     assert last.metrics["coverage_95"] == pytest.approx(0.95, abs=0.03)
 
 
+def test_intervals_lie_about_what_the_method_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be more than its decoder gives; here it is the truth."""
+    splits, trial = linear_data()
+    *_, last = train(trial, splits)
+    latent_NL = last.state.test_latent_NL
+    assert latent_NL is not None
+    truth_ND = splits.test.withheld().batch(slice(None)).value_BD
+    assert float(ratios(last.state.learner, splits.test, latent_NL[:20]).max()) > 1
+    monkeypatch.setattr(last.state.learner, "predict", lambda target, latent_BL: truth_ND[: len(latent_BL)])
+    assert float(ratios(last.state.learner, splits.test, latent_NL[:20]).max()) == 0
+
+
 def test_the_factor_is_found_without_the_test_samples() -> None:
     splits, trial = linear_data()
-    other = splits.changed(lambda name, split: split.take(slice(0, 150)) if name == "test" else split)
+    other = splits.changed(lambda name, split: split.take(slice(100, 200)) if name == "test" else split)
     points = []
     for each in (splits, other):
         *_, last = train(trial, each)
