@@ -45,6 +45,8 @@ def posterior_of(learner: Learner, target: Observed, latent_BL: Tensor, predicte
     # In float64: what few values say of many latents is nothing but the prior in most directions.
     covariance_BLL = torch.linalg.inv(normal_BLL.double() * count_B.reshape(-1, 1, 1))
     of_mean_BD = ((covariance_BLL.to(jacobian_BLD) @ jacobian_BLD) * jacobian_BLD).sum(1)
-    of_errors_BD = learner.loss.variance(output_BD, target if predicted is None else predicted)
+    if predicted is None and target.instrument is None:
+        predicted = target
+    of_errors_BD = learner.loss.variance(output_BD, predicted)
     std_BD = (learner.loss.mean_slope(output_BD).square() * of_mean_BD + of_errors_BD).sqrt()
     return Posterior(covariance_BLL.to(latent_BL), std_BD)

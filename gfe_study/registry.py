@@ -36,6 +36,7 @@ BASES = {
     "start": "gfe_study.starts.base:Start",
     "model": "gfe_study.models.base:Model",
     "data": "gfe_study.data.base:Dataset",
+    "operator": "gfe_study.operators.base:Operator",
     "likelihood": "gfe_study.likelihoods.base:Likelihood",
     "optim": "gfe_study.optim:Optimiser",
     "target": "gfe_study.targets.base:Target",
@@ -103,6 +104,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "target": {
         "mixture_of_gaussians": "gfe_study.targets.mixture_of_gaussians:MixtureOfGaussians",
         "standard_normal": "gfe_study.targets.standard_normal:StandardNormal",
+    },
+    "operator": {
+        "blur": "gfe_study.operators.separable:Blur",
+        "downsample": "gfe_study.operators.separable:Downsample",
+        "identity": "gfe_study.operators.identity:Identity",
+        "matrix": "gfe_study.operators.matrix:Matrix",
+        "subsample": "gfe_study.operators.subsample:Subsample",
     },
     "measure": {
         "coverage": "gfe_study.measures.coverage:Coverage",

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study import registry
-from gfe_study.config import Component, Trial
+from gfe_study.config import Component, InputError, Trial
 from gfe_study.data.base import Dataset
 from gfe_study.data.digits import Digits
 from gfe_study.data.split import Shape, Splits, image_shape
@@ -42,6 +42,7 @@ from gfe_study.methods.base import Batch, Diverged, Learner, Method
 from gfe_study.metrics import ENCODE_SECONDS, EVAL_SECONDS, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS, is_objective
 from gfe_study.models.base import Decoder, Linearizable, Model, Products, Vjp
 from gfe_study.models.mlp import MLP, MLPDecoder
+from gfe_study.operators.base import Operator
 from gfe_study.optim import Optimiser
 from gfe_study.solvers.base import Result, Solution, Solver
 from gfe_study.solvers.fields import Flow, GradientFlow
@@ -408,6 +409,32 @@ def check_likelihood(likelihood: Likelihood | type[Likelihood]) -> None:
     _claim(likelihood, near, f"has draws with the mean {float(drawn.mean()):.3f}; by `mean` it is {float(wanted):.3f}")
 
 
+def check_operator(operator: Operator | type[Operator]) -> None:
+    """Check that an operator is linear, that its adjoint is the adjoint, and that it leaves its input alone."""
+    operator = example(operator)
+    check_settings(operator)
+    draw = torch.Generator().manual_seed(0)
+    for dims in ((1, 8, 8), (3, 4, 6), (1, 12), (1, 4, 4, 4)):
+        try:
+            measured = operator.measured_dims(dims)
+        except InputError:
+            continue  # of samples of such a shape it makes nothing
+        one, other = (torch.randn(3, *dims, generator=draw, dtype=torch.float64) for _ in range(2))
+        seen = torch.randn(3, *measured, generator=draw, dtype=torch.float64)
+        kept, kept_seen = one.clone(), seen.clone()
+        applied, pulled = operator.apply(one), operator.adjoint(seen, dims)
+        _claim(operator, applied.shape == seen.shape, f"gives {tuple(applied.shape)}, not {tuple(seen.shape)}")
+        _claim(operator, pulled.shape == one.shape, f"has an adjoint that gives {tuple(pulled.shape)}, not {one.shape}")
+        sums = operator.apply(2 * one - other)
+        _close(operator, sums, 2 * applied - operator.apply(other), "is not linear", 1e-10)
+        inner, pulled_inner = ((a * b).flatten(1).sum(1) for a, b in ((applied, seen), (one, pulled)))
+        _close(operator, inner, pulled_inner, "has an adjoint with ⟨Ax, y⟩ ≠ ⟨x, Aᵀy⟩", 1e-10)
+        _close(operator, operator.apply(one[1:2]), applied[1:2], "treats a sample by what is beside it", 1e-10)
+        same = torch.equal(one, kept) and torch.equal(seen, kept_seen)
+        _claim(operator, same, "changed the samples it was given")
+        _claim(operator, operator.apply(one.float()).dtype == torch.float32, "gives another type than it is given")
+
+
 def check_optim(optim: Optimiser | type[Optimiser]) -> None:
     """Check that an optimiser goes downhill with the learning rate of its section, and goes on from a saved state."""
     optim = example(optim)
@@ -484,6 +511,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "start": check_start,
     "model": check_model,
     "data": check_dataset,
+    "operator": check_operator,
     "likelihood": check_likelihood,
     "optim": check_optim,
     "target": check_target,

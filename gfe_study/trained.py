@@ -18,7 +18,7 @@ from gfe_study.data.split import Scale, Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
 from gfe_study.study.artifacts import read_learner
-from gfe_study.study.encoding import encodings, scale_of
+from gfe_study.study.encoding import encodings, scale_of, shape_in_file
 from gfe_study.training import ENCODE_BATCH
 
 
@@ -59,7 +59,7 @@ class TrainedDecoder(nn.Module):
         Args:
             samples: an array or tensor of N samples, each in the shape of the training data or flat, in the units of
                 the training data; of images whole numbers as they were stored, or floats in [0, 1]. NaN is a missing
-                value.
+                value. With `data.observe`, what the instrument measured of them.
 
         Raises:
             InputError: samples of another shape, type or domain.
@@ -71,12 +71,13 @@ class TrainedDecoder(nn.Module):
         given = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
         if given.dtype.kind not in "biuf":
             raise InputError(f"samples: given {given.dtype}; allowed: numbers")
-        shapes = self.shape.file, (self.shape.size,)
+        shape = shape_in_file(self._learner, self.shape)
+        shapes = shape.file, (shape.size,)
         if given.shape[1:] not in shapes or not len(given):
             allowed = " or ".join(dict.fromkeys(f"(N, {', '.join(map(str, each))})" for each in shapes))
             raise InputError(f"samples: given shape {given.shape}; allowed: {allowed}")
-        stored = Samples("samples", given, None, None, self.shape, "samples")
-        return list(encodings(self._learner, stored, scale_of(stored, self._scale), self._device))
+        stored = Samples("samples", given, None, None, shape, "samples")
+        return list(encodings(self._learner, stored, self.shape, scale_of(stored, self._scale), self._device))
 
     def decode(self, latents: Any) -> Tensor:
         """Return the reconstructions of latents (N, L), in the shape and the units of the data; of images in [0, 1]."""

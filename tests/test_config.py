@@ -76,6 +76,7 @@ OTHER = {
     "optim.decay": "linear",
     "optim.average": {"window": 3},
     "data.hide": {"fraction": 0.1},
+    "data.observe": "identity",
     "eval.withhold": {"fraction": 0.1},
     "model.skip": True,
 }

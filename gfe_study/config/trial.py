@@ -165,7 +165,8 @@ def build(section: str, value: Mapping[str, Any]) -> Component:
         raise InputError(f"{section}: given {given!r}; {error.message()}") from error
 
 
-def _chosen(section: str) -> BeforeValidator:
+def by_choice(section: str) -> BeforeValidator:
+    """Return what makes of a name, or of settings with one, the component of a section."""
     return BeforeValidator(partial(chosen, section))
 
 
@@ -249,7 +250,7 @@ class Evaluation(Section):
     withhold: Gaps | None = None
     """Observed values of the validation and test samples that no method is shown, and by which what it imputes is
     scored: `val_withheld_loss` and its like; None: none."""
-    measures: tuple[SerializeAsAny[Annotated[Measure, _chosen("measure")]], ...] | None = None
+    measures: tuple[SerializeAsAny[Annotated[Measure, by_choice("measure")]], ...] | None = None
     """What is measured beside the losses, by name or with settings; None: nothing."""
 
     def points(self, images: int) -> Iterator[int]:
@@ -275,17 +276,19 @@ class Trial(Section):
     """
 
     preset: str = "best"
-    method: SerializeAsAny[Annotated[Method, _chosen("method")]]
-    flow: SerializeAsAny[Annotated[Flow, _chosen("flow")]]
-    solver: SerializeAsAny[Annotated[Solver, _chosen("solver")]]
-    gradient: SerializeAsAny[Annotated[Gradient, _chosen("gradient")]]
-    start: SerializeAsAny[Annotated[Start, _chosen("start")]]
-    model: SerializeAsAny[Annotated[Model, _chosen("model")]]
-    data: SerializeAsAny[Annotated[Dataset, _chosen("data")]]
-    likelihood: SerializeAsAny[Annotated[Likelihood, _chosen("likelihood")]] = Field("bernoulli", validate_default=True)
+    method: SerializeAsAny[Annotated[Method, by_choice("method")]]
+    flow: SerializeAsAny[Annotated[Flow, by_choice("flow")]]
+    solver: SerializeAsAny[Annotated[Solver, by_choice("solver")]]
+    gradient: SerializeAsAny[Annotated[Gradient, by_choice("gradient")]]
+    start: SerializeAsAny[Annotated[Start, by_choice("start")]]
+    model: SerializeAsAny[Annotated[Model, by_choice("model")]]
+    data: SerializeAsAny[Annotated[Dataset, by_choice("data")]]
+    likelihood: SerializeAsAny[Annotated[Likelihood, by_choice("likelihood")]] = Field(
+        "bernoulli", validate_default=True
+    )
     """What an observation is, and how far it is from a reconstruction."""
-    optim: SerializeAsAny[Annotated[Optimiser, _chosen("optim")]]
-    target: SerializeAsAny[Annotated[Target, _chosen("target")]] | None = None
+    optim: SerializeAsAny[Annotated[Optimiser, by_choice("optim")]]
+    target: SerializeAsAny[Annotated[Target, by_choice("target")]] | None = None
     """The distribution that a method pulls its latents to; None for a method that has none."""
     prior_precision: Annotated[float, Field(gt=0)] | None = None
     """λ: latents that are found by minimising have a normal prior of this precision, which adds λ‖z‖²/(2 n) to the
@@ -301,9 +304,9 @@ class Trial(Section):
         return self
 
     def components(self) -> list[Component]:
-        """Return what the trial consists of: its method, flow, solver, …, and its measures."""
+        """Return what the trial consists of: its method, flow, solver, …, its operator and its measures."""
         sections = [getattr(self, section) for section in BASES if section in type(self).model_fields]
-        return [part for part in (*sections, *(self.eval.measures or ())) if part is not None]
+        return [part for part in (*sections, self.data.observe, *(self.eval.measures or ())) if part is not None]
 
     def packages(self) -> list[str]:
         """Return the other packages that components come from, with their versions; see `registry.origin`."""
@@ -371,6 +374,9 @@ class Trial(Section):
             immaterial = getattr(getattr(self, section), "immaterial", ())
             if immaterial:
                 identity[section] = {key: value for key, value in identity[section].items() if key not in immaterial}
+        if self.data.observe is not None:  # the hash of the data tells what is in an operator's files
+            observe = identity["data"]["observe"]
+            identity["data"]["observe"] = {k: v for k, v in observe.items() if k not in self.data.observe.immaterial}
         return {key: value for key, value in flatten(identity).items() if value is not None}
 
 

@@ -9,18 +9,21 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from gfe_study.config import Component
 from gfe_study.config.gaps import Hide
+from gfe_study.config.trial import by_choice
 from gfe_study.data.gaps import hidden, withheld
+from gfe_study.data.measuring import measured
 from gfe_study.data.split import AT_ONCE, Array, DataError, Scale, Split, Splits, nested_subset
 from gfe_study.metrics import Values
 from gfe_study.names import DATA_DIR_VARIABLE
+from gfe_study.operators.base import Operator
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 class Dataset(Component, ABC):
     """A dataset by name; its settings are fields."""
 
-    outlast_name = frozenset({"train_images", "subset_seed", "held_out", "hide"})
+    outlast_name = frozenset({"train_images", "subset_seed", "held_out", "hide", "observe"})
 
     noun: ClassVar[str] = "pixel"
     """What one of a sample's values is called: `pixel`, or `value` of data that are not images."""
@@ -47,11 +50,21 @@ class Dataset(Component, ABC):
     is shown or written is in the data's own units."""
     hide: Hide | None = None
     """Observed values that are removed, for experiments; None: none."""
+    observe: SerializeAsAny[Annotated[Operator, by_choice("operator")]] | None = None
+    """The linear map through which samples are measured before any method sees them; None: they are seen as they are.
+    What is decoded of validation and test samples is scored at every value: `val_withheld_rmse` and its like."""
 
     @property
     def whole(self) -> Self:
         """The dataset with all of its samples, as they are stored."""
-        everything = {"train_images": None, "subset_seed": 0, "held_out": None, "scale": None, "hide": None}
+        everything = {
+            "train_images": None,
+            "subset_seed": 0,
+            "held_out": None,
+            "scale": None,
+            "hide": None,
+            "observe": None,
+        }
         return self.model_copy(update=everything)
 
     @property
@@ -95,10 +108,25 @@ class Dataset(Component, ABC):
                     f"the training samples of {self.name}"
                 )
             splits = replace(splits, train=nested_subset(splits.train, self.train_images, self.subset_seed))
-        if self.scale is None:
-            return splits
-        scale = fitted_scale(self.scale, splits)
-        return splits.changed(lambda _, split: replace(split, scale=scale))
+        if self.scale is not None:
+            scale = fitted_scale(self.scale, splits)
+            splits = splits.changed(lambda _, split: replace(split, scale=scale))
+        return splits if self.observe is None else measured(self.observe, splits)
+
+    def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
+        if self.observe is None:
+            return
+        if trial.eval.withhold is not None and {"val", "test"} & set(self.observe.splits):
+            raise ValueError(
+                "eval.withhold: given with data.observe, by which every value of the validation and test samples is "
+                "scored; allowed: null, or data.observe.splits: [train]"
+            )
+        if trial.start.name == "nearest":
+            raise ValueError(
+                "start.name: given 'nearest' with data.observe, and it compares samples value by value; "
+                "allowed: another start"
+            )
 
     def _without(self, splits: Splits, label: int) -> Splits:
         parts = [(part, part.labels_N) for part in (splits.train, splits.val) if part.labels_N is not None]
@@ -193,7 +221,7 @@ def check_data(trial: Trial, splits: Splits) -> None:
                 raise DataError(
                     f"data.scale: given {given} with {part} values beyond what 32 bits hold; allowed: standard, minmax"
                 )
-            if not likelihood.accepts(batch):
+            if not likelihood.accepts(batch) and batch.instrument is None:
                 known = batch.known(batch.value_BD)
                 raise DataError(
                     f"likelihood.name: given {likelihood.name!r}, which is for {likelihood.domain}, with {part} values "

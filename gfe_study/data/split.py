@@ -24,6 +24,7 @@ from gfe_study.likelihoods.base import Observed
 
 if TYPE_CHECKING:
     from gfe_study.likelihoods.base import Likelihood
+    from gfe_study.operators.base import Instrument
 
 SPLIT_SEED = 20241201
 """Seeds every split: the splits of a dataset are the same for all trials of all studies."""
@@ -174,6 +175,7 @@ class Split:
         sigma_ND: standard deviation of every value's error, in the values' units; None if unknown.
         scale: what makes a decoder's values of the stored ones.
         withheld_ND: bool; values that are not observed, but known, for scoring what is imputed. None: none.
+        instrument: what the samples are measured through before a method is shown them; None: nothing.
     """
 
     values_ND: Array
@@ -182,19 +184,33 @@ class Split:
     sigma_ND: Array | None = None
     scale: Scale = Scale()
     withheld_ND: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    instrument: Instrument | None = None
 
     def __len__(self) -> int:
         return len(self.values_ND)
 
     def withheld(self) -> Split:
         """The same samples with those values observed that are withheld, and no others."""
-        return replace(self, observed_ND=self.withheld_ND, withheld_ND=None)
+        return replace(self, observed_ND=self.withheld_ND, withheld_ND=None, instrument=None)
+
+    @property
+    def unmeasured(self) -> Split:
+        """The same samples as they are, and not as they are measured."""
+        return self if self.instrument is None else replace(self, instrument=None)
 
     def batch(self, index: slice | Array, device: torch.device | None = None) -> Observed:
-        """The chosen samples, scaled. On a GPU with room for it the whole split is kept, as it is stored."""
+        """The chosen samples, scaled, as they are measured. On a GPU with room for it the whole split is kept, as it is
+        stored."""
         values_BD, known, sigma = self._chosen(index, device)
         assert values_BD is not None
-        return Observed(self.scale.apply(values_BD), known, None if sigma is None else self.scale.spread(sigma))
+        scaled_BD = self.scale.apply(values_BD)
+        if self.instrument is None:
+            return Observed(scaled_BD, known, None if sigma is None else self.scale.spread(sigma))
+        if known is None:
+            return Observed(self.instrument.apply(scaled_BD), instrument=self.instrument)
+        # What a missing value holds must not reach a measured one.
+        measured_BM = self.instrument.apply(scaled_BD.masked_fill(~known, 0.0))
+        return Observed(measured_BM, self.instrument.known(known), instrument=self.instrument)
 
     def _chosen(self, index: slice | Array, device: torch.device | None) -> list[Tensor | None]:
         parts = (self.values_ND, self.observed_ND, self.sigma_ND)
@@ -239,8 +255,7 @@ class Split:
         if self.values_ND.dtype != np.uint8:
             content.update(str(self.values_ND.dtype).encode())
         known_ND = self.observed_ND
-        if self.withheld_ND is not None:
-            assert known_ND is not None
+        if self.withheld_ND is not None and known_ND is not None:
             known_ND = known_ND | self.withheld_ND
         for start in range(0, len(self), AT_ONCE):
             values_ND = np.ascontiguousarray(self.values_ND[start : start + AT_ONCE])
@@ -252,6 +267,8 @@ class Split:
         for part in (self.observed_ND, self.sigma_ND, self.withheld_ND):
             if part is not None:
                 content.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+        if self.instrument is not None:
+            content.update(self.instrument.operator.identity().encode())
         return content.digest()
 
 

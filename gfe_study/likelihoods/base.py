@@ -12,12 +12,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gfe_study.config import Component
+
+if TYPE_CHECKING:
+    from gfe_study.operators.base import Instrument
 
 LOG_2PI = math.log(2 * math.pi)
 HALVINGS = 60
@@ -33,12 +36,14 @@ class Observed:
         known_BD: which values are observed; None if all are.
         sigma_BD: standard deviation of each value's error, scaled, 1 where none is observed; None if the data has none.
         memo: numbers per sample, shape (B,), that a likelihood computes once.
+        instrument: what the values were measured through, D of them then being those that it gives; None: nothing.
     """
 
     value_BD: Tensor
     known_BD: Tensor | None = None
     sigma_BD: Tensor | None = None
     memo: dict[str, Tensor] = field(default_factory=dict)
+    instrument: Instrument | None = None
     weight_BD: Tensor | None = field(init=False, default=None)
     """w_j / Σ w_j; None where each is 1/D. All zero in a sample of which nothing is observed."""
     share_B: Tensor | None = field(init=False, default=None)
@@ -61,7 +66,8 @@ class Observed:
         """Some samples of the batch."""
         parts = (self.known_BD, self.sigma_BD)
         known, sigma = (part if part is None else part[rows] for part in parts)
-        return Observed(self.value_BD[rows], known, sigma, {name: part[rows] for name, part in self.memo.items()})
+        memo = {name: part[rows] for name, part in self.memo.items()}
+        return Observed(self.value_BD[rows], known, sigma, memo, self.instrument)
 
     @property
     def count_B(self) -> Tensor | int:
@@ -75,11 +81,21 @@ class Observed:
         return replace(self, value_BD=self.value_BD.double(), sigma_BD=sigma_BD, memo={})
 
     def as_input(self, *, mask: bool) -> Tensor:
-        """What an encoder reads, shape (B, D): missing values are 0; (B, 2D) with `mask`, 1 where observed."""
+        """What an encoder reads, shape (B, D): missing values are 0; (B, 2D) with `mask`, 1 where observed.
+
+        Of what an instrument measured it is the adjoint's, which has the shape of a sample.
+        """
+        if self.instrument is not None:
+            value_BD = self.instrument.adjoint(self.value_BD)
+            return torch.cat([value_BD, torch.ones_like(value_BD)], 1) if mask else value_BD
         if not mask:
             return self.value_BD
         known_BD = torch.ones_like(self.value_BD) if self.known_BD is None else self.known_BD.to(self.value_BD.dtype)
         return torch.cat([self.value_BD, known_BD], 1)
+
+    def fewer(self, kept_BD: Tensor) -> Observed:
+        """The same samples, of which no more is observed than these values, bool, shape (B, D)."""
+        return replace(self, known_BD=kept_BD if self.known_BD is None else self.known_BD & kept_BD, memo={})
 
     def known(self, values_BD: Tensor) -> Tensor:
         """Those of some values, shape (B, D), that stand where this batch is observed; flat."""
@@ -112,6 +128,13 @@ class Loss(nn.Module, ABC):
     @abstractmethod
     def mean(self, output_BD: Tensor) -> Tensor:
         """E[y | x], shape (B, D): what is shown as the reconstruction."""
+
+    def through(self, output_BD: Tensor, instrument: Instrument) -> Tensor:
+        """The output whose mean is what an instrument makes of the mean of an output, (B, D) -> (B, M): A E[y | x].
+
+        Differentiable. By default the mean is the output itself; a loss that has another overrides this.
+        """
+        return instrument.apply(output_BD)
 
     @torch.no_grad()
     def output_of(self, mean_BD: Tensor) -> Tensor:
@@ -146,7 +169,7 @@ class Loss(nn.Module, ABC):
 
     def forward(self, output_BD: Tensor, target: Observed) -> Tensor:
         """ℓ of each sample, nats per observed value, shape (B,)."""
-        loss_B = self._mean(self.values(self._shown(output_BD, target), target), target)
+        loss_B = self._mean(self.values(self._shown(self.seen(output_BD, target), target), target), target)
         constant_B = target.memo.get("constant")
         if constant_B is None and (constant_BD := self.constant(target)) is not None:
             constant_B = target.memo["constant"] = self._mean(constant_BD, target)
@@ -154,15 +177,38 @@ class Loss(nn.Module, ABC):
 
     def gradient(self, output_BD: Tensor, target: Observed) -> Tensor:
         """∂ℓ/∂x of each sample, shape (B, D)."""
-        return self._weigh(self.slope(self._shown(output_BD, target), target), target)
+        if target.instrument is None:
+            return self._weigh(self.slope(self._shown(output_BD, target), target), target)
+        with torch.enable_grad():
+            output_BD = output_BD.detach().requires_grad_()
+            seen_BM = self.seen(output_BD, target)
+        slope_BM = self._weigh(self.slope(self._shown(seen_BM.detach(), target), target), target)
+        (slope_BD,) = torch.autograd.grad(seen_BM, output_BD, slope_BM)
+        return slope_BD
 
     def curvature(self, output_BD: Tensor, target: Observed) -> Tensor:
-        """The diagonal of ∂²ℓ/∂x² that solvers use, shape (B, D): not negative. Values add up: it is diagonal."""
-        return self._weigh(self.bend(self._shown(output_BD, target), target), target)
+        """The diagonal of ∂²ℓ/∂x² that solvers use, shape (B, D): not negative. Values add up: it is diagonal.
+
+        Through an instrument, x is what it gives, shape (B, M).
+        """
+        return self._weigh(self.bend(self._shown(self.seen(output_BD, target), target), target), target)
 
     def hessian(self, output_BD: Tensor, target: Observed) -> Tensor:
         """The diagonal of ∂²ℓ/∂x² itself, shape (B, D)."""
         return self._weigh(self.second(self._shown(output_BD, target), target), target)
+
+    def seen(self, output_BD: Tensor, target: Observed) -> Tensor:
+        """The output as the target was measured, (B, D) -> (B, M); itself without an instrument."""
+        return output_BD if target.instrument is None else self.through(output_BD, target.instrument)
+
+    def seen_jacobian(self, output_KD: Tensor, jacobian_KLD: Tensor, target: Observed) -> Tensor:
+        """∂x/∂z of the output x as the target was measured, of that of the output: (K, L, D) -> (K, L, M)."""
+        if target.instrument is None:
+            return jacobian_KLD
+        mean_KLD = jacobian_KLD * self.mean_slope(output_KD)[:, None]
+        applied_KLM = target.instrument.apply(mean_KLD.flatten(0, 1)).view(*jacobian_KLD.shape[:2], -1)
+        steepness_KM = self.mean_slope(self.seen(output_KD, target))
+        return applied_KLM / steepness_KM.clamp(min=torch.finfo(steepness_KM.dtype).eps)[:, None]
 
     @staticmethod
     def _shown(output_BD: Tensor, target: Observed) -> Tensor:

@@ -5,11 +5,16 @@ Shapes: B batch, D values of a sample.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gfe_study.likelihoods.base import Likelihood, Loss, Observed
+
+if TYPE_CHECKING:
+    from gfe_study.operators.base import Instrument
 
 
 class BernoulliLoss(Loss):
@@ -26,6 +31,13 @@ class BernoulliLoss(Loss):
 
     def mean(self, output_BD: Tensor) -> Tensor:
         return output_BD.sigmoid()
+
+    def through(self, output_BD: Tensor, instrument: Instrument) -> Tensor:
+        # 1 − Aσ(x) as Aσ(−x) + 1 − A1, which has digits left where Aσ(x) is nearly 1.
+        mean_BM, other_BM = (instrument.apply((sign * output_BD).sigmoid()) for sign in (1, -1))
+        other_BM = other_BM + (1 - instrument.apply(torch.ones_like(output_BD[:1])))
+        least = torch.finfo(output_BD.dtype).tiny
+        return mean_BM.clamp(min=least).log() - other_BM.clamp(min=least).log()
 
     def mean_slope(self, output_BD: Tensor) -> Tensor:
         mean_BD = output_BD.sigmoid()

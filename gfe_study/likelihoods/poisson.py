@@ -14,6 +14,7 @@ from gfe_study.likelihoods.base import Likelihood, Loss, Observed
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
+    from gfe_study.operators.base import Instrument
 
 
 FAR = 5.0
@@ -58,6 +59,10 @@ class PoissonLoss(Loss):
 
     def mean(self, output_BD: Tensor) -> Tensor:
         return output_BD.exp()
+
+    def through(self, output_BD: Tensor, instrument: Instrument) -> Tensor:
+        mean_BM = instrument.apply(self.mean(output_BD))
+        return mean_BM.clamp(min=torch.finfo(mean_BM.dtype).tiny).log()
 
     def mean_slope(self, output_BD: Tensor) -> Tensor:
         return output_BD.exp()

@@ -96,7 +96,7 @@ def restored(shape: Shape, weights: dict[str, Tensor]) -> Classifier:
 
 def shades(split: Split, index: slice | np.ndarray[Any, Any]) -> Tensor:
     """Images of a split from 0, black, to 1, white, whatever its scale; shape (N, D)."""
-    return split.scale.shade(split.batch(index).value_BD)
+    return split.scale.shade(split.unmeasured.batch(index).value_BD)
 
 
 def check_images(splits: Splits, measure: str) -> None:

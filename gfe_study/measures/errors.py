@@ -32,7 +32,7 @@ def errors(learner: Learner, split: Split, latent_NL: Tensor) -> dict[str, float
 
     Returns one that cannot be had, such as `r2` of equal samples, as NaN.
     """
-    scale = split.scale
+    scale, split = split.scale, split.unmeasured
     # Numbers without a device: the sums are those of the latents' device, and are fetched once, at the end.
     square = absolute = values = relative = samples = torch.zeros((), dtype=torch.float64)
     first_D = sum_D = square_D = known_D = torch.zeros((), dtype=torch.float64)

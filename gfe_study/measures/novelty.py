@@ -152,8 +152,8 @@ class Novelty(Measure):
         novel_N = splits.test.labels_N[: len(latent_NL)] == learner.trial.data.held_out
         if novel_N.all() or not novel_N.any() or not bool(latent_NL.isfinite().all()):
             return {}
-        image_ND = splits.test.batch(slice(len(latent_NL)), device).value_BD
-        val_VD = splits.val.batch(slice(len(val_VL)), device).value_BD
+        image_ND = splits.test.unmeasured.batch(slice(len(latent_NL)), device).value_BD
+        val_VD = splits.val.unmeasured.batch(slice(len(val_VL)), device).value_BD
         error_N = (image_ND - decode_all(learner, latent_NL)).double().square().sum(1)
         if not bool(error_N.isfinite().all()):
             return {}

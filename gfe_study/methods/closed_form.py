@@ -73,6 +73,11 @@ class ClosedForm(Method):
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)
+        if trial.data.observe is not None and "train" in trial.data.observe.splits:
+            raise ValueError(
+                f"data.observe.splits: given with train and method={self.name}, which is fitted to whole samples; "
+                "allowed: [val, test]"
+            )
         for section, only in (("gradient", "approx"), ("start", "zero")):
             if (name := getattr(trial, section).name) != only:
                 raise ValueError(

@@ -22,7 +22,7 @@ def masked(target: Observed, share: float | None) -> Observed:
     if not share:
         return target
     kept_BD = (torch.rand(target.value_BD.shape) >= share).to(target.value_BD.device)
-    return Observed(target.value_BD, kept_BD if target.known_BD is None else target.known_BD & kept_BD)
+    return target.fewer(kept_BD)
 
 
 def jittered(latent_BL: Tensor, sd: float | None) -> Tensor:

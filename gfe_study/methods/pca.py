@@ -71,6 +71,19 @@ class PCALearner(ClosedFormLearner):
 
     @torch.no_grad()
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
+        none_B = torch.zeros(len(target), device=target.value_BD.device)
+        latent_BL = self._latents(target) if target.instrument is None else self._latents_through(target)
+        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
+
+    def _latents_through(self, target: Observed) -> Tensor:
+        """The minimiser of what an instrument measured: of a square, one step of Newton's from anywhere."""
+        origin_BL = target.value_BD.new_zeros(len(target), self.trial.model.latent_dim)
+        _, grad_BL, normal_BLL = self.objective(target).normal_equations(origin_BL)
+        inverse_BLL = torch.linalg.pinv(normal_BLL.double(), hermitian=True)
+        latent_BL: Tensor = -(inverse_BLL @ grad_BL.double()[..., None])[..., 0].to(origin_BL)
+        return latent_BL
+
+    def _latents(self, target: Observed) -> Tensor:
         weight_DL, value_BD = self.linear.weight.double(), target.value_BD.double() - self.linear.bias.double()
         curved_BD = self.loss.curvature(target.value_BD, target).double()
         count_B = target.count_B
@@ -79,10 +92,8 @@ class PCALearner(ClosedFormLearner):
         if self.trial.prior_precision is not None:
             matrix_BLL = matrix_BLL + self.trial.prior_precision * torch.eye(weight_DL.shape[1]).to(matrix_BLL)
         right_BL = (curved_BD * value_BD) @ weight_DL
-        latent_BL = (torch.linalg.pinv(matrix_BLL, hermitian=True) @ right_BL[..., None])[..., 0]
-        latent_BL = latent_BL.to(target.value_BD.dtype)
-        none_B = torch.zeros(len(target), device=latent_BL.device)
-        return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
+        latent_BL: Tensor = (torch.linalg.pinv(matrix_BLL, hermitian=True) @ right_BL[..., None])[..., 0]
+        return latent_BL.to(target.value_BD.dtype)
 
 
 class ValueRange(nn.Module):

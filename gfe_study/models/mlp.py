@@ -64,6 +64,8 @@ class MLPDecoder(Decoder):
     def latent_gradient(
         self, loss: Loss, latent_KL: Tensor, target: Observed, into: list[Tensor] | None = None
     ) -> Tensor:
+        if target.instrument is not None:  # ∂²ℓ/∂x² is no diagonal then
+            return super().latent_gradient(loss, latent_KL, target)
         weights: list[Tensor] = [part for layer in self.linears() for part in (layer.weight, layer.bias)]
         if self.skip is not None:
             weights.append(self.skip.weight)

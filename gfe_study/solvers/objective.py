@@ -144,8 +144,9 @@ class Objective:
         target = self._target_of(rows_K)
         output_KD, jacobian_KLD = self.frozen.jacobian(latent_KL)
         self._forward.add(rows_K, 1 + latent_KL.shape[1])
-        weighted_KLD = jacobian_KLD * self.loss.curvature(output_KD, target)[:, None]
-        normal_KLL = weighted_KLD @ jacobian_KLD.transpose(1, 2)
+        seen_KLD = self.loss.seen_jacobian(output_KD, jacobian_KLD, target)
+        weighted_KLD = seen_KLD * self.loss.curvature(output_KD, target)[:, None]
+        normal_KLL = weighted_KLD @ seen_KLD.transpose(1, 2)
         if self.pull_B is not None:
             pull_K = self.pull_B if rows_K is None else self.pull_B[rows_K]
             normal_KLL.diagonal(dim1=1, dim2=2).add_(pull_K[:, None])
@@ -168,7 +169,9 @@ class Objective:
             sigma_D = None if self.target.sigma_BD is None else torch.ones_like(one_D)
             origin_L = one_D.new_zeros(1, latent_dim)
             output_D, jacobian_LD = self.frozen.jacobian(origin_L)
-            curvature_D = self.loss.curvature(output_D, Observed(one_D, sigma_BD=sigma_D))
+            whole = Observed(one_D, sigma_BD=sigma_D, instrument=self.target.instrument)
+            curvature_D = self.loss.curvature(output_D, whole)
+            jacobian_LD = self.loss.seen_jacobian(output_D, jacobian_LD, whole)
             self._forward.add(None)
             found = _root_of_inverse((jacobian_LD * curvature_D[:, None])[0], jacobian_LD[0], damping, self.precision)
             known = self._metrics[damping] = found

@@ -115,7 +115,8 @@ def _check_meaning(trained: Trial, trial: Trial) -> None:
 
 def write_reconstruction(folder: Path, learner: Learner, splits: Splits, device: torch.device) -> None:
     """Write a PNG of test samples above their reconstructions."""
-    target = splits.test.batch(slice(0, min(GRID_COLUMNS, len(splits.test))), device)
-    output_BD = learner.decode(learner.encode(target).latent_BL)
-    rows = [shown(each, splits.shape, splits.test.scale) for each in (target, output_BD)]
+    some = slice(0, min(GRID_COLUMNS, len(splits.test)))
+    output_BD = learner.decode(learner.encode(splits.test.batch(some, device)).latent_BL)
+    samples = splits.test.unmeasured.batch(some)
+    rows = [shown(each, splits.shape, splits.test.scale) for each in (samples, output_BD)]
     grid(rows).save(folder / names.RECONSTRUCTION)

@@ -17,8 +17,9 @@ from torch import Tensor
 from gfe_study.checkpoint import read_checkpoint
 from gfe_study.config import InputError
 from gfe_study.data.arrays import Arrays
+from gfe_study.data.measuring import instrument_of, measured_scale, measured_shape
 from gfe_study.data.samples import Samples, read_samples
-from gfe_study.data.split import Array, Scale
+from gfe_study.data.split import Array, Scale, Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
 from gfe_study.metrics import CALIBRATION
@@ -50,13 +51,14 @@ def encode_file(
     Args:
         images: any file that `data.name=arrays` reads, of samples in the shape of the decoder's data, or flat; columns
             and arrays beside the samples are called as that data's were. Values are in its units; of images also in
-            [0, 1]. NaN is a missing value.
+            [0, 1]. NaN is a missing value. With `data.observe` the file holds what the instrument measured.
         std: also write `std`, the standard deviation of every value given what was observed, like `reconstruction` and
             times the trial's `calibration` if it measured that, and `latent_covariance` (N, L, L).
         tune_prior: choose `prior_precision` for the gaps of the file, by `tuned_prior`.
 
     Returns the number of samples, their mean loss in nats per observed value, and the root mean square error of their
-    reconstructions, `rmse`, in the units of the file; and `prior_precision` if it was chosen.
+    reconstructions, as they would be measured, `rmse`, in the units of the file; and `prior_precision` if it was
+    chosen.
 
     Raises:
         InputError: a file is missing, damaged or of the wrong shape, or `out` cannot be written.
@@ -67,7 +69,7 @@ def encode_file(
     learner, shape, scale = read_learner(checkpoint, changes, torch.device("cpu"))
     data = learner.trial.data
     own: dict[str, Any] = {"columns": data.columns, "names": data.beside} if isinstance(data, Arrays) else {}
-    samples = read_samples(images, shape, "--images", **own)
+    samples = read_samples(images, shape_in_file(learner, shape), "--images", **own)
     if tune_prior:
         learner.trial = learner.trial.model_copy(update={"prior_precision": tuned_prior(learner, samples)})
     if std and learner.trial.prior_precision is None:
@@ -77,6 +79,14 @@ def encode_file(
         )
     factor = float(read_checkpoint(checkpoint)["metrics"].get(CALIBRATION, 1.0)) if std else 1.0
     scale = scale_of(samples, scale)
+    measure = _measure(learner, shape, scale)
+    flat = samples.flat and data.observe is None
+
+    def in_file(stored_BD: Tensor) -> Array:
+        """Values of whole samples as the file would hold them, float32."""
+        values_BD = stored_BD.float().numpy()
+        return values_BD if flat else shape.to_file(values_BD)
+
     try:
         columns = _Columns(out)
     except OSError as error:
@@ -84,23 +94,25 @@ def encode_file(
     with columns:
         loss_sum = square_sum = 0.0
         losses = values = 0
-        for target, found in encodings(learner, samples, scale):
+        for target, found in encodings(learner, samples, shape, scale):
             decoded_BD = learner.loss.mean(learner.predict(target, found.latent_BL))
             empty_B = torch.zeros(len(target), dtype=torch.bool) if target.share_B is None else target.share_B == 0
             loss_B = found.loss_B.masked_fill(empty_B, torch.nan)
             codes = [] if found.result_B is None else found.result_B.tolist()
             stopped = [Result(code).name.lower() for code in codes] or [ENCODER] * len(target)
             columns.add("latent", found.latent_BL.numpy())
-            columns.add("reconstruction", _stored(decoded_BD, samples, scale))
+            columns.add("reconstruction", in_file(scale.undo(decoded_BD)))
             columns.add("loss", loss_B.numpy())
             columns.add("nfe_forward", found.nfe_forward_B.numpy())
             columns.add("nfe_backward", found.nfe_backward_B.numpy())
             columns.add("stopped", np.array(stopped, dtype="U16"))
             if std:
                 known = posterior_of(learner, target, found.latent_BL)
-                columns.add("std", _in_file(scale.stretch(factor * known.std_BD), samples))
+                columns.add("std", in_file(scale.stretch(factor * known.std_BD)))
                 columns.add("latent_covariance", known.covariance_BLL.numpy())
-            missed = target.known(scale.stretch(decoded_BD - target.value_BD))
+            if target.instrument is not None:
+                decoded_BD = target.instrument.apply(decoded_BD)
+            missed = target.known(measure.stretch(decoded_BD - target.value_BD))
             loss_sum += float(loss_B.double().nansum())
             losses += int((~empty_B).sum())
             square_sum += float(missed.square().sum())
@@ -119,36 +131,47 @@ def scale_of(samples: Samples, scale: Scale) -> Scale:
     return scale.of_shades() if scale.levels is not None and samples.values.dtype.kind == "f" else scale
 
 
+def shape_in_file(learner: Learner, shape: Shape) -> Shape:
+    """The shape of what is measured of the decoder's samples."""
+    operator = learner.trial.data.observe
+    return shape if operator is None else measured_shape(operator, shape)
+
+
+def _measure(learner: Learner, shape: Shape, scale: Scale) -> Scale:
+    """The scale of what is measured."""
+    operator = learner.trial.data.observe
+    return scale if operator is None else measured_scale(instrument_of(operator, shape, scale), scale)
+
+
 def encodings(
-    learner: Learner, samples: Samples, scale: Scale, device: torch.device | None = None
+    learner: Learner, samples: Samples, shape: Shape, scale: Scale, device: torch.device | None = None
 ) -> Iterator[tuple[Observed, Encoding]]:
     """Yield samples as the decoder reproduces them and their encodings, some at a time.
+
+    Args:
+        learner: what encodes.
+        samples: as they were measured, of the shape `shape_in_file`.
+        shape: of the decoder's samples.
+        scale: of the decoder's samples, as the file has them; see `scale_of`.
+        device: where the learner is.
 
     Raises:
         InputError: a value is outside the domain of the likelihood.
     """
-    likelihood = learner.trial.likelihood
+    likelihood, operator = learner.trial.likelihood, learner.trial.data.observe
+    instrument = None if operator is None else instrument_of(operator, shape, scale)
+    measure = _measure(learner, shape, scale)
     for start in range(0, len(samples), ENCODE_BATCH):
-        split = replace(samples.batch(slice(start, min(start + ENCODE_BATCH, len(samples)))), scale=scale)
-        target = split.batch(slice(None), device)
+        split = replace(samples.batch(slice(start, min(start + ENCODE_BATCH, len(samples)))), scale=measure)
+        target = replace(split.batch(slice(None), device), instrument=instrument)
         if not likelihood.accepts(target):
-            known = target.known(scale.undo(target.value_BD))
+            known = target.known(measure.undo(target.value_BD))
             levels = scale.levels
             allowed = likelihood.domain if levels is None else f"whole numbers up to {levels}, or floats in [0, 1]"
             raise InputError(
                 f"{samples.where}: given values from {known.min():g} to {known.max():g}; allowed: {allowed}"
             )
         yield target, learner.encode(target)
-
-
-def _stored(scaled_BD: Tensor, samples: Samples, scale: Scale) -> Array:
-    """Scaled values in the shape and the units of the file, float32."""
-    return _in_file(scale.undo(scaled_BD), samples)
-
-
-def _in_file(stored_BD: Tensor, samples: Samples) -> Array:
-    values_BD = stored_BD.float().numpy()
-    return values_BD if samples.flat else samples.shape.to_file(values_BD)
 
 
 class _Columns:

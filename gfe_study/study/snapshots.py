@@ -60,7 +60,7 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
         return
     path = folder / names.SNAPSHOTS
     content = _read(path)
-    targets = splits.test.batch(slice(0, min(PICTURES, len(latent_NL))), state.device)
+    targets = splits.test.unmeasured.batch(slice(0, min(PICTURES, len(latent_NL))), state.device)
     if splits.test.labels_N is not None:
         content["label"] = splits.test.labels_N[: min(LATENTS, len(latent_NL))]
 

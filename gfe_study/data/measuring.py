@@ -1,0 +1,68 @@
+"""Samples that are seen through an instrument, as `data.observe` says.
+
+Shapes: N samples, D values of each, M measured values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gfe_study.data.split import DataError, Scale, Shape, Split, Splits
+from gfe_study.operators.base import Instrument, Operator
+
+
+def instrument_of(operator: Operator, shape: Shape, scale: Scale) -> Instrument:
+    """An operator as it acts on the scaled values of samples of a shape.
+
+    Raises:
+        InputError: it cannot be applied to such samples.
+    """
+    gain_D = None
+    if isinstance(scale.factor, Tensor):
+        gain_D = scale.factor / _common(scale)
+    return Instrument(operator, shape.dims, operator.measured_dims(shape.dims), gain_D)
+
+
+def measured_shape(operator: Operator, shape: Shape) -> Shape:
+    """The shape of what an operator makes of samples of a shape."""
+    channels, *sides = operator.measured_dims(shape.dims)
+    return Shape(channels, tuple(sides), shape.axis if len(sides) == len(shape.sides) else None)
+
+
+def measured_scale(instrument: Instrument, scale: Scale) -> Scale:
+    """The scale of measured values: what makes of A y in the data's units the A y of scaled values."""
+    size = int(np.prod(instrument.dims))
+    shift_D = torch.as_tensor(scale.shift, dtype=torch.float64).expand(size)
+    return Scale(instrument.raw(shift_D[None])[0], _common(scale))
+
+
+def _common(scale: Scale) -> float:
+    factor = scale.factor
+    return float(factor.square().mean().sqrt()) if isinstance(factor, Tensor) else factor
+
+
+def measured(operator: Operator, splits: Splits) -> Splits:
+    """The splits as an operator's instrument sees them.
+
+    Of validation and test samples, the reconstruction of every observed value is scored: none is shown as it is.
+
+    Raises:
+        InputError: the operator cannot be applied to such samples, or they have errors of their own.
+    """
+    if splits.train.sigma_ND is not None:
+        raise DataError(f"data.observe: given {operator.name!r}, and the data has an array 'sigma'; allowed: null")
+
+    def through(name: str, split: Split) -> Split:
+        if name not in operator.splits:
+            return split
+        scored_ND = None
+        if name != "train":
+            scored_ND = np.ones(split.values_ND.shape, bool) if split.observed_ND is None else split.observed_ND
+        instrument = instrument_of(operator, splits.shape, split.scale)
+        return replace(split, instrument=instrument, withheld_ND=scored_ND)
+
+    return splits.changed(through)
