@@ -322,6 +322,25 @@ def test_winners_are_chosen_among_equally_many_of_each_arm(tmp_path: Path) -> No
         assert not [job for job in Plan.make(study, SHA, journal).jobs.values() if job.stage]  # failures go first
 
 
+def test_an_arm_that_searches_nothing_has_one_configuration_and_limits_nobody(tmp_path: Path) -> None:
+    arms = {"arms": {"a": {"method": "gfe"}, "b": {"method": "pca"}}}
+    nuisance = {"optim.lr": {"loguniform": [1e-4, 1e-2], "when": {"method": "gfe"}}}
+    study = conditional(nuisance=nuisance, trials=4, scientific=arms, then={"best": 1, "seeds": 2}, scheduler="none")
+    with Journal.open(tmp_path) as journal:
+        plan = Plan.make(study, SHA, journal)
+        for arm in ("a", "b"):
+            suggester = Suggester(plan, arm)
+            while plan.unasked(arm):
+                number = plan.next_number(arm)
+                params = suggester.ask(number)
+                assert params is not None
+                for job in plan.add(number, params, arm):
+                    finish(journal, job, 0.5 - 0.1 * job.number)
+        assert plan.total == 4 + 1 + 2 * 2
+        assert not plan.short
+        assert {job.arm: job.number for job in plan.advance()} == {"a": 3, "b": 0}
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_small_space_is_searched_to_its_last_point(tmp_path: Path, sampler: str) -> None:
     nuisance = {"model.latent_dim": {"int": [1, 40]}}

@@ -189,6 +189,14 @@ def test_a_budget_told_in_seconds_is_not_cut_by_images() -> None:
     assert verdict.rows[1].text == "better than a"
 
 
+def test_an_arm_with_nothing_to_tune_limits_nobody() -> None:
+    rows = [row("a", 0, 0.3, number=0)]
+    rows += [row("b", 0, 0.4, number=0), row("b", 0, 0.25, number=1)]
+    verdict = judged(rows, fixed=["a"])
+    assert verdict.warnings == []
+    assert [each.configuration for each in verdict.rows] == [0, 1]
+
+
 def test_unequal_tuning_is_named_and_cut_to_the_smaller() -> None:
     rows = [row("a", 0, 0.3, number=0), row("a", 0, 0.2, number=1)]
     rows += [row("b", 0, 0.4, number=0), row("b", 0, 0.25, number=1), row("b", 0, 0.1, number=5)]

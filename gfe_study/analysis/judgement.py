@@ -59,8 +59,9 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
         alone={arm.name: arm.alone for arm in study.arms if arm.alone},
         values=study.values,
         stopped_by_validation=any(budget.patience is not None for budget in given.values()),
+        fixed=[arm.name for arm in study.arms if not study.searches(arm.name)],
     )
-    tried = tuned(study, trials)
+    tried = {arm: count for arm, count in tuned(study, trials).items() if study.searches(arm)}
     if stage and len(set(tried.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in tried.items())
         fewest = min((count for count in tried.values() if count), default=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, Literal
@@ -157,6 +157,7 @@ def judge(
     alone: Mapping[str, str] | None = None,
     values: Values = PIXELS,
     stopped_by_validation: bool = False,
+    fixed: Collection[str] = (),
 ) -> Verdict:
     """Compare every arm with its reference.
 
@@ -190,6 +191,7 @@ def judge(
         alone: arm -> why it has no comparison.
         values: what the values of the data are called.
         stopped_by_validation: as of `Verdict`.
+        fixed: arms with nothing to tune, whose one configuration stands beside any number of others.
     """
     better = info_of(metric).better or "lower"
     verdict = Verdict(
@@ -199,7 +201,7 @@ def judge(
     if not len(there) or metric not in there.columns:
         verdict.warnings.append(f"no finished trial reports {metric}; nothing can be compared")
         return verdict
-    there = _equally_tuned(there, verdict.warnings)
+    there = _equally_tuned(there, fixed, verdict.warnings)
     chosen = {
         str(arm): best_configuration(group, select, mode).set_index("seed")
         for arm, group in there.groupby(ARM, sort=False)
@@ -233,9 +235,9 @@ def _usable(rows: pd.DataFrame, metric: str) -> pd.Series[bool]:
     return ~rows["diverged"] & ~rows["failed"] & rows[metric].notna()
 
 
-def _equally_tuned(trials: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
-    tried = {arm: sorted(group[NUMBER].unique()) for arm, group in trials.groupby(ARM, sort=False)}
-    fewest = min(len(numbers) for numbers in tried.values())
+def _equally_tuned(trials: pd.DataFrame, fixed: Collection[str], warnings: list[str]) -> pd.DataFrame:
+    tried = {arm: sorted(group[NUMBER].unique()) for arm, group in trials.groupby(ARM, sort=False) if arm not in fixed}
+    fewest = min((len(numbers) for numbers in tried.values()), default=1)
     if all(len(numbers) == fewest for numbers in tried.values()):
         return trials
     counts = ", ".join(f"{arm!s} {len(numbers)}" for arm, numbers in tried.items())
@@ -244,7 +246,8 @@ def _equally_tuned(trials: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
         "trials alone give a better best result"
     )
     kept = {(arm, number) for arm, numbers in tried.items() for number in numbers[:fewest]}
-    return trials[[pair in kept for pair in zip(trials[ARM], trials[NUMBER], strict=True)]]
+    there = [arm in fixed or (arm, number) in kept for arm, number in zip(trials[ARM], trials[NUMBER], strict=True)]
+    return trials[there]
 
 
 def best_configuration(group: pd.DataFrame, select: str, mode: str) -> pd.DataFrame:

@@ -96,6 +96,7 @@ class Study(Section):
     _trials: dict[tuple[str, int, str], Trial] = PrivateAttr(default_factory=dict)
     _flat: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
     _grid_sizes: dict[str, int] = PrivateAttr(default_factory=dict)
+    _searches: dict[str, bool] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -272,14 +273,20 @@ class Study(Section):
 
     def configurations(self, arm: Arm | str, stage: int = 0) -> int:
         """Return the largest number of configurations of an arm in a stage."""
-        wanted = self.trials if self.nuisance else 1
         name = arm if isinstance(arm, str) else arm.name
+        wanted = self.trials if self.searches(name) else 1
         if self.sampler == "grid":
             if name not in self._grid_sizes:
                 cells, starts = self.grid(arm), self.start_points(arm)
                 self._grid_sizes[name] = len(cells) + sum(start not in cells for start in starts)
             wanted = min(wanted, self._grid_sizes[name])
         return min(self.then.best, wanted) if stage and self.then is not None else wanted
+
+    def searches(self, arm: str) -> bool:
+        """Return whether an arm has settings to search. If not, it has one configuration, and needs no more."""
+        if arm not in self._searches:
+            self._searches[arm] = bool(self.completed({}, arm))
+        return self._searches[arm]
 
     def grid(self, arm: Arm | str) -> list[dict[str, Any]]:
         """Return every point of an arm's grid; the last key varies fastest. Raises `InputError` if it is too large."""
@@ -515,7 +522,10 @@ class Study(Section):
 
     def _check_evaluated(self, key: str, name: str, setting: str, allowed: str) -> None:
         for arm in self._arms:
-            if not (given := getattr(self.example(arm).eval, setting)):
+            trial = self.example(arm)
+            if setting == "withhold" and trial.data.observe is not None:
+                continue  # whose every value is scored
+            if not (given := getattr(trial.eval, setting)):
                 told = "null" if given is None else "false"
                 raise InputError(
                     f"{self._where(arm)}: eval.{setting}: given {told} with {key}={name}; allowed: {allowed}"

@@ -176,7 +176,8 @@ class Plan:
             return []
         tried = self.tuned()
         # Winners come from equally many configurations per arm: more tuning alone would give a better winner.
-        fewest = min((len(numbers) for numbers in tried.values() if numbers), default=0)
+        searched = [numbers for arm, numbers in tried.items() if self.study.searches(arm)]
+        fewest = min((len(numbers) for numbers in searched if numbers), default=1)
         return [
             job
             for arm in self.study.arms
