@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import encoding, evaluation, gradients, reading, seeds, study, tracking, training
+from benchmarks import encoding, evaluation, gradients, imputation, reading, seeds, study, tracking, training
 from benchmarks.common import Bench, console
 from gfe_study.config import InputError, Trial, suggestion
 
@@ -18,6 +18,7 @@ PARTS = {
     "gradients": gradients.run,
     "encoding": encoding.run,
     "training": training.run,
+    "imputation": imputation.run,
     "seeds": seeds.run,
     "study": study.run,
     "reading": reading.run,
@@ -30,7 +31,7 @@ def main(
     data: Annotated[str, typer.Option(help="dataset, from GFE_DATA_DIR or ./data")] = "mnist",
     out: Annotated[Path, typer.Option(help="folder of tables and figures")] = Path("results/benchmarks"),
 ) -> None:
-    """Measure solvers, gradients, training, the study engine, and reading and writing its store."""
+    """Measure solvers, gradients, training, imputation, the study engine, and reading and writing its store."""
     torch.set_num_threads(1)
     try:
         for part in parts or PARTS:
