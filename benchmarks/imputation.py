@@ -118,7 +118,7 @@ def _imputed(arm: Arm, settings: Mapping[str, Any], values_ND: Array, mask: int)
 
 
 def _seen(values_ND: Array, mask: int) -> Array:
-    seen_ND: Array = np.random.default_rng([mask, 1]).random(values_ND.shape) >= MISSING
+    seen_ND: Array = np.asarray(np.random.default_rng([mask, 1]).random(values_ND.shape) >= MISSING)
     return seen_ND
 
 

@@ -20,7 +20,7 @@ LEAST_STATIONS = 40
 TESTED_YEARS = 5
 """Every fifth year tests, and the year after it validates."""
 CELL = 10
-"""Sides of the squares of grid points that go into one split as a whole, 20 degrees: neighbouring profiles are alike."""
+"""Sides, in grid points of 2°, of the squares that go into one split as a whole: neighbouring profiles are alike."""
 
 Array = np.ndarray[Any, Any]
 

@@ -21,6 +21,7 @@ from gfe_study.analysis.exhibits import (
     curves,
     data_efficiency,
     datasets,
+    imputation,
     samples,
     snapshots,
     table_1,
@@ -482,6 +483,58 @@ def test_samples_and_interpolations_are_those_of_the_last_moment(tmp_path: Path)
     lines = [axes for axes in drawn["interpolations"].axes if axes.images]  # type: ignore[union-attr]
     assert [axes.get_title().partition("\n")[0] for axes in lines] == ["ae", "gen"]
     assert np.asarray(lines[0].images[0].get_array()).shape == (5 * 5 - 1, 8 * 4 - 1, 3)
+
+
+GAPS = """
+question: Which?
+scientific:
+  factorial:
+    method: {levels: {mean: {method: mean}, gfe: {method: gfe}}}
+    gaps:
+      levels:
+        few: {eval.withhold: {fraction: 0.25}}
+        many: {eval.withhold: {fraction: 0.5}}
+        block: {eval.withhold: {kind: block, fraction: 0.25}}
+compare: {metric: test_withheld_rmse, factor: method, reference: mean}
+"""
+
+
+def test_imputation_is_shown_by_method_and_kind_of_gaps(tmp_path: Path) -> None:
+    """A line per method over the shares withheld at random; a figure of pictures for each kind; coverage of all."""
+    deliveries = []
+    for method, error in (("mean", 3.0), ("gfe", 1.0)):
+        for gaps, kind, fraction in (("few", "random", 0.25), ("many", "random", 0.5), ("block", "block", 0.25)):
+            for seed in range(3):
+                values = {"test_withheld_rmse": error + fraction + seed / 10, "coverage_68": 0.7, "coverage_95": 0.9}
+                params = {"eval.withhold.kind": kind, "eval.withhold.fraction": fraction}
+                last = point(480, **values)
+                deliveries.append(run(f"{method}, {gaps}", method, "digits", seed, [last], params=params))
+    of = evidence(tmp_path, deliveries, GAPS)
+    draw = np.random.default_rng(0)
+    for each in of.trials.to_dict("records"):
+        file = of.store.artifact(str(each[RUN_ID]), names.TRIAL_FILE)
+        assert file is not None
+        arrays = {name: draw.random((10, 1, 4, 3), np.float32) for name in ("truth", "seen", "480/imputed")}
+        if each[names.ARM].startswith("gfe"):
+            arrays["480/std"] = draw.random((10, 1, 4, 3), np.float32)
+        np.savez(str(file.parent / names.SNAPSHOTS), allow_pickle=False, **arrays)
+    exhibits = shown(imputation, of)
+    assert set(exhibits) == {"missing_share", "imputations", "imputations2", "imputations3", "coverage"}
+    points = exhibits["missing_share"].data
+    assert points is not None
+    assert [*points[names.ARM]] == ["mean", "gfe", "mean", "gfe"]
+    assert [*points["share"]] == [25, 25, 50, 50]
+    assert [*points["mean"]] == pytest.approx([3.35, 1.35, 3.6, 1.6])
+    assert set(points["seeds"]) == {3}
+    for key, gaps in (("imputations", "few"), ("imputations2", "many"), ("imputations3", "block")):
+        assert exhibits[key].title.endswith(f": {gaps}")
+        assert exhibits[key].figure is not None
+        labels = [axes.get_ylabel() for axes in exhibits[key].figure.axes if axes.get_ylabel()]  # type: ignore[union-attr]
+        assert labels == ["test images", "as they were seen", "mean", "gfe", "gfe: s.d."]
+    coverage = exhibits["coverage"].data
+    assert coverage is not None
+    assert set(zip(coverage["nominal"], coverage["share"], strict=True)) == {(0.68, 0.7), (0.95, 0.9)}
+    assert len(coverage) == 12
 
 
 def test_a_study_without_pictures_has_no_samples(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from labels import labels_of
 
 from gfe_study import names
 from gfe_study.config import Trial
+from gfe_study.data.base import load_splits
 from gfe_study.data.split import Splits
 from gfe_study.metrics import TEST_LOSS
 from gfe_study.study.snapshots import (
@@ -71,6 +72,25 @@ def test_snapshots_hold_what_the_decoder_makes_of_the_test_images(splits: Splits
         np.testing.assert_allclose(
             found["target"].reshape(PICTURES, -1), target_ND.value_BD[:PICTURES] * 255, atol=0.51
         )
+
+
+def test_what_was_withheld_is_kept_beside_what_is_made_of_it(tmp_path: Path) -> None:
+    changes = {"eval": {**SMALL["eval"], "withhold": {"fraction": 0.4}}, "prior_precision": 1.0}  # type: ignore[dict-item]
+    trial = Trial.build(SMALL, changes)
+    splits = load_splits(trial)
+    state = run(splits, tmp_path, **changes)
+    whole = trial.data.load().test.values_ND[:PICTURES]
+    with np.load(tmp_path / names.SNAPSHOTS) as found:
+        truth, seen, filled, std = (
+            found[name].reshape(PICTURES, -1) for name in ("truth", "seen", "96/imputed", "96/std")
+        )
+    np.testing.assert_allclose(truth, whole)
+    assert splits.test.observed_ND is not None
+    np.testing.assert_array_equal(np.isfinite(seen), splits.test.observed_ND[:PICTURES])
+    np.testing.assert_array_equal(seen[np.isfinite(seen)], truth[np.isfinite(seen)])
+    assert state.test_latent_NL is not None
+    np.testing.assert_allclose(filled, 16 * state.learner.decode(state.test_latent_NL[:PICTURES]), rtol=1e-4, atol=1e-4)
+    assert (std > 0).all()
 
 
 def test_flows_start_at_the_start_and_end_where_the_solver_does(splits: Splits, tmp_path: Path) -> None:

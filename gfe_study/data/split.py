@@ -189,9 +189,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.values_ND)
 
-    def withheld(self) -> Split:
-        """The same samples with those values observed that are withheld, and no others."""
-        return replace(self, observed_ND=self.withheld_ND, withheld_ND=None, instrument=None)
+    def withheld(self, *, also: bool = False) -> Split:
+        """The same samples with those values observed that are withheld, and no others unless `also` is given."""
+        known_ND = self.withheld_ND
+        if also and known_ND is not None and self.observed_ND is not None:
+            known_ND = known_ND | self.observed_ND
+        return replace(self, observed_ND=known_ND, withheld_ND=None, instrument=None)
 
     @property
     def unmeasured(self) -> Split:

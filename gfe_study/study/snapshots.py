@@ -20,6 +20,7 @@ from gfe_study.data.split import Splits
 from gfe_study.likelihoods.base import Observed
 from gfe_study.measures.samples import sampled_images
 from gfe_study.methods.base import Learner
+from gfe_study.posterior import posterior_of
 from gfe_study.study.shown import shown
 from gfe_study.training import ENCODE_BATCH, TrainingState
 
@@ -46,11 +47,13 @@ Arrays = dict[str, Any]
 def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
     """Add the point that training has reached to `snapshots.npz`, which keeps an early, a middle and the last one.
 
-    Once: `label` (N,) of data with labels, and `target`, a few test samples as of `shown`. At every point,
-    under `<images seen>/`: `latent` (N, L), `reconstruction` like `target`, `interpolation` (pairs, steps, ...), of a
-    method with a target `sample` like `target`, and, of a method that encodes by following a flow, columns of M rows:
-    `flow/image`, `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow), `flow/loss`, `flow/distance`
-    (‖z − z*‖). A file that cannot be read is begun anew.
+    Once: `label` (N,) of data with labels, and `target`, a few test samples as of `shown`; where values were withheld
+    also `truth`, the same samples with these, and `seen`, without them. At every point, under `<images seen>/`:
+    `latent` (N, L), `reconstruction` like `target`, `interpolation` (pairs, steps, ...), of a method with a target
+    `sample` like `target`, where values were withheld `imputed` and perhaps `std`, every value as the method predicts
+    it and its standard deviation, and, of a method that encodes by following a flow, columns of M rows: `flow/image`,
+    `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow), `flow/loss`, `flow/distance` (‖z − z*‖). A file
+    that cannot be read is begun anew.
 
     Raises:
         OSError: the folder cannot be written; what was there is untouched.
@@ -77,6 +80,15 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
     content[f"{here}interpolation"] = between.reshape(-1, STEPS, *between.shape[1:])
     if (sample_BD := sampled_images(state.learner, SAMPLES, state.device)) is not None:
         content[f"{here}sample"] = kept(sample_BD)
+    if splits.test.withheld_ND is not None:
+        some = slice(0, len(targets))
+        content |= {"truth": kept(splits.test.withheld(also=True).batch(some)), "seen": content["target"]}
+        told = imputed(state, splits.test.batch(some, state.device), latent_NL[some].to(state.device))
+        scale = splits.test.scale
+        content[f"{here}imputed"] = kept(told[0])
+        if told[1] is not None:
+            std_ND = scale.stretch(told[1]).float().cpu().numpy()
+            content[f"{here}std"] = std_ND.reshape(-1, *splits.shape.dims)
     if state.learner.encodes_by_flow:
         columns = observe_flows(state.learner, splits.test.batch(slice(0, FLOWS), state.device))
         content |= {f"{here}flow/{name}": column for name, column in columns.items()}
@@ -90,6 +102,16 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@torch.no_grad()
+def imputed(state: TrainingState, target: Observed, latent_BL: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a method predicts of every value, and its standard deviation, both (B, D) and scaled; None: no prior."""
+    learner = state.learner
+    mean_BD = learner.loss.mean(learner.predict(target, latent_BL))
+    if learner.trial.prior_precision is None:
+        return mean_BD, None
+    return mean_BD, posterior_of(learner, target, latent_BL).std_BD
 
 
 def kept_points(points: Iterable[int], train_images: int) -> set[int]:

@@ -5,6 +5,7 @@ from gfe_study.analysis.exhibits.curves import curves
 from gfe_study.analysis.exhibits.data_efficiency import data_efficiency
 from gfe_study.analysis.exhibits.datasets import datasets
 from gfe_study.analysis.exhibits.entropy import entropy
+from gfe_study.analysis.exhibits.imputation import imputation
 from gfe_study.analysis.exhibits.novelty import novelty
 from gfe_study.analysis.exhibits.paper_tables import table_1, table_2
 from gfe_study.analysis.exhibits.pareto import pareto
@@ -22,6 +23,7 @@ MAKERS: tuple[Maker, ...] = (
     curves,
     data_efficiency,
     datasets,
+    imputation,
     pareto,
     snapshots,
     samples,
@@ -36,6 +38,7 @@ __all__ = [
     "data_efficiency",
     "datasets",
     "entropy",
+    "imputation",
     "novelty",
     "pareto",
     "samples",
