@@ -24,6 +24,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from gfe_study import GradientFlowEncoder, InputError, Trial
 from gfe_study.data.base import load_splits
 from gfe_study.data.split import Scale, Shape, Split
+from gfe_study.estimator import _held_out
 from gfe_study.methods.base import Learner
 from gfe_study.study.artifacts import read_learner
 
@@ -112,6 +113,37 @@ def test_standard_deviations_are_those_of_the_data_s_own_model() -> None:
         assert latent_std[row] == pytest.approx(np.sqrt(np.diag(covariance_LL)), rel=1e-6)
         expected = np.sqrt(np.einsum("dl,lm,dm->d", weight_DL, covariance_LL, weight_DL) + 1)
         assert std[row][missing[row]] == pytest.approx(expected[missing[row]], rel=1e-6)
+
+
+def test_intervals_cover_values_that_nobody_saw() -> None:
+    """σ is fixed at five times what it is: what was held out tells by how much the intervals are too wide."""
+    draw = np.random.default_rng(2)
+    X = draw.normal(size=(600, 2)) @ draw.normal(size=(2, 12)) + 0.2 * draw.normal(size=(600, 12))
+    gone = np.where(draw.random(X.shape) < 0.3, np.nan, X)
+    settings: dict[str, Any] = {"likelihood": {"name": "gaussian", "sigma": 1.0}, "scale": "none", "epochs": 20}
+    fitted = encoder(**settings).fit(gone)
+    assert 0.15 < fitted.calibration_ < 0.5
+    filled, std = fitted.impute(gone, return_std=True)
+    missing = np.isnan(gone)
+    assert 0.93 < (np.abs(filled - X)[missing] < 1.96 * std[missing]).mean() < 0.97
+    spoiled = np.where(missing, np.nan, X)
+    assert encoder(**settings).fit(spoiled).calibration_ == fitted.calibration_
+    assert encoder(**settings).fit(X).calibration_ == 1.0
+
+
+def test_what_is_held_out_is_not_trained_on() -> None:
+    split = Split(np.ones((900, 20)), observed_ND=np.random.default_rng(0).random((900, 20)) < 0.5)
+    kept, held = _held_out(split, 0)
+    assert held is not None
+    assert kept.observed_ND is not None
+    assert held.withheld_ND is not None
+    assert held.observed_ND is not None
+    assert kept.withheld_ND is None
+    assert split.observed_ND is not None
+    gone_ND = split.observed_ND & ~kept.observed_ND
+    assert gone_ND.sum() == held.withheld_ND.sum() == pytest.approx(500 * 10 * 0.05, rel=0.3)
+    assert not (held.withheld_ND & held.observed_ND).any()
+    assert kept.observed_ND.any(1).all() or not split.observed_ND.any(1).all()
 
 
 def test_standard_deviations_need_a_prior() -> None:
@@ -229,6 +261,7 @@ def test_it_is_kept_and_read(fitted: GradientFlowEncoder, tmp_path: Path) -> Non
     assert np.array_equal(loaded.inverse_transform(expected), fitted.inverse_transform(expected))
     assert {**loaded.get_params(), "random_state": 0} == fitted.get_params()
     assert (loaded.n_features_in_, loaded.n_iter_, loaded.loss_) == (6, 30, fitted.loss_)
+    assert loaded.calibration_ == fitted.calibration_
     learner, shape, _ = read_learner(file, {}, torch.device("cpu"))  # as `gfe-study encode` does
     assert isinstance(learner, Learner)
     assert shape == Shape(1, (6,))

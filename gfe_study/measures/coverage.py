@@ -48,9 +48,14 @@ class Coverage(Measure):
         test_K = ratios(learner, splits.test, latents.test_NL)
         if not len(val_K) or not len(test_K):
             return {}
-        factor = float(val_K.sort().values[min(int(0.95 * len(val_K)), len(val_K) - 1)]) / WIDTHS[COVERAGE_95]
+        factor = factor_of(val_K)
         shares = {name: float((test_K <= width * factor).double().mean()) for name, width in WIDTHS.items()}
         return {**shares, CALIBRATION: factor}
+
+
+def factor_of(ratio_K: Tensor) -> float:
+    """What standard deviations are to be multiplied by, so that 95 % of these ratios lie within their intervals."""
+    return float(ratio_K.sort().values[min(int(0.95 * len(ratio_K)), len(ratio_K) - 1)]) / WIDTHS[COVERAGE_95]
 
 
 def ratios(learner: Learner, split: Split, latent_NL: Tensor) -> Tensor:
