@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, distributions
 from gfe_study import registry
 from gfe_study.config import InputError, Trial
 from gfe_study.data.split import Shape, Split, Splits
+from gfe_study.estimator import GradientFlowEncoder
 from gfe_study.gradients.adjoint import Adjoint
 from gfe_study.gradients.approx import Approximate
 from gfe_study.gradients.base import Gradient
@@ -23,6 +25,7 @@ from gfe_study.gradients.unrolled import Unrolled
 from gfe_study.likelihoods.base import Likelihood, Loss, Observed
 from gfe_study.likelihoods.bernoulli import Bernoulli, BernoulliLoss
 from gfe_study.likelihoods.gaussian import Gaussian
+from gfe_study.likelihoods.location import LocationLoss
 from gfe_study.likelihoods.poisson import Poisson
 from gfe_study.likelihoods.student_t import StudentT
 from gfe_study.models.mlp import MLPDecoder
@@ -80,11 +83,11 @@ def distribution(likelihood: Likelihood, output_BD: Tensor, target: Observed) ->
             if likelihood.sigma == "data":
                 assert target.sigma_BD is not None
                 return distributions.Normal(output_BD, target.sigma_BD)
-            return distributions.Normal(output_BD, learned if likelihood.sigma == "learned" else likelihood.sigma)
+            return distributions.Normal(output_BD, learned if isinstance(likelihood.sigma, str) else likelihood.sigma)
         case Poisson():
             return distributions.Poisson(output_BD.exp())
         case StudentT():
-            scale = learned if likelihood.scale == "learned" else likelihood.scale
+            scale = learned if isinstance(likelihood.scale, str) else likelihood.scale
             return distributions.StudentT(likelihood.dof, output_BD, scale)
     raise AssertionError(likelihood)
 
@@ -498,3 +501,22 @@ def test_the_error_of_a_missing_value_has_no_influence(sigma: float) -> None:
     target = Observed(value_BD, target.known_BD, target.sigma_BD.float())
     for function in (loss, loss.gradient, loss.curvature, loss.hessian):
         assert torch.equal(function(output_BD, other), function(output_BD, target))
+
+
+@pytest.mark.parametrize(("name", "key"), [("gaussian", "sigma"), ("student_t", "scale")])
+def test_each_value_may_have_an_error_of_its_own(name: str, key: str) -> None:
+    """Columns on a plane, with errors of .3 and 1 in turns; a table of one σ would be wrong about all of them."""
+    draw = np.random.default_rng(0)
+    noise = draw.normal(size=(400, 30)) if name == "gaussian" else draw.standard_t(4, size=(400, 30))
+    X = draw.normal(size=(400, 2)) @ draw.normal(size=(2, 30)) * 1.5 + np.array([0.3, 1.0] * 15) * noise
+    settings: dict[str, Any] = {"hidden_layer_sizes": (), "scale": "none", "random_state": 0}
+    encoder = GradientFlowEncoder(2, likelihood={"name": name, key: "each"}, **settings).fit(X)
+    loss = encoder._learner.loss
+    assert isinstance(loss, LocationLoss)
+    found_D = loss.scale(torch.zeros(1)).detach().numpy()
+    assert found_D.shape == (30,)
+    assert [np.median(found_D[::2]), np.median(found_D[1::2])] == pytest.approx([0.3, 1.0], rel=0.5)
+    again = GradientFlowEncoder(2, likelihood={"name": name, key: "learned"}, epochs=1, **settings)
+    assert again.fit(X)._learner.loss.get_parameter("rho").shape == ()
+    with pytest.raises(InputError, match=r"data\.observe: given 'identity' with a learned error of each value"):
+        Trial.build({"likelihood": {"name": name, key: "each"}, "data": {"observe": "identity"}})

@@ -109,6 +109,9 @@ class Observed:
 class Loss(nn.Module, ABC):
     """ℓ(y, x) of a likelihood, x the decoder's output. Its weights, if any, are trained beside the decoder's."""
 
+    def sized(self, size: int) -> None:
+        """Be told D, once, before there is an optimiser: a loss may have weights for every value."""
+
     @abstractmethod
     def values(self, output_BD: Tensor, target: Observed) -> Tensor:
         """ℓ_j of each value, nats, shape (B, D); without what depends on the target alone, see `constant`."""

@@ -12,17 +12,18 @@ from torch import Tensor
 
 from gfe_study.config import InputError
 from gfe_study.likelihoods.base import LOG_2PI, Observed
-from gfe_study.likelihoods.location import LocationLikelihood, LocationLoss, Positive
+from gfe_study.likelihoods.location import Learned, LocationLikelihood, LocationLoss, Positive
 
 
 class GaussianLoss(LocationLoss):
     """½((x − y)/σ)² + log σ + ½ log 2π, x the mean.
 
     Args:
-        sigma: σ of every value; "learned": one σ for all, 1 before training; "data": each value has the target's.
+        sigma: σ of every value; "learned": one σ for all, 1 before training; "each": one for each value; "data": each
+            value of each sample has the target's.
     """
 
-    def __init__(self, sigma: float | Literal["learned", "data"]) -> None:
+    def __init__(self, sigma: float | Learned | Literal["data"]) -> None:
         super().__init__(1.0 if sigma == "data" else sigma)
         self.of_data = sigma == "data"
 
@@ -57,11 +58,12 @@ class GaussianLoss(LocationLoss):
 class Gaussian(LocationLikelihood):
     """Normal errors about the decoder's output. σ is in units of the scaled data, as the loss is.
 
-    With a fixed σ it is least squares. `learned` fits one σ to the training data. `data` takes the standard deviation
-    of every value from the data (`data.sigma`).
+    With a fixed σ it is least squares. `learned` fits one σ to the training data, `each` one for each value of a
+    sample: columns of a table, stations. `data` takes the standard deviation of every value from the data
+    (`data.sigma`).
     """
 
-    sigma: Positive | Literal["learned", "data"] = 1.0
+    sigma: Positive | Learned | Literal["data"] = 1.0
 
     @property
     def needs_sigma(self) -> bool:

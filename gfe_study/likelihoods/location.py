@@ -6,7 +6,7 @@ Shapes: B batch, D values of a sample.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from gfe_study.likelihoods.base import Likelihood, Loss, Observed
 
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
+
+Learned = Literal["learned", "each"]
+"""One scale for all values, or one for each."""
 Positive = Annotated[float, Field(gt=0)]
 PER_STEP = 10.0
 """A learned scale is exp(10 ρ) of a weight ρ, so that an optimiser whose steps have the length of the learning rate
@@ -24,16 +29,21 @@ class LocationLoss(Loss):
     """A loss of (x − y)/s, x the mean.
 
     Args:
-        scale: s of every value; "learned": one s for all, 1 before training.
+        scale: s of every value; "learned": one s for all, 1 before training; "each": one for each value, likewise.
     """
 
-    def __init__(self, scale: float | Literal["learned"]) -> None:
+    def __init__(self, scale: float | Learned) -> None:
         super().__init__()
         self.fixed: float | None = None
+        self.by_value = scale == "each"
         if isinstance(scale, str):
             self.rho = nn.Parameter(torch.zeros(()))
         else:
             self.fixed = float(scale)
+
+    def sized(self, size: int) -> None:
+        if self.by_value:
+            self.rho = nn.Parameter(self.rho.new_zeros(size))
 
     def scale(self, like: Tensor, target: Observed | None = None) -> Tensor:
         """s, of a shape that broadcasts against (B, D)."""
@@ -43,7 +53,10 @@ class LocationLoss(Loss):
 
     @torch.no_grad()
     def learn(self, variance: Tensor) -> None:
-        """Set a learned scale to the root of a variance; one that is not learned stays."""
+        """Set a learned scale to the root of a variance, one number or one for each value if there is a scale for each.
+
+        One that is not learned stays.
+        """
         if self.fixed is None:
             self.rho.copy_(variance.clamp(min=1e-12).log() / (2 * PER_STEP))
 
@@ -70,3 +83,11 @@ class LocationLikelihood(Likelihood):
 
     def accepts(self, target: Observed) -> bool:
         return True
+
+    def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
+        if trial.data.observe is not None and "each" in (getattr(self, key, None) for key in ("sigma", "scale")):
+            raise ValueError(
+                f"data.observe: given {trial.data.observe.name!r} with a learned error of each value, and it measures "
+                "others; allowed: null"
+            )

@@ -6,14 +6,13 @@ Shapes: B batch, D values of a sample.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from gfe_study.likelihoods.base import Observed
-from gfe_study.likelihoods.location import LocationLikelihood, LocationLoss, Positive
+from gfe_study.likelihoods.location import Learned, LocationLikelihood, LocationLoss, Positive
 
 
 class StudentTLoss(LocationLoss):
@@ -22,7 +21,7 @@ class StudentTLoss(LocationLoss):
     Its Hessian is negative where |r| > √ν; solvers take the Fisher information (ν + 1)/((ν + 3) s²) instead.
     """
 
-    def __init__(self, dof: float, scale: float | Literal["learned"]) -> None:
+    def __init__(self, dof: float, scale: float | Learned) -> None:
         super().__init__(scale)
         self.dof = dof
         self.log_normaliser = math.lgamma(dof / 2) + math.lgamma(0.5) - math.lgamma((dof + 1) / 2) + math.log(dof) / 2
@@ -63,8 +62,8 @@ class StudentT(LocationLikelihood):
 
     dof: float = Field(4.0, gt=0)
     """ν, degrees of freedom: the fewer, the heavier the tails; the mean exists above 1."""
-    scale: Positive | Literal["learned"] = 1.0
-    """s, or "learned": one for all values, 1 before training."""
+    scale: Positive | Learned = 1.0
+    """s, or "learned": one for all values, 1 before training; "each": one for each value, likewise."""
 
     def loss(self) -> StudentTLoss:
         return StudentTLoss(self.dof, self.scale)

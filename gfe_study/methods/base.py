@@ -118,7 +118,9 @@ class Learner(ABC):
     def __init__(self, trial: Trial, shape: Shape, device: torch.device) -> None:
         self.trial = trial
         self.shape = shape = self.seen_as(shape)
-        self.loss: Loss = trial.likelihood.loss().to(device)
+        self.loss: Loss = trial.likelihood.loss()
+        self.loss.sized(shape.size)
+        self.loss.to(device)
         with seeded(trial.seed, "decoder"):
             self.decoder = self.build_decoder(shape).to(device)
         self.networks = nn.ModuleDict({"decoder": self.decoder, "likelihood": self.loss})
