@@ -40,6 +40,8 @@ def posterior_of(learner: Learner, target: Observed, latent_BL: Tensor, predicte
         predicted: the same samples with what is to be predicted, whose errors the data may give; None: `target`.
     """
     assert learner.trial.prior_precision is not None
+    if learner.members:
+        return _of_ensemble(learner, target, latent_BL, predicted)
     output_BD, jacobian_BLD, normal_BLL = learner.objective(target).curvature(latent_BL)
     count_B = torch.as_tensor(target.count_B, dtype=torch.float64, device=latent_BL.device)
     # In float64: what few values say of many latents is nothing but the prior in most directions.
@@ -50,3 +52,16 @@ def posterior_of(learner: Learner, target: Observed, latent_BL: Tensor, predicte
     of_errors_BD = learner.loss.variance(output_BD, predicted)
     std_BD = (learner.loss.mean_slope(output_BD).square() * of_mean_BD + of_errors_BD).sqrt()
     return Posterior(covariance_BLL.to(latent_BL), std_BD)
+
+
+def _of_ensemble(learner: Learner, target: Observed, latent_BL: Tensor, predicted: Observed | None) -> Posterior:
+    """That of a mixture of normals in equal shares: the mean of their variances, and the variance of their means."""
+    parts = [*zip(learner.members, latent_BL.chunk(len(learner.members), 1), strict=True)]
+    found = [posterior_of(member, target, part_BL, predicted) for member, part_BL in parts]
+    means = torch.stack([member.decode(part_BL) for member, part_BL in parts])
+    within_BD = torch.stack([each.std_BD.square() for each in found]).mean(0)
+    covariances = [torch.stack(rows) for rows in zip(*(each.covariance_BLL for each in found), strict=True)]
+    return Posterior(
+        torch.stack([torch.block_diag(*each) for each in covariances]),
+        (within_BD + means.var(0, correction=0)).sqrt(),
+    )

@@ -115,6 +115,9 @@ class Learner(ABC):
     encodes_by_flow: bool = False
     """Whether the trial's own encoding is `encode_by_flow`."""
 
+    members: Sequence[Learner] = ()
+    """Of an ensemble, those that it is made of, whose latents stand side by side in its own."""
+
     def __init__(self, trial: Trial, shape: Shape, device: torch.device) -> None:
         self.trial = trial
         self.shape = shape = self.seen_as(shape)

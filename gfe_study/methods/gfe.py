@@ -17,11 +17,13 @@ from gfe_study.config import Section
 from gfe_study.data.split import Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Encoding, Learner, Method, Updated
+from gfe_study.methods.ensemble import EnsembleLearner
 from gfe_study.solvers.base import BadStart, Solution, joined
 from gfe_study.solvers.objective import Objective
 
 if TYPE_CHECKING:
     from gfe_study.config import Trial
+    from gfe_study.data.split import Shape
 
 LATENTS = "latents"
 NOISE = "noise"
@@ -203,6 +205,19 @@ class GFE(Method):
 
     posterior_noise: PosteriorNoise | None = None
     """The decoder is trained at z* + ε; None: at z* itself. It needs `prior_precision`."""
+    ensemble: int | None = Field(None, ge=2, le=64)
+    """How many decoders are trained, each by itself, whose mean predicts; None: one. Training costs as many times as
+    much."""
+
+    def create(self, trial: Trial, shape: Shape, device: torch.device) -> Learner:
+        if self.ensemble is None:
+            return super().create(trial, shape, device)
+        one = trial.model_copy(update={"method": self.model_copy(update={"ensemble": None})})
+
+        def member(seed: int) -> Learner:
+            return GFELearner(one.with_seed(seed), shape, device)
+
+        return EnsembleLearner(trial, shape, device, member, self.ensemble)
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)

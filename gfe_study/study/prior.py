@@ -36,7 +36,7 @@ def tuned_prior(learner: Learner, samples: Samples) -> float:
     Raises:
         InputError: the method encodes without a prior, the file has no gaps, or the data cannot be had.
     """
-    if learner.descends and not learner.encodes_by_flow:
+    if learner.descends and not any(each.encodes_by_flow for each in (learner, *learner.members)):
         raise InputError(
             f"--tune-prior: given with method={learner.trial.method.name}, whose encoder has no prior; "
             "allowed: methods whose latents are solved for"
