@@ -48,6 +48,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "method": {
         "aae": "gfe_study.methods.aae:AAE",
         "ae": "gfe_study.methods.ae:Autoencoder",
+        "dineof": "gfe_study.methods.dineof:DINEOF",
         "gen": "gfe_study.methods.gen:GEN",
         "gfe": "gfe_study.methods.gfe:GFE",
         "gfe_gen": "gfe_study.methods.gfe_gen:GFEGEN",

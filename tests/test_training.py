@@ -399,6 +399,7 @@ COUNTED: dict[str, tuple[dict[str, Any], Callable[[int], tuple[float, float, flo
     ),
     # One evaluation for the training loss; the rest is in closed form.
     "pca": ({"method": "pca"}, lambda updates: (1, 0, 0), 0),
+    "dineof": ({"method": "dineof"}, lambda updates: (1, 0, 0), 0),
     "mean": ({"method": "mean"}, lambda updates: (1, 0, 0), 0),
 }
 

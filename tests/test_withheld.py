@@ -144,7 +144,7 @@ def other_content(split: Split) -> Split:
     return replace(split, values_ND=values_ND)
 
 
-@pytest.mark.parametrize("method", ["gfe", "ae", "vae", "aae", "gen", "pca", "mean", "miwae"])
+@pytest.mark.parametrize("method", ["gfe", "ae", "vae", "aae", "gen", "pca", "dineof", "mean", "miwae"])
 def test_what_is_not_observed_changes_nothing_but_the_score(method: str) -> None:
     trial = Trial.build(SMALL, {"method": method})
     splits = load_splits(trial)

@@ -50,18 +50,16 @@ class PCALearner(ClosedFormLearner):
         output_BD = super().predict(target, latent_BL)
         return output_BD.clamp(self.seen.low, self.seen.high) if self.settings.clip else output_BD
 
-    def fit(self, target: Observed) -> None:
-        latent_dim = self.trial.model.latent_dim
+    def axes(self, target: Observed) -> tuple[Tensor, Tensor, Tensor]:
+        """W (D, L), μ (D,) and the variance σ² of the noise."""
+        value_ND, latent_dim = target.value_BD.double(), self.trial.model.latent_dim
         if target.known_BD is None:
-            axes_DL, mean_D, noise = principal_axes(target.value_BD.double(), latent_dim)
-        else:
-            axes_DL, mean_D, noise = axes_with_gaps(
-                target.value_BD.double(),
-                target.known_BD,
-                latent_dim,
-                self.settings.ridge or 0.0,
-                self.settings.rounds or ROUNDS,
-            )
+            return principal_axes(value_ND, latent_dim)
+        ridge, rounds = self.settings.ridge or 0.0, self.settings.rounds or ROUNDS
+        return axes_with_gaps(value_ND, target.known_BD, latent_dim, ridge, rounds)
+
+    def fit(self, target: Observed) -> None:
+        axes_DL, mean_D, noise = self.axes(target)
         if self.settings.clip:
             known = target.known(target.value_BD)
             self.seen.load_state_dict({"low": known.min(), "high": known.max()})
@@ -193,6 +191,6 @@ class PCA(ClosedForm):
         if not isinstance(trial.likelihood, Gaussian) or trial.likelihood.sigma == "data":
             given = trial.likelihood.name
             raise ValueError(
-                f"likelihood.name: given {given!r} with method=pca, which is least squares with errors of one size; "
-                "allowed: gaussian, with likelihood.sigma a number or learned"
+                f"likelihood.name: given {given!r} with method={self.name}, which is least squares with errors of one "
+                "size; allowed: gaussian, with likelihood.sigma a number or learned"
             )
