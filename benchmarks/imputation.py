@@ -46,7 +46,7 @@ BASE: dict[str, Any] = {
 NETWORKS: dict[str, Sequence[Any]] = {
     "model.latent_dim": (5, 10, 20),
     "optim.lr": (1e-3, 3e-3, 6e-3),
-    "optim.weight_decay": (None, 0.1, 1.0),
+    "optim.weight_decay": (None, 0.3, 1.0, 5.0),
     "budget.images": (25_000, 60_000, 150_000),
 }
 ENCODERS = {**NETWORKS, "model.hidden": ([128, 128], [256]), "method.input_noise": (None, 0.2, 0.5)}
@@ -74,7 +74,7 @@ ARMS = {
     "MIWAE": Arm({"method": "miwae"}, ENCODERS),
     "GFE": Arm(
         {"method": "gfe"},
-        {**NETWORKS, "model.hidden": ([600], [128, 128], [100]), "prior_precision": (0.5, 1.0, 2.0)},
+        {**NETWORKS, "model.hidden": ([600], [128, 128], [100]), "prior_precision": (0.5, 1.0, 2.0, 4.0)},
     ),
 }
 

@@ -202,3 +202,17 @@ def test_a_sign_is_told_once() -> None:
     trials[3] |= {"diverged": True}
     signs = signs_of(SEARCH, pd.DataFrame(trials), None)
     assert [(sign.kind, sign.arm) for sign in signs] == [("diverged", "a")]
+
+
+@pytest.mark.parametrize(("losses", "enough"), [([2 * loss for loss in LEFT], True), (RIGHT, False)])
+def test_where_nothing_is_better_than_pca_it_says_that_pca_is_enough(losses: list[float], enough: bool) -> None:
+    study = Study.build(
+        {"question": "Which?", "scientific": {"arms": {"a": {"method": "pca"}, "b": {}}}, "seeds": 5}, "my.yaml"
+    )
+    trials = [trial(arm, seed, loss) for arm, own in (("a", LEFT), ("b", losses)) for seed, loss in enumerate(own)]
+    verdict = verdict_of(study, pd.DataFrame(trials), curves(trials))
+    assert verdict is not None
+    assert verdict.rows[1].verdict == ("worse" if enough else "better")
+    told = [sign.text for sign in signs_of(study, pd.DataFrame(trials), verdict) if sign.kind == "linear"]
+    assert told == (["no other method is better: PCA is enough for this data"] if enough else [])
+    assert not [sign for sign in signs_of(SEEDS, pd.DataFrame(trials), verdict) if sign.kind == "linear"]

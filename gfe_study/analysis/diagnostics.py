@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from gfe_study.analysis.verdict import Verdict
 from gfe_study.config import Range
 from gfe_study.metrics import Mode
 
-Kind = Literal["boundary", "flat", "noise", "diverged", "few"]
+Kind = Literal["boundary", "flat", "noise", "diverged", "few", "linear"]
 
 EDGE = 0.05
 """Share of a range's width, at either end, that counts as its boundary."""
@@ -142,6 +142,16 @@ def doubts(verdict: Verdict) -> list[Diagnostic]:
     """
     signs: dict[Kind, Iterator[Seen]] = {"noise": _noise(verdict), "few": _few_seeds(verdict)}
     return [Diagnostic(kind, None, *each) for kind, seen in signs.items() for each in seen]
+
+
+def linear_is_enough(verdict: Verdict, linear: Collection[str]) -> list[Diagnostic]:
+    """Return the sign "linear": of the linear arms, those that nothing that was compared with them is better than."""
+    found = []
+    for arm in linear:
+        words = [row.verdict for row in verdict.rows if row.reference == arm]
+        if words and set(words) <= {"worse", "equivalent"}:
+            found.append(Diagnostic("linear", arm, "no other method is better", "PCA is enough for this data"))
+    return found
 
 
 def _position(drawn: Range, value: float) -> float:

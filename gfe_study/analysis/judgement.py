@@ -13,12 +13,15 @@ from collections.abc import Mapping
 import pandas as pd
 
 from gfe_study import names
-from gfe_study.analysis.diagnostics import Diagnostic, diagnose, doubts
+from gfe_study.analysis.diagnostics import Diagnostic, diagnose, doubts, linear_is_enough
 from gfe_study.analysis.irregular import FINISHED
 from gfe_study.analysis.tidy import RUN_ID, STOPPED
 from gfe_study.analysis.verdict import Verdict, judge
 from gfe_study.config import InputError, Range, Study
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE, TRAIN_SECONDS
+
+LINEAR = ("pca", "dineof")
+"""Methods whose decoder is linear."""
 
 
 def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verdict | None:
@@ -152,7 +155,10 @@ def signs_of(study: Study, trials: pd.DataFrame, verdict: Verdict | None) -> lis
     stage, _ = judged_trials(study, trials)
     last = diagnose(of_stage(trials, stage), {}, study.metric.mode)
     found += [sign for sign in last if sign.kind == "diverged" and (sign.kind, sign.arm) not in known]
-    return found + (doubts(verdict) if verdict is not None else [])
+    if verdict is None:
+        return found
+    linear = [arm.name for arm in study.arms if study.example(arm).method.name in LINEAR]
+    return found + doubts(verdict) + linear_is_enough(verdict, linear)
 
 
 def searched_ranges(study: Study, trials: pd.DataFrame) -> Mapping[str, dict[str, Range]]:
