@@ -47,6 +47,7 @@ NETWORKS: dict[str, Sequence[Any]] = {
     "model.latent_dim": (5, 10, 20),
     "optim.lr": (1e-3, 3e-3, 6e-3),
     "optim.weight_decay": (None, 0.3, 1.0, 5.0),
+    "likelihood.sigma": ("learned", "each"),
     "budget.images": (25_000, 60_000, 150_000),
 }
 ENCODERS = {**NETWORKS, "model.hidden": ([128, 128], [256]), "method.input_noise": (None, 0.2, 0.5)}
@@ -70,6 +71,7 @@ ARMS = {
             "prior_precision": (0.5, 1.0, 2.0, 4.0),
         },
     ),
+    "DINEOF": Arm({"method": "dineof"}, {"model.latent_dim": (1, 2, 3, 4, 5, 6, 8, 12)}),
     "AE": Arm({"method": "ae"}, ENCODERS),
     "MIWAE": Arm({"method": "miwae"}, ENCODERS),
     "GFE": Arm(
