@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA as SklearnPCA
 
 from gfe_study.config import InputError, Trial
@@ -98,6 +100,69 @@ def test_gaps_are_filled_from_the_axes_and_their_content_plays_no_part() -> None
     wanted = torch.linalg.svd(principal_axes(value, 2)[0], full_matrices=False)[0]
     found = torch.linalg.svd(weight, full_matrices=False)[0]
     assert float(torch.linalg.svdvals(wanted.t() @ found).min()) > 0.999
+
+
+def log_likelihood(value: np.ndarray, known: np.ndarray, weight: np.ndarray, mean: np.ndarray, noise: float) -> float:
+    """Of the observed values, each sample's a normal of its own."""
+    total = 0.0
+    for sample, seen in zip(value, known, strict=True):
+        covariance = weight[seen] @ weight[seen].T + noise * np.eye(int(seen.sum()))
+        total += float(multivariate_normal(mean[seen], covariance).logpdf(sample[seen]))
+    return total
+
+
+def test_the_likelihood_of_samples_with_gaps_never_falls_and_ends_at_its_maximum() -> None:
+    """Against the marginal likelihood by scipy, which no part of the method computes."""
+    value = factors(60, 8, 2, 0.4)
+    known = torch.rand(60, 8, generator=torch.Generator().manual_seed(2)) < 0.6
+    known[~known.any(1), 0] = True
+    found = [axes_with_gaps(value, known, 2, rounds=rounds) for rounds in (*range(1, 25), 4000)]
+    reached = [
+        log_likelihood(value.numpy(), known.numpy(), weight.numpy(), mean.numpy(), float(noise))
+        for weight, mean, noise in found
+    ]
+    assert all(later > earlier - 1e-7 for earlier, later in pairwise(reached))
+    assert reached[-1] > reached[0] + 5
+    # A step to any side, of any of the parts, is no better.
+    weight, mean, noise = (part.numpy() for part in found[-1])
+    draw = np.random.default_rng(0)
+    for size in (1e-2, 3e-2):
+        for _ in range(20):
+            around = weight + size * draw.normal(size=weight.shape), mean + size * draw.normal(size=mean.shape)
+            assert log_likelihood(value.numpy(), known.numpy(), *around, float(noise)) < reached[-1] + 1e-3
+        for factor in (1 - size, 1 + size):
+            assert (
+                log_likelihood(value.numpy(), known.numpy(), weight, mean, float(factor * noise)) < reached[-1] + 1e-3
+            )
+
+
+def test_a_round_with_gaps_is_that_of_the_equations_sample_by_sample() -> None:
+    """Tipping & Bishop's equations in loops, in float64."""
+    value, known = factors(40, 6, 2, 0.4).numpy(), np.random.default_rng(3).random((40, 6)) < 0.7
+    known[~known.any(1), 0] = True
+    before, after = (
+        [part.numpy() for part in axes_with_gaps(torch.from_numpy(value), torch.from_numpy(known), 2, rounds=rounds)]
+        for rounds in (3, 4)
+    )
+    weight, mean, noise = before
+    inverse = [np.linalg.inv(weight[seen].T @ weight[seen] + noise * np.eye(2)) for seen in known]
+    latent = [m @ weight[o].T @ (y - mean)[o] for y, o, m in zip(value, known, inverse, strict=True)]
+    both = np.zeros((6, 3))
+    for j in range(6):
+        system, right = np.zeros((3, 3)), np.zeros(3)
+        for n in np.flatnonzero(known[:, j]):
+            one = np.append(latent[n], 1.0)
+            system += np.outer(one, one)
+            system[:2, :2] += noise * inverse[n]
+            right += value[n, j] * one
+        both[j] = np.linalg.solve(system, right)
+    total = 0.0
+    for n, j in zip(*np.nonzero(known), strict=True):
+        total += (value[n, j] - both[j] @ np.append(latent[n], 1.0)) ** 2
+        total += noise * both[j, :2] @ inverse[n] @ both[j, :2]
+    np.testing.assert_allclose(after[0], both[:, :2], rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(after[1], both[:, 2], rtol=1e-6, atol=1e-8)
+    assert float(after[2]) == pytest.approx(total / known.sum(), rel=1e-7)
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-6, 1e9])
