@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 from functools import partial
@@ -147,6 +148,41 @@ def spaces(
 
 def _question(path: Path) -> str:
     return str(read_yaml(path).get("question", ""))
+
+
+@app.command()
+def keys(
+    prefix: Annotated[
+        str, typer.Argument(help="What they begin with: solver.lbfgs, optim, data.hide, compare, …")
+    ] = "",
+    json_: Json = False,
+) -> None:
+    """List the keys of a configuration and of a study file, and what they mean. Example: gfe-study keys solver.lbfgs"""
+    from gfe_study.config.keys import keys as found_below
+    from gfe_study.config.keys import summary
+
+    found = found_below(prefix)
+    if json_:
+        print_json([dataclasses.asdict(key) for key in found])
+        return
+    shown = output()
+    section, _, name = prefix.partition(".")
+    if text := summary(section, name):
+        say(shown, text + "\n")
+    for key in found:
+        given = f"default {key.default}" if key.default else "must be given"
+        names_ = f" ({', '.join(key.names)})" if key.names and not text else ""
+        say(shown, f"{key.path}{names_}: {key.allowed}; {given}")
+        for line in wrapped(key.text, shown.width - 4) if key.text else ():
+            say(shown, f"    {line}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a study file, for editors. Example: gfe-study schema > schema.json"""
+    from gfe_study.config.keys import schema as schema_of_studies
+
+    print(json.dumps(schema_of_studies(), indent=1, ensure_ascii=False))
 
 
 @app.command()
