@@ -64,10 +64,10 @@ def repository(folder: Path, *tracked: str) -> str:
 
 
 def test_wheel_is_complete(wheel: Path) -> None:
-    """The wheel contains every module, every search space, the type marker and the licence."""
+    """The wheel contains every module, every search space and their schema, the type marker and the licence."""
     contained = zipfile.ZipFile(wheel).namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gfe_study").rglob("*.py")}
-    spaces = {f"gfe_study/search_spaces/{name}.yaml" for name in SPACES}
+    spaces = {f"gfe_study/search_spaces/{name}" for name in (*(f"{each}.yaml" for each in SPACES), "schema.json")}
     about = {name for name in contained if ".dist-info/" in name}
     assert set(contained) - about == modules | spaces | {"gfe_study/py.typed"}
     assert any(name.endswith("/licenses/LICENSE") for name in about)
