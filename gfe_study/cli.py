@@ -8,7 +8,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -446,6 +446,27 @@ def report(
         print("\n".join(map(near, files)))
         if folder.remote is not None:
             say(console(), f"all of them are at {folder.remote} too")
+
+
+@app.command()
+def export(
+    label: Label,
+    form: Annotated[Literal["csv", "parquet", "optuna"], typer.Option("--format", help="What to write.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="File to write; defaults to the study's name.")] = None,
+    storage: StorageOption = "results",
+    json_: Json = False,
+) -> None:
+    """Write a study's trials for other programs. Example: gfe-study export amd --format optuna"""
+    from gfe_study.analysis.export import export as written
+    from gfe_study.api import results
+
+    file = written(results(label, storage), form, out)
+    if json_:
+        print_json(str(file))
+        return
+    say(output(), f"written to {file}")
+    if form == "optuna":
+        say(output(), f"open it with: optuna-dashboard {file}")
 
 
 @app.command()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import optuna
@@ -15,7 +13,7 @@ from optuna.trial import create_trial
 
 from gfe_study.analysis.stats import tied
 from gfe_study.config import Range
-from gfe_study.distributions import distribution
+from gfe_study.distributions import distribution, told_to_optuna
 from gfe_study.metrics import Mode
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -69,22 +67,3 @@ def importances(configurations: pd.DataFrame, ranges: Mapping[str, Range], mode:
         }
     table = pd.DataFrame(found).rename_axis("key").reset_index()
     return table.sort_values([PED_ANOVA, FANOVA], ascending=False, ignore_index=True)
-
-
-def place_of(value: object, choices: Sequence[object]) -> int | None:
-    """Place of a value among the choices; None if it is none of them.
-
-    pandas has floats for whole numbers beside missing ones, and NaN for None.
-    """
-    own = None if isinstance(value, float) and math.isnan(value) else value
-    return next((place for place, choice in enumerate(choices) if choice == own), None)
-
-
-def told_to_optuna(value: object, drawn: Range) -> str | float | None:
-    """A value as `distribution` knows it; None if it is missing or not of the range."""
-    if drawn.kind == "choice":
-        place = place_of(value, drawn.values)
-        return None if place is None else json.dumps(drawn.values[place])
-    number = float(value) if isinstance(value, int | float) else math.nan
-    low, high = drawn.values
-    return number if low <= number <= high else None

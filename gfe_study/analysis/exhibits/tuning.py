@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit, capitalised
-from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances, place_of
+from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances
 from gfe_study.analysis.judgement import of_stage
 from gfe_study.analysis.style import (
     COLUMN,
@@ -30,6 +30,7 @@ from gfe_study.analysis.style import (
 from gfe_study.analysis.tidy import STOPPED
 from gfe_study.analysis.tuning import expected_best_over
 from gfe_study.config import Range, Study
+from gfe_study.distributions import place_of
 from gfe_study.metrics import DIVERGED, TRAIN_SECONDS, Mode, noun_of, text_of
 
 PANELS, WIDE_PANELS = 4, 2
