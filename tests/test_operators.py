@@ -5,6 +5,7 @@ Shapes: N samples, D values of each, M measured values.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gfe_study.api import train
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.config.trial import build
 from gfe_study.data.base import load_splits
-from gfe_study.data.measuring import instrument_of, measured_scale
+from gfe_study.data.measuring import instrument_of, measured_scale, measured_shape
 from gfe_study.data.split import Scale, Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.models.mlp import MLPDecoder
@@ -122,6 +123,20 @@ def test_measured_values_are_of_the_data_s_own_units() -> None:
     seen = instrument({"name": "blur", "width": 1.0}, scale)
     measured = measured_scale(seen, scale).apply(seen.raw(stored_ND))
     torch.testing.assert_close(measured, seen.apply(scale.apply(stored_ND)), rtol=1e-5, atol=1e-5)
+
+
+def test_files_of_measured_values_have_the_shape_that_the_instrument_gives() -> None:
+    colour = Shape(3, (6, 4), "last")
+    for settings, file in (
+        ({"name": "blur", "width": 1.0}, (6, 4, 3)),
+        ({"name": "downsample", "factor": 2}, (3, 2, 3)),
+        ({"name": "subsample", "fraction": 0.25}, (3, 6)),
+    ):
+        measured = measured_shape(build("operator", settings), colour)  # type: ignore[arg-type]
+        assert measured.file == file
+        assert measured.size == math.prod(file)
+        values = np.arange(2.0 * measured.size).reshape(2, *file)
+        np.testing.assert_array_equal(measured.to_file(measured.from_file(values)), values)
 
 
 def test_a_measured_value_is_missing_if_it_depends_on_a_missing_one() -> None:

@@ -30,7 +30,9 @@ def instrument_of(operator: Operator, shape: Shape, scale: Scale) -> Instrument:
 def measured_shape(operator: Operator, shape: Shape) -> Shape:
     """The shape of what an operator makes of samples of a shape."""
     channels, *sides = operator.measured_dims(shape.dims)
-    return Shape(channels, tuple(sides), shape.axis if len(sides) == len(shape.sides) else None)
+    if len(sides) == len(shape.sides):
+        return Shape(channels, tuple(sides), shape.axis)
+    return Shape(channels, tuple(sides), "first" if channels > 1 else None)
 
 
 def measured_scale(instrument: Instrument, scale: Scale) -> Scale:
