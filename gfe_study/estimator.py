@@ -31,7 +31,7 @@ from gfe_study.progress import bar
 from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH, train
 
-LEAST_SAMPLES = 10_000
+LEAST_SAMPLES = 30_000
 """Samples seen in training, repetitions counted, unless `epochs` is given."""
 RAMP = 0.3
 """Share of training over which the noise of the latents reaches its full width."""
@@ -59,7 +59,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             name alone, the σ of `gaussian` and the scale of `student_t` are learned.
         solver: what finds latents, by name or with settings; None takes that of `preset: holes`.
         hidden_layer_sizes: widths of the decoder's hidden layers, from the latent outwards.
-        epochs: passes over the samples; None: 20, or as many as make up 10,000 samples.
+        epochs: passes over the samples; None: 20, or as many as make up 30,000 samples.
         batch_size: samples per batch.
         learning_rate: of Adam at the start; it falls to zero. A batch's loss is the sum over its samples.
         scale: `standard`, `minmax` or `none`; None is `standard` for `gaussian` and `student_t`, else `none`.
@@ -86,7 +86,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         hidden_layer_sizes: Sequence[int] = (600,),
         epochs: int | None = None,
         batch_size: int = 50,
-        learning_rate: float = 6e-3,
+        learning_rate: float = 1e-2,
         scale: Literal["standard", "minmax", "none"] | None = None,
         prior_precision: float | None = 1.0,
         random_state: int | np.random.RandomState | None = None,

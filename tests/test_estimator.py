@@ -211,11 +211,11 @@ def test_what_cannot_be_trained_is_one_line(settings: dict[str, Any], message: s
 
 
 def test_by_name_alone_a_likelihood_learns_its_scale_and_few_samples_are_seen_often() -> None:
-    fitted = encoder(epochs=None, hidden_layer_sizes=()).fit(plane(2500)[:, :3])
-    assert (fitted.n_iter_, fitted.trial_.budget.images) == (20, 50_000)
+    fitted = encoder(epochs=None, hidden_layer_sizes=()).fit(plane(1600)[:, :3])
+    assert (fitted.n_iter_, fitted.trial_.budget.images) == (20, 32_000)
     assert fitted.trial_.likelihood.model_dump() == {"name": "gaussian", "sigma": "learned"}
     few = encoder(epochs=None, likelihood="student_t").fit(plane(30))
-    assert (few.n_iter_, few.trial_.budget.images) == (334, 10_020)
+    assert (few.n_iter_, few.trial_.budget.images) == (1000, 30_000)
     assert few.trial_.dump()["likelihood"]["scale"] == "learned"
     assert encoder(likelihood="poisson").fit(np.ones((9, 2))).trial_.likelihood.name == "poisson"
 
@@ -224,17 +224,16 @@ def test_by_name_alone_a_likelihood_learns_its_scale_and_few_samples_are_seen_of
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("data", ["digits", "terrain"])
 def test_it_imputes_better_than_scikit_learn(data: str) -> None:
-    """Half of all values missing at random; of wide data the iterative imputer would take too long for three masks."""
+    """Half of all values missing at random, three masks; every sixth patch of the terrain, as the rivals are slow."""
     trial = Trial.build({"data": data, "likelihood": "gaussian"})
-    X = load_splits(trial).train.values_ND.astype(float)
+    X = load_splits(trial).train.values_ND.astype(float)[:: 6 if data == "terrain" else 1]
     for seed in range(3):
         gone = np.less(np.random.default_rng(seed).random(X.shape), 0.5)
         gone[gone.all(1), 0] = False
         holes = np.where(gone, np.nan, X)
-        rivals: list[Any] = [KNNImputer()] if data == "terrain" else [KNNImputer(), IterativeImputer(random_state=0)]
         own = GradientFlowEncoder(likelihood="gaussian", random_state=seed).fit(holes).impute(holes)
-        found = [own, *(each.fit_transform(holes) for each in rivals)]
-        errors = [np.square((each - X)[gone]).mean() for each in found]
+        found = [own, *(each.fit_transform(holes) for each in (KNNImputer(), IterativeImputer(random_state=0)))]
+        errors = [np.sqrt(np.square((each - X)[gone]).mean()) for each in found]
         assert errors[0] < 0.97 * min(errors[1:])
 
 
