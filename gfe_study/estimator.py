@@ -212,7 +212,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         names, epochs = (content["estimator"].pop(name) for name in ("feature_names", "n_iter"))
         estimator = cls(**{**content["estimator"], "device": device})
         estimator.trial_, estimator.loss_ = learner.trial, content["metrics"][TRAIN_LOSS]
-        estimator.calibration_ = content["metrics"][CALIBRATION]
+        estimator.calibration_ = content["metrics"].get(CALIBRATION, 1.0)
         estimator.n_iter_, estimator.n_features_in_ = epochs, shape.size
         if names is not None:
             estimator.feature_names_in_ = np.array(names, dtype=object)

@@ -29,6 +29,7 @@ from gfe_study.config import (
 )
 from gfe_study.config.files import parse_yaml
 from gfe_study.config.trial import merge
+from gfe_study.data.base import Dataset
 from gfe_study.data.mnist import FashionMNIST
 from gfe_study.methods.ae import Autoencoder
 from gfe_study.models.mlp import MLP
@@ -206,7 +207,8 @@ def test_another_dataset_keeps_what_every_dataset_has() -> None:
 @pytest.mark.parametrize("space", space_files())
 def test_every_space_takes_another_dataset(space: str) -> None:
     declared, swept = (Study.load(space_files()[space], changes) for changes in ({}, {"data": {"name": "mnist"}}))
-    assert swept.fixed["data"] == {**declared.fixed.get("data", {}), "name": "mnist"}
+    kept = {key: value for key, value in declared.fixed.get("data", {}).items() if key in Dataset.outlast_name}
+    assert swept.fixed["data"] == {**kept, "name": "mnist"}
 
 
 def test_merging_leaves_its_layers_as_they_were() -> None:
@@ -718,4 +720,6 @@ def test_the_study_shown_in_the_readme_is_one() -> None:
 def test_a_setting_of_several_kinds_is_refused_once_with_all_that_it_may_be() -> None:
     with pytest.raises(InputError) as refused:
         Trial.build({"likelihood": {"name": "gaussian", "sigma": -1}})
-    assert str(refused.value).endswith("likelihood.sigma: given -1; allowed: greater than 0 or 'learned' or 'data'")
+    assert str(refused.value).endswith(
+        "likelihood.sigma: given -1; allowed: greater than 0 or 'learned' or 'each' or 'data'"
+    )

@@ -12,6 +12,8 @@ import torch
 from gfe_study.api import train
 from gfe_study.config import Trial
 from gfe_study.data.base import load_splits
+from gfe_study.likelihoods.bernoulli import BernoulliLoss
+from gfe_study.likelihoods.poisson import PoissonLoss
 from gfe_study.methods.base import Batch
 from gfe_study.posterior import posterior_of
 from gfe_study.study.prior import _loss, _masked
@@ -108,3 +110,12 @@ def test_another_prior_reaches_the_members(together: Any) -> None:
     val = load_splits(together.trial).val.take(slice(0, 30))
     masked = _masked(val, np.random.default_rng(0).random((10, 64)) < 0.5)
     assert _loss(learner, masked, 0.01) != _loss(learner, masked, 100.0)
+
+
+def test_members_that_agree_agree_where_float32_saturates_too() -> None:
+    same = torch.tensor([-120.0, -30.0, 0.0, 16.0, 17.0, 60.0])
+    assert BernoulliLoss().mixed(torch.stack([same[None]] * 3)) == pytest.approx(same[None], rel=1e-5, abs=1e-5)
+    apart = BernoulliLoss().mixed(torch.tensor([[[2.0]], [[-1.0]]]))
+    assert float(apart.sigmoid()) == pytest.approx(float(torch.tensor([2.0, -1.0]).sigmoid().mean()))
+    rates = PoissonLoss().mixed(torch.tensor([[[2.0]], [[-1.0]]]))
+    assert float(rates.exp()) == pytest.approx(float(torch.tensor([2.0, -1.0]).exp().mean()))

@@ -211,10 +211,10 @@ def test_what_cannot_be_trained_is_one_line(settings: dict[str, Any], message: s
 
 
 def test_by_name_alone_a_likelihood_learns_its_scale_and_few_samples_are_seen_often() -> None:
-    fitted = encoder(epochs=None, hidden_layer_sizes=()).fit(plane(1600)[:, :3])
+    fitted = encoder(epochs=None, hidden_layer_sizes=(), batch_size=400).fit(plane(1600)[:, :3])
     assert (fitted.n_iter_, fitted.trial_.budget.images) == (20, 32_000)
     assert fitted.trial_.likelihood.model_dump() == {"name": "gaussian", "sigma": "learned"}
-    few = encoder(epochs=None, likelihood="student_t").fit(plane(30))
+    few = encoder(epochs=None, likelihood="student_t", batch_size=30).fit(plane(30))
     assert (few.n_iter_, few.trial_.budget.images) == (1000, 30_000)
     assert few.trial_.dump()["likelihood"]["scale"] == "learned"
     assert encoder(likelihood="poisson").fit(np.ones((9, 2))).trial_.likelihood.name == "poisson"

@@ -276,3 +276,87 @@ def test_a_search_may_use_what_is_scored_through_an_instrument() -> None:
         "test",
     )
     assert study.metric.name == "val_withheld_rmse"
+
+
+def test_pca_without_a_prior_is_the_same_through_sensors_and_with_gaps() -> None:
+    """Fewer values than components: rounding must not be taken for a direction."""
+    observe = {"name": "subsample", "fraction": 0.1, "splits": ["val", "test"]}
+    trial = small({"method": "pca", "likelihood": "gaussian", "model": {"latent_dim": 12}, "budget": {"images": 900}})
+    learner = train(trial, device="cpu").decoder._learner
+    test = load_splits(trial.build(trial.dump(), {"data": {"observe": observe}})).test
+    target = test.batch(slice(0, 30))
+    whole_BD = test.unmeasured.batch(slice(0, 30)).value_BD
+    assert target.instrument is not None
+    known_BD = target.instrument.adjoint(torch.ones_like(target.value_BD)) != 0
+    torch.testing.assert_close(
+        learner.encode(target).latent_BL, learner.encode(Observed(whole_BD, known_BD)).latent_BL, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_an_encoder_is_told_where_nothing_was_measured() -> None:
+    seen = instrument({"name": "subsample", "fraction": 0.25})
+    target = Observed(seen.apply(torch.ones(2, SIZE)), instrument=seen)
+    read_BD = target.as_input(mask=True)
+    assert torch.equal(read_BD[:, SIZE:], read_BD[:, :SIZE])
+    assert read_BD[:, SIZE:].sum(1).tolist() == [12, 12]
+    with pytest.raises(InputError, match=r"data\.observe\.splits: given without train and method=ae"):
+        small({"method": "ae", "data": {"observe": {"name": "blur", "width": 1, "splits": ["val", "test"]}}})
+
+
+def test_of_scales_of_their_own_the_identity_is_nothing() -> None:
+    scale = Scale(torch.zeros(SIZE).double(), torch.linspace(0.1, 90, SIZE).double())
+    seen = instrument({"name": "identity"}, scale)
+    values = torch.randn(3, SIZE, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(seen.apply(values), values, rtol=1e-6, atol=0)
+    torch.testing.assert_close(measured_scale(seen, scale).factor, scale.factor)
+    one, other = torch.randn(3, SIZE).double(), torch.randn(3, SIZE).double()
+    blurred = instrument({"name": "blur", "width": 1.5}, scale)
+    torch.testing.assert_close((blurred.apply(one) * other).sum(1), (one * blurred.adjoint(other)).sum(1))
+
+
+def test_a_blur_ends_and_misses_only_what_is_near() -> None:
+    known = torch.ones(1, 1, 28, 28, dtype=torch.bool)
+    known[0, 0, 0, 0] = False
+    seen = instrument({"name": "blur", "width": 1.0}, dims=(1, 28, 28))
+    assert int((~seen.known(known.flatten(1))).sum()) == 25
+    with pytest.raises(InputError, match="every measured value of the train split depends on a missing one"):
+        load_splits(small({"data": {"observe": {"name": "blur", "width": 9}, "hide": {"fraction": 0.5}}}))
+
+
+def test_domains_are_those_of_the_samples_and_of_what_is_measured(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(5, 64)))
+    with pytest.raises(InputError, match=r"likelihood\.name: given 'bernoulli'"):
+        load_splits(small({"data": {"observe": {"name": "matrix", "path": str(tmp_path / "a.npy")}}}))
+    with pytest.raises(InputError, match=r"likelihood\.name: given 'bernoulli'"):
+        load_splits(small({"data": {"scale": "none", "observe": "identity"}}))
+    load_splits(small({"data": {"observe": {"name": "blur", "width": 1.2}}}))
+
+
+def test_white_regions_keep_their_gradient_and_rates_beyond_float32_are_no_nan() -> None:
+    loss = build("likelihood", {"name": "bernoulli"}).loss()  # type: ignore[attr-defined]
+    for width, dims in ((1.0, (1, 28, 28)), (2.3, (1, 28, 28)), (1.2, (1, 16, 16))):
+        seen = instrument({"name": "blur", "width": width}, dims=dims)
+        white = torch.full((1, math.prod(dims)), 17.0)
+        assert loss.through(white, seen).numpy() == pytest.approx(17.0, abs=0.2)
+    counts = build("likelihood", {"name": "poisson"}).loss()  # type: ignore[attr-defined]
+    output = torch.zeros(1, 784)
+    output[0, 300] = 100.0
+    assert counts.through(output, instrument({"name": "blur", "width": 1.0}, dims=(1, 28, 28))).isfinite().all()
+
+
+def test_arms_with_other_operators_are_evaluated_on_other_samples() -> None:
+    hashes = {load_splits(small({"data": {"observe": each}})).test.digest() for each in OPERATORS}
+    assert len(hashes) == len(OPERATORS)
+
+
+def test_a_search_needs_validation_samples_that_are_measured() -> None:
+    with pytest.raises(InputError, match=r"eval\.withhold: given null with metric\.name=val_withheld_rmse"):
+        Study.build(
+            {
+                "question": "?",
+                "fixed": {"data": {"name": "digits", "observe": {"name": "identity", "splits": ["train"]}}},
+                "nuisance": {"optim.lr": {"loguniform": [1e-3, 1e-2]}},
+                "metric": {"name": "val_withheld_rmse"},
+            },
+            "test",
+        )

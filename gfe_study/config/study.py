@@ -523,7 +523,8 @@ class Study(Section):
     def _check_evaluated(self, key: str, name: str, setting: str, allowed: str) -> None:
         for arm in self._arms:
             trial = self.example(arm)
-            if setting == "withhold" and trial.data.observe is not None:
+            observe = trial.data.observe
+            if setting == "withhold" and observe is not None and {"val", "test"} <= set(observe.splits):
                 continue  # whose every value is scored
             if not (given := getattr(trial.eval, setting)):
                 told = "null" if given is None else "false"

@@ -212,7 +212,8 @@ def check_data(trial: Trial, splits: Splits) -> None:
             "likelihood.sigma: given 'data', and no array 'sigma' lies beside the samples; allowed: a number, learned"
         )
     for part, split in splits.parts.items():
-        if split.values_ND.dtype == np.uint8 and split.observed_ND is None and isinstance(split.scale.factor, float):
+        few = split.values_ND.dtype == np.uint8 and isinstance(split.scale.factor, float)
+        if few and split.observed_ND is None and split.instrument is None:
             kinds = np.flatnonzero(np.bincount(split.values_ND.reshape(-1), minlength=256)).astype(np.uint8)
             split = Split(kinds[:, None], scale=split.scale)
         for batch in split.batches():
@@ -221,7 +222,7 @@ def check_data(trial: Trial, splits: Splits) -> None:
                 raise DataError(
                     f"data.scale: given {given} with {part} values beyond what 32 bits hold; allowed: standard, minmax"
                 )
-            if not likelihood.accepts(batch) and batch.instrument is None:
+            if not (likelihood.accepts(batch) if batch.instrument is None else likelihood.accepts_means(batch)):
                 known = batch.known(batch.value_BD)
                 raise DataError(
                     f"likelihood.name: given {likelihood.name!r}, which is for {likelihood.domain}, with {part} values "

@@ -271,7 +271,9 @@ class Split:
             if part is not None:
                 content.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         if self.instrument is not None:
-            content.update(self.instrument.operator.identity().encode())
+            operator = self.instrument.operator
+            told = operator.model_dump_json(exclude={"splits", *operator.immaterial})
+            content.update(f"{told}{operator.identity()}".encode())
         return content.digest()
 
 

@@ -87,7 +87,10 @@ class Observed:
         """
         if self.instrument is not None:
             value_BD = self.instrument.adjoint(self.value_BD)
-            return torch.cat([value_BD, torch.ones_like(value_BD)], 1) if mask else value_BD
+            if not mask:
+                return value_BD
+            known_BM = torch.ones_like(self.value_BD) if self.known_BD is None else self.known_BD.to(value_BD.dtype)
+            return torch.cat([value_BD, (self.instrument.adjoint(known_BM) != 0).to(value_BD.dtype)], 1)
         if not mask:
             return self.value_BD
         known_BD = torch.ones_like(self.value_BD) if self.known_BD is None else self.known_BD.to(self.value_BD.dtype)
@@ -153,6 +156,10 @@ class Loss(nn.Module, ABC):
             low_BD = torch.where(above_BD, low_BD, middle_BD)
             high_BD = torch.where(above_BD, middle_BD, high_BD)
         return ((low_BD + high_BD) / 2).to(mean_BD.dtype)
+
+    def mixed(self, output_NBD: Tensor) -> Tensor:
+        """The output whose mean is the mean of the means of N outputs, (N, B, D) -> (B, D)."""
+        return self.output_of(self.mean(output_NBD).mean(0))
 
     @abstractmethod
     def mean_slope(self, output_BD: Tensor) -> Tensor:
@@ -247,6 +254,10 @@ class Likelihood(Component, ABC):
     @abstractmethod
     def accepts(self, target: Observed) -> bool:
         """Whether all observed values lie in the domain."""
+
+    def accepts_means(self, target: Observed) -> bool:
+        """The same of what an instrument makes of such values, which lies between them but for rounding."""
+        return self.accepts(target)
 
     def floor(self, target: Observed) -> Tensor | None:
         """The lowest ℓ that any decoder can reach, per sample, shape (B,); None if there is no such bound."""

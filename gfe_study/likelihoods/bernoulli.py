@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from gfe_study.operators.base import Instrument
 
 
+ROUNDING = 1e-5
+"""By which an instrument's values may lie outside."""
+
+
 class BernoulliLoss(Loss):
     """Binary cross-entropy of logits x: max(x, 0) − xy + log(1 + e^{−|x|}), finite at any x."""
 
@@ -32,10 +36,14 @@ class BernoulliLoss(Loss):
     def mean(self, output_BD: Tensor) -> Tensor:
         return output_BD.sigmoid()
 
+    def mixed(self, output_NBD: Tensor) -> Tensor:
+        # In float32 a mean of nearly 1 is 1, and its logit infinite.
+        return F.logsigmoid(output_NBD).logsumexp(0) - F.logsigmoid(-output_NBD).logsumexp(0)
+
     def through(self, output_BD: Tensor, instrument: Instrument) -> Tensor:
         # 1 − Aσ(x) as Aσ(−x) + 1 − A1, which has digits left where Aσ(x) is nearly 1.
         mean_BM, other_BM = (instrument.apply((sign * output_BD).sigmoid()) for sign in (1, -1))
-        other_BM = other_BM + (1 - instrument.apply(torch.ones_like(output_BD[:1])))
+        other_BM = other_BM + instrument.rest_M.to(output_BD)
         least = torch.finfo(output_BD.dtype).tiny
         return mean_BM.clamp(min=least).log() - other_BM.clamp(min=least).log()
 
@@ -61,9 +69,12 @@ class Bernoulli(Likelihood):
     def accepts(self, target: Observed) -> bool:
         return bool(((target.value_BD >= 0) & (target.value_BD <= 1)).all())
 
+    def accepts_means(self, target: Observed) -> bool:
+        return bool(((target.value_BD >= -ROUNDING) & (target.value_BD <= 1 + ROUNDING)).all())
+
     def floor(self, target: Observed) -> Tensor:
         """Mean binary entropy of the values; 0.0581 on MNIST's test images."""
         exact = target.double()
-        y_BD = exact.value_BD
+        y_BD = exact.value_BD.clamp(0, 1)  # an instrument's rounding may have left it
         entropy_BD = -(torch.xlogy(y_BD, y_BD) + torch.xlogy(1 - y_BD, 1 - y_BD))
         return BernoulliLoss._mean(entropy_BD, exact)

@@ -63,6 +63,9 @@ class LocationLoss(Loss):
     def mean(self, output_BD: Tensor) -> Tensor:
         return output_BD
 
+    def mixed(self, output_NBD: Tensor) -> Tensor:
+        return output_NBD.mean(0)
+
     def mean_slope(self, output_BD: Tensor) -> Tensor:
         return torch.ones_like(output_BD)
 

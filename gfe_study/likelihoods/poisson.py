@@ -5,6 +5,7 @@ Shapes: B batch, D values of a sample.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 FAR = 5.0
 """Beyond a rate of e⁵ = 148 times a count and one, ℓ_j goes on as a straight line."""
+
+
+LARGEST = 80.0
+"""A logarithm of a rate whose sums with others float32 still holds."""
 
 
 class PoissonLoss(Loss):
@@ -60,8 +65,11 @@ class PoissonLoss(Loss):
     def mean(self, output_BD: Tensor) -> Tensor:
         return output_BD.exp()
 
+    def mixed(self, output_NBD: Tensor) -> Tensor:
+        return output_NBD.logsumexp(0) - math.log(len(output_NBD))
+
     def through(self, output_BD: Tensor, instrument: Instrument) -> Tensor:
-        mean_BM = instrument.apply(self.mean(output_BD))
+        mean_BM = instrument.apply(self.mean(output_BD.clamp(max=LARGEST)))
         return mean_BM.clamp(min=torch.finfo(mean_BM.dtype).tiny).log()
 
     def mean_slope(self, output_BD: Tensor) -> Tensor:
@@ -90,6 +98,9 @@ class Poisson(Likelihood):
 
     def accepts(self, target: Observed) -> bool:
         return bool(((target.value_BD >= 0) & (target.value_BD == target.value_BD.round())).all())
+
+    def accepts_means(self, target: Observed) -> bool:
+        return bool((target.value_BD >= 0).all())
 
     def floor(self, target: Observed) -> Tensor:
         """ℓ where every rate equals its count."""

@@ -55,7 +55,8 @@ class Coverage(Measure):
 
 def factor_of(ratio_K: Tensor) -> float:
     """What standard deviations are to be multiplied by, so that 95 % of these ratios lie within their intervals."""
-    return float(ratio_K.sort().values[min(int(0.95 * len(ratio_K)), len(ratio_K) - 1)]) / WIDTHS[COVERAGE_95]
+    factor = float(ratio_K.sort().values[min(int(0.95 * len(ratio_K)), len(ratio_K) - 1)]) / WIDTHS[COVERAGE_95]
+    return factor if 0 < factor < float("inf") else 1.0  # of a likelihood without a variance there is nothing to say
 
 
 def ratios(learner: Learner, split: Split, latent_NL: Tensor) -> Tensor:

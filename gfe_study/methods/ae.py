@@ -131,6 +131,12 @@ class EncoderMethod(Method):
                 f"start.name: given 'previous' with method={self.name}, which solves for no latent of a training "
                 "image; allowed: encoder, mean, zero"
             )
+        observe = trial.data.observe
+        if observe is not None and not observe.selects and "train" not in observe.splits and self.encode is None:
+            raise ValueError(
+                f"data.observe.splits: given without train and method={self.name}, whose encoder has never read what "
+                f"{observe.name} makes of a sample; allowed: with train, or method.encode=flow"
+            )
         if trial.gradient.name != "approx":
             raise ValueError(
                 f"gradient.name: given {trial.gradient.name!r} with method={self.name}, whose latents come from an "

@@ -35,13 +35,8 @@ class MeanDecoder(Decoder):
 
     @torch.no_grad()
     def forward(self, latent_KL: Tensor) -> Tensor:
-        return self.loss.output_of(self.mean(latent_KL))
-
-    @torch.no_grad()
-    def mean(self, latent_KL: Tensor) -> Tensor:
-        """The mean of the decoders' means, (B, D)."""
         parts = zip(self.decoders, latent_KL.chunk(len(self.decoders), 1), strict=True)
-        return torch.stack([self.loss.mean(decoder(latent)) for decoder, latent in parts]).mean(0)
+        return self.loss.mixed(torch.stack([decoder(latent) for decoder, latent in parts]))
 
 
 class _Optimisers:
@@ -126,11 +121,6 @@ class EnsembleLearner(Learner):
             all(each.common for each in found),
             sum(each.encoder_passes for each in found),
         )
-
-    @torch.no_grad()
-    def decode(self, latent_BL: Tensor) -> Tensor:
-        assert isinstance(self.decoder, MeanDecoder)
-        return self.decoder.mean(latent_BL)
 
     def state_dict(self) -> dict[str, Any]:
         return {"networks": self.networks.state_dict(), "members": [member.state_dict() for member in self.members]}

@@ -29,7 +29,9 @@ class MeanLearner(ClosedFormLearner):
         self.linear.weight.zero_()
         self.linear.bias.copy_(self.loss.output_of(mean_D))
         if isinstance(self.loss, LocationLoss):
-            self.loss.learn(((value_ND - mean_D).square() * known_ND).sum() / known_ND.sum())
+            square_ND = (value_ND - mean_D).square() * known_ND
+            by_value = square_ND.sum(0) / known_ND.sum(0).clamp(min=1)
+            self.loss.learn(by_value if self.loss.by_value else square_ND.sum() / known_ND.sum())
 
     @torch.no_grad()
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:

@@ -6,6 +6,7 @@ Shapes: N training samples seen, B batch, L latent, D values of a sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
@@ -70,19 +71,15 @@ class PCALearner(ClosedFormLearner):
     @torch.no_grad()
     def encode(self, target: Observed, encoding: str | None = None) -> Encoding:
         none_B = torch.zeros(len(target), device=target.value_BD.device)
-        latent_BL = self._latents(target) if target.instrument is None else self._latents_through(target)
+        latent_BL = self._latents(target)
         return Encoding(latent_BL, self.loss(self.decoder(latent_BL), target), none_B, none_B)
 
-    def _latents_through(self, target: Observed) -> Tensor:
-        """The minimiser of what an instrument measured: of a square, one step of Newton's from anywhere."""
-        origin_BL = target.value_BD.new_zeros(len(target), self.trial.model.latent_dim)
-        _, grad_BL, normal_BLL = self.objective(target).normal_equations(origin_BL)
-        inverse_BLL = torch.linalg.pinv(normal_BLL.double(), hermitian=True)
-        latent_BL: Tensor = -(inverse_BLL @ grad_BL.double()[..., None])[..., 0].to(origin_BL)
-        return latent_BL
-
     def _latents(self, target: Observed) -> Tensor:
-        weight_DL, value_BD = self.linear.weight.double(), target.value_BD.double() - self.linear.bias.double()
+        weight_DL, mean_D = self.linear.weight.double(), self.linear.bias.double()
+        if (instrument := target.instrument) is not None:  # what is measured is linear, too
+            weight_DL, mean_D = instrument.apply(weight_DL.t()).t(), instrument.apply(mean_D[None])[0]
+            target = replace(target, instrument=None, memo={})
+        value_BD = target.value_BD.double() - mean_D
         curved_BD = self.loss.curvature(target.value_BD, target).double()
         count_B = target.count_B
         curved_BD = curved_BD * (count_B if isinstance(count_B, int) else count_B[:, None])
@@ -188,7 +185,7 @@ class PCA(ClosedForm):
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)
-        if not isinstance(trial.likelihood, Gaussian) or trial.likelihood.sigma == "data":
+        if not isinstance(trial.likelihood, Gaussian) or trial.likelihood.sigma in ("data", "each"):
             given = trial.likelihood.name
             raise ValueError(
                 f"likelihood.name: given {given!r} with method={self.name}, which is least squares with errors of one "

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,6 +26,9 @@ Dims = tuple[int, ...]
 
 class Operator(Component, ABC):
     """A linear map A, in the data's own units. In a configuration: `data: {observe: {name: blur, width: 2}}`."""
+
+    selects: ClassVar[bool] = False
+    """Whether it gives some of a sample's values as they are, and nothing else."""
 
     splits: tuple[Literal["train", "val", "test"], ...] = Field(("train", "val", "test"), min_length=1)
     """The splits that are measured through it. Of the others, whole samples are seen."""
@@ -58,13 +62,15 @@ class Instrument:
         operator: A.
         dims: (channels, *sides) of a sample.
         measured: the same of what is measured.
-        gain_D: what a value's own scale is beside the scale of what is measured; None where all are 1.
+        gain_D: the scale of every value; None where all have one, which is then that of what is measured.
+        norm_M: the scale of every measured value; None likewise.
     """
 
     operator: Operator
     dims: Dims
     measured: Dims
     gain_D: Tensor | None = None
+    norm_M: Tensor | None = None
 
     def apply(self, values_ND: Tensor) -> Tensor:
         """(N, D) -> (N, M), differentiable as often as one likes."""
@@ -92,9 +98,23 @@ class Instrument:
         pulled = self.operator.adjoint(values_NM.reshape(-1, *self.measured), self.dims)
         return pulled.reshape(-1, math.prod(self.dims))
 
-    def gain(self, values_ND: Tensor) -> Tensor:
-        """Scaled values as multiples of the scale of what is measured; its own adjoint."""
-        return values_ND if self.gain_D is None else values_ND * self.gain_D.to(values_ND)
+    def scaled(self, values_ND: Tensor) -> Tensor:
+        """A of scaled values, in the scale of what is measured."""
+        if self.gain_D is None or self.norm_M is None:
+            return self.raw(values_ND)
+        return self.raw(values_ND * self.gain_D.to(values_ND)) / self.norm_M.to(values_ND)
+
+    def scaled_adjoint(self, values_NM: Tensor) -> Tensor:
+        """Its adjoint."""
+        if self.gain_D is None or self.norm_M is None:
+            return self.raw_adjoint(values_NM)
+        return self.raw_adjoint(values_NM / self.norm_M.to(values_NM)) * self.gain_D.to(values_NM)
+
+    @cached_property
+    def rest_M(self) -> Tensor:
+        """1 − A1, float64: 0, and not what rounding leaves, where A gives means."""
+        rest_M = 1 - self.scaled(torch.ones(1, math.prod(self.dims), dtype=torch.float64))[0]
+        return rest_M.masked_fill(rest_M.abs() < 1e-6, 0.0)
 
 
 class _Applied(torch.autograd.Function):
@@ -103,7 +123,7 @@ class _Applied(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values_ND: Tensor, instrument: Instrument) -> Tensor:
         ctx.instrument = instrument
-        return instrument.raw(instrument.gain(values_ND.detach()))
+        return instrument.scaled(values_ND.detach())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -114,7 +134,7 @@ class _Pulled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values_NM: Tensor, instrument: Instrument) -> Tensor:
         ctx.instrument = instrument
-        return instrument.gain(instrument.raw_adjoint(values_NM.detach()))
+        return instrument.scaled_adjoint(values_NM.detach())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -10,6 +10,8 @@ from gfe_study.operators.base import Dims, Operator
 class Identity(Operator):
     """A y = y: the reference that other operators are compared with."""
 
+    selects = True
+
     def apply(self, values: Tensor) -> Tensor:
         return values
 

@@ -17,6 +17,9 @@ from torch import Tensor
 from gfe_study.config import InputError
 from gfe_study.operators.base import Dims, Operator
 
+REACH = 4
+"""Widths at which a blur ends: beyond, a missing value is missed by nobody."""
+
 
 class Separable(Operator):
     """The same kind of matrix along every side of a sample, and nothing across channels."""
@@ -46,7 +49,8 @@ def _along_each(values: Tensor, matrices: list[Tensor]) -> Tensor:
 class Blur(Separable):
     """A normal blur along every side: of what an imperfect lens, or the diffusion of a field, leaves.
 
-    At the edges its weights are those inside, divided by their sum: what is constant stays as it is.
+    It ends at four widths. At the edges its weights are those inside, divided by their sum: what is constant stays as
+    it is.
     """
 
     example: ClassVar[Mapping[str, Any]] = {"width": 1.0}
@@ -56,7 +60,8 @@ class Blur(Separable):
 
     def along(self, side: int) -> Tensor:
         place_S = torch.arange(side, dtype=torch.float64)
-        weight_SS = (-((place_S[:, None] - place_S) / self.width).square() / 2).exp()
+        distance_SS = (place_S[:, None] - place_S).abs() / self.width
+        weight_SS = (-distance_SS.square() / 2).exp().masked_fill(distance_SS > REACH, 0.0)
         return weight_SS / weight_SS.sum(1, keepdim=True)
 
 

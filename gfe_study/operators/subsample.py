@@ -21,6 +21,7 @@ class Subsample(Operator):
     """
 
     example: ClassVar[Mapping[str, Any]] = {"fraction": 0.5}
+    selects = True
 
     fraction: float = Field(gt=0, le=1)
     """Share of the places that have a sensor; at least one has."""

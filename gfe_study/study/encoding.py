@@ -164,7 +164,7 @@ def encodings(
     for start in range(0, len(samples), ENCODE_BATCH):
         split = replace(samples.batch(slice(start, min(start + ENCODE_BATCH, len(samples)))), scale=measure)
         target = replace(split.batch(slice(None), device), instrument=instrument)
-        if not likelihood.accepts(target):
+        if not (likelihood.accepts(target) if instrument is None else likelihood.accepts_means(target)):
             known = target.known(measure.undo(target.value_BD))
             levels = scale.levels
             allowed = likelihood.domain if levels is None else f"whole numbers up to {levels}, or floats in [0, 1]"

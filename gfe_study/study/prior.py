@@ -41,6 +41,8 @@ def tuned_prior(learner: Learner, samples: Samples) -> float:
             f"--tune-prior: given with method={learner.trial.method.name}, whose encoder has no prior; "
             "allowed: methods whose latents are solved for"
         )
+    if learner.trial.data.observe is not None:
+        raise InputError("--tune-prior: given with data.observe; allowed: without, or --set prior_precision=…")
     val = learner.trial.data.load().val.take(slice(0, MASKS))
     masked = _masked(val, _masks(samples))
     losses = {precision: _loss(learner, masked, precision) for precision in PRIORS}

@@ -82,7 +82,9 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
         content[f"{here}sample"] = kept(sample_BD)
     if splits.test.withheld_ND is not None:
         some = slice(0, len(targets))
-        content |= {"truth": kept(splits.test.withheld(also=True).batch(some)), "seen": content["target"]}
+        content["truth"] = kept(splits.test.withheld(also=True).batch(some))
+        if splits.test.instrument is None:  # whose values have another shape
+            content["seen"] = content["target"]
         told = imputed(state, splits.test.batch(some, state.device), latent_NL[some].to(state.device))
         scale = splits.test.scale
         content[f"{here}imputed"] = kept(told[0])

@@ -43,6 +43,8 @@ def _over_the_share(evidence: Evidence) -> Iterator[Exhibit]:
     usable &= ~trials["failed"] & ~trials[DIVERGED]
     lines = [_line(evidence, arm) for arm in trials[names.ARM]]
     found = trials.assign(share=100 * share, **{names.ARM: lines})[usable]
+    if found.groupby([names.ARM, "share"])["seed"].apply(lambda seeds: seeds.duplicated().any()).any():
+        return  # arms differ in more than the method and the share
     several = found.groupby(names.ARM)["share"].nunique()
     found = found[found[names.ARM].isin(several[several > 1].index)]
     rows = []
@@ -107,10 +109,9 @@ def _pictures(evidence: Evidence) -> Iterator[Exhibit]:
 
 def _filled(evidence: Evidence, gaps: str, shown: list[Snapshots], key: str, told: str) -> Exhibit:
     whole = evidence.values.whole
-    rows: list[tuple[str, np.ndarray]] = [
-        (f"test {whole}s", shown[0].arrays["truth"]),
-        ("as they were seen", shown[0].arrays["seen"]),
-    ]
+    rows: list[tuple[str, np.ndarray]] = [(f"test {whole}s", shown[0].arrays["truth"])]
+    if "seen" in shown[0].arrays:
+        rows.append(("as they were seen", shown[0].arrays["seen"]))
     spreads: list[tuple[str, np.ndarray]] = []
     for each in shown:
         name = clipped(_line(evidence, each.arm) if gaps else each.arm) or "imputed"
