@@ -515,7 +515,9 @@ def test_each_value_may_have_an_error_of_its_own(name: str, key: str) -> None:
     assert isinstance(loss, LocationLoss)
     found_D = loss.scale(torch.zeros(1)).detach().numpy()
     assert found_D.shape == (30,)
-    assert [np.median(found_D[::2]), np.median(found_D[1::2])] == pytest.approx([0.3, 1.0], rel=0.5)
+    small, large = np.median(found_D[::2]), np.median(found_D[1::2])
+    assert 0.2 < small < 0.55
+    assert 0.8 < large < 1.4
     again = GradientFlowEncoder(2, likelihood={"name": name, key: "learned"}, epochs=1, **settings)
     assert again.fit(X)._learner.loss.get_parameter("rho").shape == ()
     with pytest.raises(InputError, match=r"data\.observe: given 'identity' with a learned error of each value"):
