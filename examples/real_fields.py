@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 LEAST_STATIONS = 40
-"""Months with fewer stations are left out."""
+"""Skip months with fewer reporting stations."""
 TESTED_YEARS = 5
 """Every fifth year tests, and the year after it validates."""
 CELL = 10

@@ -55,7 +55,7 @@ def posterior_of(learner: Learner, target: Observed, latent_BL: Tensor, predicte
 
 
 def _of_ensemble(learner: Learner, target: Observed, latent_BL: Tensor, predicted: Observed | None) -> Posterior:
-    """That of a mixture of normals in equal shares: the mean of their variances, and the variance of their means."""
+    """The moments of an equal mixture of its members' normals: mean of the variances plus variance of the means."""
     parts = [*zip(learner.members, latent_BL.chunk(len(learner.members), 1), strict=True)]
     found = [posterior_of(member, target, part_BL, predicted) for member, part_BL in parts]
     means = torch.stack([member.decode(part_BL) for member, part_BL in parts])

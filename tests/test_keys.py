@@ -63,7 +63,7 @@ def test_the_commands_print_them() -> None:
 
 
 def test_the_file_for_editors_is_the_schema_and_every_space_names_it() -> None:
-    """`gfe-study schema > search_spaces/schema.json` makes it anew."""
+    """`gfe-study schema > search_spaces/schema.json` regenerates it."""
     assert json.loads((SPACES / "schema.json").read_text(encoding="utf-8")) == schema()
     for file in SPACES.glob("*.yaml"):
         assert file.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=schema.json\n"), file.name

@@ -97,7 +97,7 @@ def test_the_loss_is_of_the_measured_mean_and_its_slopes_are_autograds(
 def test_the_curvature_through_an_instrument_is_that_of_a_linear_decoder(
     settings: dict[str, Any], likelihood: dict[str, Any]
 ) -> None:
-    """Of a linear decoder and a fixed metric of the mean, Gauss and Newton's matrix has a closed form."""
+    """The Gauss–Newton matrix is Jᵀ diag(c) J, J by autograd through decoder, mean, operator and link."""
     loss = build("likelihood", likelihood).loss().double()  # type: ignore[attr-defined]
     seen = instrument(settings)
     decoder = MLPDecoder([3, SIZE]).double()

@@ -103,7 +103,7 @@ def test_gaps_are_filled_from_the_axes_and_their_content_plays_no_part() -> None
 
 
 def log_likelihood(value: np.ndarray, known: np.ndarray, weight: np.ndarray, mean: np.ndarray, noise: float) -> float:
-    """Of the observed values, each sample's a normal of its own."""
+    """Log-likelihood of the observed values: each sample's are normal with its own covariance."""
     total = 0.0
     for sample, seen in zip(value, known, strict=True):
         covariance = weight[seen] @ weight[seen].T + noise * np.eye(int(seen.sum()))

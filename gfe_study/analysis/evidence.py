@@ -139,8 +139,12 @@ class Evidence:
 
     def arm_without(self, arm: str, factor: str) -> str:
         """Return the name of an arm without one factor: its other levels in a factorial, its own name otherwise."""
-        levels = next((own.levels for own in self.study.arms if own.name == arm), ()) if self.study is not None else ()
-        return ", ".join(level for key, level in levels if key != factor) or arm
+        return ", ".join(level for key, level in self.levels(arm) if key != factor) or arm
+
+    def levels(self, arm: str) -> tuple[tuple[str, str], ...]:
+        """Return an arm's (factor, level) pairs in a factorial; none otherwise."""
+        arms = self.study.arms if self.study is not None else []
+        return next((own.levels for own in arms if own.name == arm), ())
 
     @property
     def confidence(self) -> float:

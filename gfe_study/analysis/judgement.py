@@ -20,9 +20,6 @@ from gfe_study.analysis.verdict import Verdict, judge
 from gfe_study.config import InputError, Range, Study
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE, TRAIN_SECONDS
 
-LINEAR = ("pca", "dineof")
-"""Methods whose decoder is linear."""
-
 
 def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verdict | None:
     """Compare a study's arms at the last stage with results; return None if the study compares nothing.
@@ -157,7 +154,7 @@ def signs_of(study: Study, trials: pd.DataFrame, verdict: Verdict | None) -> lis
     found += [sign for sign in last if sign.kind == "diverged" and (sign.kind, sign.arm) not in known]
     if verdict is None:
         return found
-    linear = [arm.name for arm in study.arms if study.example(arm).method.name in LINEAR]
+    linear = [arm.name for arm in study.arms if study.example(arm).method.linear]
     return found + doubts(verdict) + linear_is_enough(verdict, linear)
 
 

@@ -115,17 +115,11 @@ class Dataset(Component, ABC):
 
     def check_trial(self, trial: Trial) -> None:
         super().check_trial(trial)
-        if self.observe is None:
-            return
-        if trial.eval.withhold is not None and {"val", "test"} & set(self.observe.splits):
+        scored = self.observe is not None and {"val", "test"} & set(self.observe.splits)
+        if scored and trial.eval.withhold is not None:
             raise ValueError(
                 "eval.withhold: given with data.observe, by which every value of the validation and test samples is "
                 "scored; allowed: null, or data.observe.splits: [train]"
-            )
-        if trial.start.name == "nearest":
-            raise ValueError(
-                "start.name: given 'nearest' with data.observe, and it compares samples value by value; "
-                "allowed: another start"
             )
 
     def _without(self, splits: Splits, label: int) -> Splits:
@@ -222,7 +216,7 @@ def check_data(trial: Trial, splits: Splits) -> None:
                 raise DataError(
                     f"data.scale: given {given} with {part} values beyond what 32 bits hold; allowed: standard, minmax"
                 )
-            if not (likelihood.accepts(batch) if batch.instrument is None else likelihood.accepts_means(batch)):
+            if not likelihood.admits(batch):
                 known = batch.known(batch.value_BD)
                 raise DataError(
                     f"likelihood.name: given {likelihood.name!r}, which is for {likelihood.domain}, with {part} values "

@@ -259,6 +259,10 @@ class Likelihood(Component, ABC):
         """The same of what an instrument makes of such values, which lies between them but for rounding."""
         return self.accepts(target)
 
+    def admits(self, target: Observed) -> bool:
+        """Whether samples lie in the domain, as they are or as they were measured."""
+        return self.accepts(target) if target.instrument is None else self.accepts_means(target)
+
     def floor(self, target: Observed) -> Tensor | None:
         """The lowest ℓ that any decoder can reach, per sample, shape (B,); None if there is no such bound."""
         return None

@@ -116,7 +116,7 @@ class Learner(ABC):
     """Whether the trial's own encoding is `encode_by_flow`."""
 
     members: Sequence[Learner] = ()
-    """Of an ensemble, those that it is made of, whose latents stand side by side in its own."""
+    """The learners that an ensemble consists of; its latent is theirs side by side. Empty otherwise."""
 
     def __init__(self, trial: Trial, shape: Shape, device: torch.device) -> None:
         self.trial = trial
@@ -309,6 +309,8 @@ class Method(Component, ABC):
     """Settings of a method. In a configuration, `method: gfe` is short for `method: {name: gfe}`."""
 
     learner: ClassVar[type[Learner]]
+    linear: ClassVar[bool] = False
+    """Whether its decoder is linear whatever the settings: the least that a nonlinear one has to improve on."""
 
     def check_trial(self, trial: Trial) -> None:
         """Raise `ValueError` if this method cannot serve the trial's other choices."""

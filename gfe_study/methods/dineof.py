@@ -17,7 +17,7 @@ from gfe_study.methods.pca import PCA, PCALearner
 ROUNDS = 300
 """At most."""
 SETTLED = 1e-4
-"""Root mean square change of what is filled in, as a share of the spread of the data, at which it ends."""
+"""It ends once the filled values change by no more than this, root mean square, relative to the spread of the data."""
 
 
 class DINEOFLearner(PCALearner):

@@ -173,6 +173,7 @@ class PCA(ClosedForm):
 
     colour = "#94a4a2"
     learner = PCALearner
+    linear = True
     implies: ClassVar[Mapping[str, Any]] = {"likelihood.name": "gaussian"}
 
     ridge: Annotated[float, Field(ge=0)] | None = None

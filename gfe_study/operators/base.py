@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -22,6 +23,7 @@ from gfe_study.config import Component
 
 Dims = tuple[int, ...]
 """(channels, *sides) of a sample."""
+Map = Callable[[Tensor], Tensor]
 
 
 class Operator(Component, ABC):
@@ -74,12 +76,12 @@ class Instrument:
 
     def apply(self, values_ND: Tensor) -> Tensor:
         """(N, D) -> (N, M), differentiable as often as one likes."""
-        applied_NM: Tensor = _Applied.apply(values_ND, self)
+        applied_NM: Tensor = _Linear.apply(values_ND, self.scaled, self.scaled_adjoint)
         return applied_NM
 
     def adjoint(self, values_NM: Tensor) -> Tensor:
         """(N, M) -> (N, D), differentiable likewise."""
-        pulled_ND: Tensor = _Pulled.apply(values_NM, self)
+        pulled_ND: Tensor = _Linear.apply(values_NM, self.scaled_adjoint, self.scaled)
         return pulled_ND
 
     def known(self, known_ND: Tensor) -> Tensor:
@@ -117,25 +119,14 @@ class Instrument:
         return rest_M.masked_fill(rest_M.abs() < 1e-6, 0.0)
 
 
-class _Applied(torch.autograd.Function):
-    """An operator need not be made of what autograd knows: its derivative is its adjoint."""
+class _Linear(torch.autograd.Function):
+    """A linear map that need not be made of what autograd knows: its derivative is its transpose, and the other way."""
 
     @staticmethod
-    def forward(ctx: Any, values_ND: Tensor, instrument: Instrument) -> Tensor:
-        ctx.instrument = instrument
-        return instrument.scaled(values_ND.detach())
+    def forward(ctx: Any, values: Tensor, linear: Map, transpose: Map) -> Tensor:
+        ctx.linear, ctx.transpose = linear, transpose
+        return linear(values.detach())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.instrument.adjoint(grads[0]), None
-
-
-class _Pulled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values_NM: Tensor, instrument: Instrument) -> Tensor:
-        ctx.instrument = instrument
-        return instrument.scaled_adjoint(values_NM.detach())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.instrument.apply(grads[0]), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Linear.apply(grads[0], ctx.transpose, ctx.linear), None, None

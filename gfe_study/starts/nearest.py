@@ -5,6 +5,8 @@ Shapes: B batch, L latent, D values of a sample, M samples kept, K neighbours.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from gfe_study.data.split import Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.models.base import Model
 from gfe_study.starts.base import Start, Starter
+
+if TYPE_CHECKING:
+    from gfe_study.config import Trial
 
 
 class NearestStarter(Starter):
@@ -75,6 +80,14 @@ class Nearest(Start):
     """Samples whose latents are averaged."""
     samples: int = Field(2000, gt=0)
     """Training samples that are kept."""
+
+    def check_trial(self, trial: Trial) -> None:
+        super().check_trial(trial)
+        if trial.data.observe is not None:
+            raise ValueError(
+                "start.name: given 'nearest' with data.observe, and it compares samples value by value; "
+                "allowed: another start"
+            )
 
     def create(self, model: Model, shape: Shape, encoder: nn.Module | None) -> NearestStarter:
         return NearestStarter(model.latent_dim, shape, self.neighbours, self.samples)

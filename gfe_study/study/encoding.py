@@ -23,6 +23,7 @@ from gfe_study.data.split import Array, Scale, Shape
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
 from gfe_study.metrics import CALIBRATION
+from gfe_study.operators.base import Instrument
 from gfe_study.posterior import posterior_of
 from gfe_study.solvers.base import Result
 from gfe_study.study.artifacts import read_learner
@@ -79,7 +80,7 @@ def encode_file(
         )
     factor = float(read_checkpoint(checkpoint)["metrics"].get(CALIBRATION, 1.0)) if std else 1.0
     scale = scale_of(samples, scale)
-    measure = _measure(learner, shape, scale)
+    _, measure = _measuring(learner, shape, scale)
     flat = samples.flat and data.observe is None
 
     def in_file(stored_BD: Tensor) -> Array:
@@ -137,10 +138,13 @@ def shape_in_file(learner: Learner, shape: Shape) -> Shape:
     return shape if operator is None else measured_shape(operator, shape)
 
 
-def _measure(learner: Learner, shape: Shape, scale: Scale) -> Scale:
-    """The scale of what is measured."""
+def _measuring(learner: Learner, shape: Shape, scale: Scale) -> tuple[Instrument | None, Scale]:
+    """What the samples were measured through, and the scale of what that gives."""
     operator = learner.trial.data.observe
-    return scale if operator is None else measured_scale(instrument_of(operator, shape, scale), scale)
+    if operator is None:
+        return None, scale
+    instrument = instrument_of(operator, shape, scale)
+    return instrument, measured_scale(instrument, scale)
 
 
 def encodings(
@@ -158,13 +162,12 @@ def encodings(
     Raises:
         InputError: a value is outside the domain of the likelihood.
     """
-    likelihood, operator = learner.trial.likelihood, learner.trial.data.observe
-    instrument = None if operator is None else instrument_of(operator, shape, scale)
-    measure = _measure(learner, shape, scale)
+    likelihood = learner.trial.likelihood
+    instrument, measure = _measuring(learner, shape, scale)
     for start in range(0, len(samples), ENCODE_BATCH):
         split = replace(samples.batch(slice(start, min(start + ENCODE_BATCH, len(samples)))), scale=measure)
         target = replace(split.batch(slice(None), device), instrument=instrument)
-        if not (likelihood.accepts(target) if instrument is None else likelihood.accepts_means(target)):
+        if not likelihood.admits(target):
             known = target.known(measure.undo(target.value_BD))
             levels = scale.levels
             allowed = likelihood.domain if levels is None else f"whole numbers up to {levels}, or floats in [0, 1]"

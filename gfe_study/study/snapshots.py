@@ -53,7 +53,7 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
     `sample` like `target`, where values were withheld `imputed` and perhaps `std`, every value as the method predicts
     it and its standard deviation, and, of a method that encodes by following a flow, columns of M rows: `flow/image`,
     `flow/nfe`, `flow/time` (NaN of a minimiser that follows no flow), `flow/loss`, `flow/distance` (‖z − z*‖). A file
-    that cannot be read is begun anew.
+    that cannot be read is started over.
 
     Raises:
         OSError: the folder cannot be written; what was there is untouched.
@@ -85,7 +85,7 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
         content["truth"] = kept(splits.test.withheld(also=True).batch(some))
         if splits.test.instrument is None:  # whose values have another shape
             content["seen"] = content["target"]
-        told = imputed(state, splits.test.batch(some, state.device), latent_NL[some].to(state.device))
+        told = _predicted(state, splits.test.batch(some, state.device), latent_NL[some].to(state.device))
         scale = splits.test.scale
         content[f"{here}imputed"] = kept(told[0])
         if told[1] is not None:
@@ -107,7 +107,7 @@ def write_snapshot(folder: Path, state: TrainingState, splits: Splits) -> None:
 
 
 @torch.no_grad()
-def imputed(state: TrainingState, target: Observed, latent_BL: Tensor) -> tuple[Tensor, Tensor | None]:
+def _predicted(state: TrainingState, target: Observed, latent_BL: Tensor) -> tuple[Tensor, Tensor | None]:
     """What a method predicts of every value, and its standard deviation, both (B, D) and scaled; None: no prior."""
     learner = state.learner
     mean_BD = learner.loss.mean(learner.predict(target, latent_BL))

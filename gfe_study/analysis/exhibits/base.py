@@ -51,6 +51,12 @@ def level_text(confidence: float) -> str:
     return f"{100 * confidence:g} %"
 
 
+def shaded_text(counts: set[int], confidence: float) -> str:
+    """How many seeds a figure of mean curves stands on, and what is shaded; it begins a sentence."""
+    shade = "" if counts == {1} else f", shaded: {level_text(confidence)} Student intervals of the mean"
+    return f"{seeds_text(counts).capitalize()}{shade}"
+
+
 def seeds_text(counts: set[int]) -> str:
     """How many seeds a figure stands on, and what that allows to say."""
     if not counts or max(counts) == 0:

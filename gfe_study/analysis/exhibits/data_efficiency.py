@@ -9,7 +9,7 @@ import pandas as pd
 from gfe_study import names
 from gfe_study.analysis.efficiency import DataEfficiency
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
+from gfe_study.analysis.exhibits.base import Exhibit, shaded_text
 from gfe_study.analysis.style import draw_mean, drawing, figure, legend, log_axis, styles
 from gfe_study.analysis.tidy import PARAMS
 from gfe_study.metrics import DIVERGED, UNIQUE_IMAGES, info_of, label_of, noun_of
@@ -38,8 +38,6 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
         axes.set_xlabel(label_of(UNIQUE_IMAGES))
         axes.set_ylabel(evidence.label(evidence.metric))
         legend(fig)
-    counts = set(points["seeds"])
-    shade = "" if counts == {1} else f", shaded: {level_text(evidence.confidence)} Student intervals of the mean"
     crossings = curve.crossings()
     told = " ".join(f"{text}." for text in dict.fromkeys(crossings["text"]))
     told_of = noun_of(evidence.metric)
@@ -47,7 +45,7 @@ def data_efficiency(evidence: Evidence) -> Iterator[Exhibit]:
         "data_efficiency",
         f"{told_of[:1].upper()}{told_of[1:]} over {label_of(UNIQUE_IMAGES)}",
         "Training sets nested in one another, classes in their proportions; as many epochs as the budget allows. "
-        f"{seeds_text(counts).capitalize()}{shade}. "
+        f"{shaded_text(set(points['seeds']), evidence.confidence)}. "
         f"{told} The table: mean {told_of} over the logarithm of the size "
         "(area under the curve).",
         fig,

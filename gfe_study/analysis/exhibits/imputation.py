@@ -10,24 +10,24 @@ import pandas as pd
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text
-from gfe_study.analysis.exhibits.snapshots import Snapshots, all_snapshots
+from gfe_study.analysis.exhibits.base import Exhibit, level_text, seeds_text, shaded_text
+from gfe_study.analysis.exhibits.snapshots import Snapshots, all_snapshots, chosen_text, draw_rows
 from gfe_study.analysis.stats import mean_interval
-from gfe_study.analysis.style import PAGE, clipped, draw_mean, draw_samples, drawing, figure, legend, styles
+from gfe_study.analysis.style import PAGE, clipped, draw_mean, drawing, figure, legend, styles
 from gfe_study.analysis.tidy import PARAMS
 from gfe_study.metrics import COVERAGE_68, COVERAGE_95, DIVERGED, WITHHELD
 
 KIND, FRACTION = (f"{PARAMS}eval.withhold.{name}" for name in ("kind", "fraction"))
 MOST_FIGURES = 5
-"""Of imputed samples: one for each kind of gaps."""
+"""That show imputed samples: one for each kind of gaps."""
 MOST_PICTURES = 8
 LABEL_LETTERS = 34
-"""That an axis of a column's height has room for."""
+"""Letters that fit along the axis of a figure one column wide."""
 NOMINAL = {COVERAGE_68: 0.68, COVERAGE_95: 0.95}
 
 
 def imputation(evidence: Evidence) -> Iterator[Exhibit]:
-    """Of a study that withholds values."""
+    """Everything that is shown of a study that withholds values."""
     yield from _over_the_share(evidence)
     yield from _pictures(evidence)
     yield from _coverage(evidence)
@@ -65,12 +65,10 @@ def _over_the_share(evidence: Evidence) -> Iterator[Exhibit]:
         axes.set_xlabel("values withheld, %")
         axes.set_ylabel(fill(evidence.label(metric), LABEL_LETTERS))
         legend(fig)
-    counts = set(points["seeds"])
-    shade = "" if counts == {1} else f", shaded: {level_text(evidence.confidence)} Student intervals of the mean"
     yield Exhibit(
         "missing_share",
         "Error over the share of the values that is missing",
-        f"Values withheld at random from every test sample. {seeds_text(counts).capitalize()}{shade}.",
+        f"Values withheld at random from every test sample. {shaded_text(set(points['seeds']), evidence.confidence)}.",
         fig,
         data=points,
     )
@@ -78,17 +76,12 @@ def _over_the_share(evidence: Evidence) -> Iterator[Exhibit]:
 
 def _line(evidence: Evidence, arm: str) -> str:
     """An arm's level of the compared factor, in a factorial; else its name."""
-    return next((level for key, level in _levels(evidence, arm) if _compared(evidence, key)), arm)
+    return next((level for key, level in evidence.levels(arm) if _compared(evidence, key)), arm)
 
 
 def _beside(evidence: Evidence, arm: str) -> str:
     """An arm's levels of all other factors; empty if it has none."""
-    return ", ".join(level for key, level in _levels(evidence, arm) if not _compared(evidence, key))
-
-
-def _levels(evidence: Evidence, arm: str) -> tuple[tuple[str, str], ...]:
-    arms = evidence.study.arms if evidence.study is not None else []
-    return next((own.levels for own in arms if own.name == arm), ())
+    return ", ".join(level for key, level in evidence.levels(arm) if not _compared(evidence, key))
 
 
 def _compared(evidence: Evidence, factor: str) -> bool:
@@ -124,17 +117,13 @@ def _filled(evidence: Evidence, gaps: str, shown: list[Snapshots], key: str, tol
         grid = fig.subplots(len(rows) + len(spreads), count, squeeze=False)
         for part, lines in ((rows, grid[: len(rows)]), (spreads, grid[len(rows) :])):
             if part:  # each with colours of its own
-                draw_samples(lines, [samples[:count] for _, samples in part], evidence.values.unit)
-            for (text, _), line in zip(part, lines, strict=True):
-                line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
+                draw_rows(lines, part, evidence.values.unit)
     spread = " Below: the standard deviation of every value given what was seen." if spreads else ""
-    seeds = ", ".join(map(str, sorted({each.seed for each in shown})))
     return Exhibit(
         key,
         f"What was withheld, and what methods make of it{f': {gaps}' if gaps else ''}",
         f"The first {count} test {whole}s, none picked: whole, without what was withheld, and with every value as each "
-        f"method gives it, at the end of training (of each arm the best configuration by {evidence.chosen_by}; seed "
-        f"{seeds}).{spread}{told}",
+        f"method gives it, at the end of training ({chosen_text(evidence, shown)}).{spread}{told}",
         fig,
     )
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.exhibits.base import Exhibit
-from gfe_study.analysis.exhibits.snapshots import Snapshots, all_snapshots
+from gfe_study.analysis.exhibits.snapshots import Snapshots, all_snapshots, chosen_text
 from gfe_study.analysis.style import PAGE, clipped, draw_picture, drawing, figure
 from gfe_study.pictures import is_image, plane, value_range
 
@@ -42,8 +42,8 @@ def _samples(evidence: Evidence, shown: list[Snapshots], told: str) -> Exhibit:
         "samples",
         "Decoded samples of the target distribution",
         f"The first {GRID * GRID} samples that were drawn, none picked, decoded at the end of training "
-        f"({_chosen(evidence, shown)}). All arms with the same target and number of latent dimensions decode the same "
-        f"latents. An arm without a target has no samples.{told}",
+        f"({chosen_text(evidence, shown)}). All arms with the same target and number of latent dimensions decode the "
+        f"same latents. An arm without a target has no samples.{told}",
         _drawn(shown, panels),
     )
 
@@ -58,17 +58,9 @@ def _interpolations(evidence: Evidence, shown: list[Snapshots], told: str) -> Ex
         f"Straight lines between the latents of test {what}s",
         f"Each of the {rows} rows goes in equal steps along the straight line from one test {what}'s latent to "
         "another's (the first of the test split, in pairs, none picked); the leftmost and rightmost are the "
-        f"reconstructions of the two. Decoded at the end of training ({_chosen(evidence, shown)}).{told}",
+        f"reconstructions of the two. Decoded at the end of training ({chosen_text(evidence, shown)}).{told}",
         _drawn(shown, panels),
     )
-
-
-def _chosen(evidence: Evidence, shown: list[Snapshots]) -> str:
-    seeds = ", ".join(map(str, sorted({each.seed for each in shown})))
-    whose = (
-        f"of each arm, the best configuration by {evidence.chosen_by}" if len(shown) > 1 else "the best configuration"
-    )
-    return f"{whose}; seed {seeds}"
 
 
 def _tiled(pictures: np.ndarray, columns: int) -> np.ndarray:

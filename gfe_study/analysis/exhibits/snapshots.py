@@ -84,6 +84,22 @@ def all_snapshots(evidence: Evidence) -> Iterator[Snapshots]:
                 yield Snapshots(arm, int(trial[names.SEED]), str(trial[names.DATASET]), arrays, points)
 
 
+def chosen_text(evidence: Evidence, shown: list[Snapshots]) -> str:
+    """Which trials are drawn."""
+    seeds = ", ".join(map(str, sorted({each.seed for each in shown})))
+    whose = (
+        f"of each arm, the best configuration by {evidence.chosen_by}" if len(shown) > 1 else "the best configuration"
+    )
+    return f"{whose}; seed {seeds}"
+
+
+def draw_rows(grid: np.ndarray, rows: list[tuple[str, np.ndarray]], unit: str) -> None:
+    """Samples in a row of axes each, as many as there are axes, with what they are beside them."""
+    draw_samples(grid, [samples[: grid.shape[1]] for _, samples in rows], unit)
+    for (text, _), line in zip(rows, grid, strict=True):
+        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
+
+
 def _moment(point: int) -> str:
     return f"after {point:,} images seen"
 
@@ -153,9 +169,7 @@ def _reconstructions(evidence: Evidence, shown: list[Snapshots], told: str) -> I
     with drawing():
         fig = figure(PAGE, 0.52 * len(rows))
         grid = fig.subplots(len(rows), count, squeeze=False)
-        draw_samples(grid, [samples[:count] for _, samples in rows], evidence.values.unit)
-        for (text, _), line in zip(rows, grid, strict=True):
-            line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
+        draw_rows(grid, rows, evidence.values.unit)
     datasets = " and ".join(dict.fromkeys(each.dataset for each in shown))
     yield Exhibit(
         "reconstructions",
