@@ -119,3 +119,11 @@ def test_members_that_agree_agree_where_float32_saturates_too() -> None:
     assert float(apart.sigmoid()) == pytest.approx(float(torch.tensor([2.0, -1.0]).sigmoid().mean()))
     rates = PoissonLoss().mixed(torch.tensor([[[2.0]], [[-1.0]]]))
     assert float(rates.exp()) == pytest.approx(float(torch.tensor([2.0, -1.0]).exp().mean()))
+
+
+def test_its_likelihood_has_the_mean_of_what_its_members_learned() -> None:
+    likelihood = {"name": "gaussian", "sigma": "learned"}
+    learner = train(Trial.build(SMALL, {"likelihood": likelihood}), device="cpu").decoder._learner
+    rhos = [member.loss.get_parameter("rho").detach() for member in learner.members]
+    assert len({float(rho) for rho in rhos}) == 3
+    assert float(learner.loss.get_parameter("rho")) == pytest.approx(float(torch.stack(rhos).mean()))

@@ -74,6 +74,19 @@ def test_optuna_reads_values_parameters_and_curves(searched: Any, tmp_path: Path
             assert [*trial.intermediate_values.values()] == pytest.approx(list(curve["val_loss"]))
 
 
+def test_what_was_stopped_is_pruned_and_what_failed_has_failed(searched: Any, tmp_path: Path) -> None:
+    searched.trials.loc[0, "state"] = "stopped"
+    searched.trials.loc[1, ["failed", "state"]] = True, "failed"
+    file = export(searched, "optuna", tmp_path / "mine.log")
+    states = {
+        trial.user_attrs["fingerprint"]: trial.state.name
+        for arm in ("one", "other")
+        for trial in loaded(file, f"mine: {arm}").trials
+    }
+    expected = ["PRUNED", "FAIL", *["COMPLETE"] * 6]
+    assert [states[name] for name in searched.trials["fingerprint"]] == expected
+
+
 def test_a_file_is_never_written_over(searched: Any, tmp_path: Path) -> None:
     file = export(searched, "csv", tmp_path / "trials.csv")
     before = file.read_bytes()

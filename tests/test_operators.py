@@ -18,7 +18,7 @@ from gfe_study.config import InputError, Study, Trial
 from gfe_study.config.trial import build
 from gfe_study.data.base import load_splits
 from gfe_study.data.measuring import instrument_of, measured_scale, measured_shape
-from gfe_study.data.split import Scale, Shape
+from gfe_study.data.split import Scale, Shape, Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.operators.base import Instrument
@@ -93,6 +93,19 @@ def test_the_loss_is_of_the_measured_mean_and_its_slopes_are_autograds(
 
 
 @pytest.mark.parametrize("settings", OPERATORS, ids=lambda each: each["name"])
+def test_an_instrument_is_differentiable_twice_in_both_directions(settings: dict[str, Any]) -> None:
+    """Against finite differences."""
+    seen = instrument(settings, dims=(1, 4, 2))
+    draw = torch.Generator().manual_seed(0)
+    value = torch.randn(2, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+    size = seen.apply(value).shape[1]
+    measured = torch.randn(2, size, generator=draw, dtype=torch.float64, requires_grad=True)
+    for linear, given in ((seen.apply, value), (seen.adjoint, measured)):
+        assert torch.autograd.gradcheck(lambda x, linear=linear: linear(x**2), given)
+        assert torch.autograd.gradgradcheck(lambda x, linear=linear: linear(x**2), given)
+
+
+@pytest.mark.parametrize("settings", OPERATORS, ids=lambda each: each["name"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS[:3], ids=lambda each: each["name"])
 def test_the_curvature_through_an_instrument_is_that_of_a_linear_decoder(
     settings: dict[str, Any], likelihood: dict[str, Any]
@@ -162,6 +175,16 @@ def test_what_a_missing_value_holds_is_measured_by_nobody() -> None:
         assert torch.equal(batch.value_BD, other.value_BD)
         assert batch.known_BD is not None
         assert 0 < batch.known_BD.double().mean() < 0.9
+
+
+def test_nan_in_a_gap_spreads_to_no_measured_value() -> None:
+    """A product with a matrix would make NaN of 0 · NaN everywhere."""
+    known = np.ones((1, 16), bool)
+    known[0, 5] = False
+    values = np.where(known, 1.0, np.nan)
+    seen = instrument({"name": "downsample", "factor": 2}, dims=(1, 4, 4))
+    batch = Split(values, observed_ND=known, instrument=seen).batch(slice(None))
+    assert batch.value_BD.tolist() == [[0.0, 1.0, 1.0, 1.0]]
 
 
 def _spoiled(split: Any) -> Any:
@@ -338,6 +361,7 @@ def test_white_regions_keep_their_gradient_and_rates_beyond_float32_are_no_nan()
         seen = instrument({"name": "blur", "width": width}, dims=dims)
         white = torch.full((1, math.prod(dims)), 17.0)
         assert loss.through(white, seen).numpy() == pytest.approx(17.0, abs=0.2)
+        assert loss.through(white + 28, seen).numpy() == pytest.approx(45.0, abs=0.2)
     counts = build("likelihood", {"name": "poisson"}).loss()  # type: ignore[attr-defined]
     output = torch.zeros(1, 784)
     output[0, 300] = 100.0
