@@ -53,11 +53,16 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """
     if not path.exists():
         raise FileNotFoundError(path)
+    foreign = f"{path}: not a checkpoint of this project; allowed: a file it wrote ({FORMAT})"
+    if path.is_file():
+        with path.open("rb") as file:
+            if not b"PK".startswith(file.read(2)):  # torch would name an instruction of pickle
+                raise CheckpointError(foreign)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises what zipfile, pickle or the filesystem raised
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged checkpoint ({reason[:120]})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of this project; allowed: a file it wrote ({FORMAT})")
+        raise CheckpointError(foreign)
     return content

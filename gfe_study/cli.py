@@ -30,7 +30,18 @@ from gfe_study.config import (
 )
 from gfe_study.interrupts import INTERRUPTED, Interrupted
 from gfe_study.layout import say, wrapped
-from gfe_study.metrics import COUNTS, TEST_LOSS, is_loss, text_of, unit_of
+from gfe_study.metrics import (
+    COUNTS,
+    STOPPED,
+    TEST_LOSS,
+    TRAIN_LOSS,
+    TRAIN_STOPPED,
+    VAL_LOSS,
+    WITHHELD_LOSS,
+    of_split,
+    text_of,
+    unit_of,
+)
 from gfe_study.provenance import own_version
 from gfe_study.terminal import DONE, SOME_FAILED, Json, Sturdy, console, fail, output, print_json
 
@@ -372,20 +383,23 @@ def train(
     shown = console()
 
     def report(point: dict[str, float]) -> None:
-        values = "  ".join(f"{name} {value:.4g}" for name, value in point.items() if is_loss(name))
+        followed = (TRAIN_LOSS, VAL_LOSS, TEST_LOSS, of_split("val", WITHHELD_LOSS))
+        values = "  ".join(f"{name} {point[name]:.4g}" for name in followed if name in point)
         say(shown, f"{point['images_seen']:>7,.0f} images  {values}")
 
     def problem(text: str) -> None:
         say(shown, f"warning: {text}", "yellow")
 
-    point, fingerprint, problems = run_single(trial, Storage(storage), cpus, report, problem)
+    point, fingerprint, problems, decoder = run_single(trial, Storage(storage), cpus, report, problem)
     if json_:
         counts = {name: int(point[name]) for name in COUNTS if name in point}
-        print_json({**point, **counts, names.FINGERPRINT: fingerprint})
+        print_json({**point, **counts, names.FINGERPRINT: fingerprint, "decoder": str(decoder)})
     else:
         width = max(map(len, point))
         for name, value in point.items():
-            print(f"{name:<{width}}  {value:.6g}")
+            if value or not name.startswith((STOPPED, TRAIN_STOPPED)):
+                print(f"{name:<{width}}  {value:.6g}")
+        print(f"{'decoder':<{width}}  {decoder}")
     sys.exit(SOME_FAILED if problems or point["diverged"] else DONE)
 
 
@@ -409,20 +423,21 @@ def encode(
     import torch
 
     from gfe_study.study.artifacts import read_learner
-    from gfe_study.study.encoding import encode_file
+    from gfe_study.study.encoding import encode_file, encoding_notes
     from gfe_study.study.storage import local_file
 
     decoder = local_file(checkpoint)
     read = partial(read_learner, decoder, device=torch.device("cpu"))
     data = blamed(read, checkpoint, typed_sets(sets or [])).learner.trial.data  # before anything is written
-    mean = encode_file(decoder, images, out, parse_assignments(sets or []), std=std, tune_prior=tune_prior)
+    mean = encode_file(decoder, images, out, parse_assignments(sets or []), std=std, tuning=tune_prior)
     if json_:
         print_json(mean)
     else:
         loss = f"mean loss {text_of(TEST_LOSS, mean['loss'])} {unit_of(TEST_LOSS, data.called)}"
         error = f"RMSE {mean['rmse']:.4g} {data.called.unit}".strip()
-        prior = f", prior_precision {mean['prior_precision']:g}" if tune_prior else ""
-        say(output(), f"{mean['images']} samples, {loss}, {error}{prior}, written to {out}")
+        say(output(), f"{mean['images']} samples written to {out}: {loss}, {error} at observed values")
+        for note in encoding_notes(mean):
+            say(console(), f"note: {note}", "yellow")
 
 
 @app.command()

@@ -5,6 +5,7 @@ Shapes: N samples, D features, L latents.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ LEARNED: dict[str, dict[str, str]] = {
     "student_t": {"name": "student_t", "scale": "learned"},
 }
 CALIBRATED, HELD_OUT, FEWEST = 500, 0.05, 100
-"""Samples of which some values are held out to calibrate error bars, at most; the share of their values; and the fewest
+"""Of up to 500 samples, the share of the observed values that is held out to calibrate error bars; and the fewest
 values that tell anything."""
 EVALUATED = 256
 """Training samples that are encoded at the end of training."""
@@ -49,9 +50,9 @@ EVALUATED = 256
 class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """An autoencoder without an encoder: the latent of a sample is found by following a gradient flow.
 
-    Samples may have missing values: NaN has no influence, and `impute` fills them in. No sample is held out; a pipeline
-    or `GridSearchCV` does that. Of samples with gaps, 5 % of what is observed of at most 500 is not trained on, to
-    calibrate standard deviations.
+    Samples may have missing values: NaN, or what a masked array masks. They have no influence, and `impute` fills them
+    in. No sample is held out; a pipeline or `GridSearchCV` does that. If there are gaps, 5 % of what is observed of up
+    to 500 samples is not trained on, to calibrate standard deviations: some samples lose what another one lacks.
 
     Args:
         n_components: latent dimensions.
@@ -111,8 +112,15 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
 
         Raises:
             ValueError: a setting is invalid, a value is outside the likelihood's domain, or training diverges.
+
+        Warns:
+            UserWarning: a feature has no observed value at all. `impute` leaves it missing.
         """
         values_ND = self._validated(X, reset=True)
+        self._seen_D = ~np.isnan(values_ND).all(0)
+        if not self._seen_D.all():
+            text = f"{(~self._seen_D).sum()} of {len(self._seen_D)} features have no observed value, and stay missing"
+            warnings.warn(text, stacklevel=2)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.trial_ = trial = self._trial(len(values_ND), seed)
         split = _split(values_ND, Scale())
@@ -151,9 +159,10 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return latent_NL.cpu().numpy(), torch.cat(spread).cpu().numpy()
 
     def impute(self, X: Any, return_std: bool = False) -> Any:
-        """Return samples with their missing values, NaN, filled in from their reconstructions, shape (N, D).
+        """Return samples with their missing values filled in from their reconstructions, shape (N, D).
 
-        With `return_std` also the standard deviation of every value that was filled in, 0 where one was observed.
+        With `return_std` also the standard deviation of every value that was filled in, 0 where one was observed. Of a
+        feature that was never observed in training, missing values stay NaN.
 
         Raises:
             ValueError: standard deviations are asked for without `prior_precision`.
@@ -162,11 +171,13 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         split = self._new(X)
         latent_NL = self._encoded(split)
         missing_ND = np.isnan(split.values_ND)
-        filled_ND = np.where(missing_ND, self.inverse_transform(latent_NL.cpu().numpy()), split.values_ND)
+        decoded_ND = np.where(self._seen_D, self.inverse_transform(latent_NL.cpu().numpy()), np.nan)
+        filled_ND = np.where(missing_ND, decoded_ND, split.values_ND)
         if not return_std:
             return filled_ND
-        std_ND = torch.cat([self._scale.stretch(known.std_BD) for known in self._known(split, latent_NL)])
-        return filled_ND, np.where(missing_ND, self.calibration_ * std_ND.cpu().numpy(), 0.0)
+        std = torch.cat([self._scale.stretch(known.std_BD) for known in self._known(split, latent_NL)])
+        std_ND = np.where(self._seen_D, self.calibration_ * std.cpu().numpy(), np.nan)
+        return filled_ND, np.where(missing_ND, std_ND, 0.0)
 
     def inverse_transform(self, X: Any) -> Array:
         """Return the reconstructions of latents X, shape (N, D), in the units of the samples."""
@@ -192,6 +203,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             "networks": networks,
             "shape": asdict(self._learner.shape),
             "scale": self._scale.state_dict(),
+            "seen": torch.from_numpy(self._seen_D),
             "metrics": {TRAIN_LOSS: self.loss_, CALIBRATION: self.calibration_},
             "estimator": {
                 **self.get_params(),
@@ -205,7 +217,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Self:
         """Read an estimator that `save` wrote. Raises `InputError` if that is impossible."""
-        learner, shape, scale = read_learner(Path(path), {}, torch.device(device))
+        learner, shape, scale, seen_D = read_learner(Path(path), {}, torch.device(device))
         content = read_checkpoint(Path(path))
         if "estimator" not in content:
             raise InputError(f"{path}: holds no estimator; allowed: a file that GradientFlowEncoder.save wrote")
@@ -216,6 +228,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         estimator.n_iter_, estimator.n_features_in_ = epochs, shape.size
         if names is not None:
             estimator.feature_names_in_ = np.array(names, dtype=object)
+        estimator._seen_D = np.ones(shape.size, bool) if seen_D is None else seen_D.numpy()
         estimator._keep(learner, scale)
         return estimator
 
@@ -260,6 +273,8 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return max(20, -(-LEAST_SAMPLES // count)) if self.epochs is None else self.epochs
 
     def _validated(self, X: Any, *, reset: bool) -> Array:
+        if isinstance(X, np.ma.MaskedArray):  # scikit-learn would take what lies under the mask
+            X = np.ma.filled(X.astype(np.float64), np.nan)
         values: Array = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset)
         return values
 
@@ -306,17 +321,23 @@ def _split(values_ND: Array, scale: Scale) -> Split:
 def _held_out(split: Split, seed: int) -> tuple[Split, Split | None]:
     """Samples without some observed values, and those of them that have lost some, which remember them; None: none.
 
-    Complete samples are left as they are.
+    A sample loses what another one lacks: the interval of a value in the middle of a gap is another than that of one
+    among neighbours, and gaps are seldom single values. Complete samples are left as they are.
     """
     if split.observed_ND is None:
         return split, None
     draw = np.random.default_rng(seed)
     rows = draw.permutation(len(split))[:CALIBRATED]
-    gone_ND = np.zeros(split.observed_ND.shape, bool)
-    gone_ND[rows] = split.observed_ND[rows] & (draw.random((len(rows), gone_ND.shape[1])) < HELD_OUT)
-    gone_ND[~(split.observed_ND & ~gone_ND).any(1)] = False  # nothing would be left of these
-    if gone_ND.sum() < FEWEST:
+    donors = np.flatnonzero(~split.observed_ND.all(1))
+    known_RD = split.observed_ND[rows]
+    gone_RD = known_RD & ~split.observed_ND[draw.choice(donors, len(rows))]
+    gone_RD[~(known_RD & ~gone_RD).any(1)] = False  # nothing would be left of these
+    before_R = gone_RD.sum(1).cumsum() - gone_RD.sum(1)
+    gone_RD[before_R >= HELD_OUT * known_RD.sum()] = False
+    if gone_RD.sum() < FEWEST:
         return split, None
+    gone_ND = np.zeros(split.observed_ND.shape, bool)
+    gone_ND[rows] = gone_RD
     without = replace(split, observed_ND=split.observed_ND & ~gone_ND, withheld_ND=gone_ND)
     return replace(without, withheld_ND=None), without.take(np.flatnonzero(gone_ND.any(1)))
 

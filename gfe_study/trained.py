@@ -51,7 +51,8 @@ class TrainedDecoder(nn.Module):
         Raises:
             InputError: there is no such file, or it is damaged, or its networks do not fit the changes.
         """
-        return cls(*read_learner(path, changes, torch.device(device)))
+        learner, shape, scale, _ = read_learner(path, changes, torch.device(device))
+        return cls(learner, shape, scale)
 
     def encode(self, samples: Any) -> Tensor:
         """Return the latents of samples, shape (N, L).

@@ -236,6 +236,7 @@ def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_pat
     assert first[IMAGES_SEEN] == 32
     (config,) = tmp_path.glob(f"mlartifacts/train/*/artifacts/{names.TRIAL_FILE}")
     (decoder,) = tmp_path.glob(f"results/train/*/{names.BEST_CHECKPOINT}")  # holds its configuration too
+    assert Path(first.pop("decoder")) == decoder.resolve()
     exact = [name for name in first if not name.endswith("seconds")]
     for number, kept in enumerate([config.rename(tmp_path / "again.yaml"), decoder]):
         code, out, _ = run("train", "--config", str(kept), "--json", "--storage", f"elsewhere{number}")

@@ -93,7 +93,7 @@ def test_the_best_networks_are_read_with_the_shape_of_their_images(
     trained: TrainingState, splits: Splits, tmp_path: Path
 ) -> None:
     write_best(tmp_path, trained, splits)
-    learner, shape, _ = read_learner(tmp_path / names.BEST_CHECKPOINT, {}, CPU)
+    learner, shape, *_ = read_learner(tmp_path / names.BEST_CHECKPOINT, {}, CPU)
     assert shape == SHAPE
     latent = torch.randn(2, 4)
     assert torch.equal(learner.decode(latent), trained.learner.decode(latent))
@@ -107,7 +107,7 @@ def test_networks_of_before_data_of_any_shape_are_of_images(digits: Splits, tmp_
     del content["shape"], content["scale"]
     content |= {"height": 8, "width": 8}
     write_checkpoint(path, content)
-    learner, shape, scale = read_learner(path, {}, CPU)
+    learner, shape, scale, _ = read_learner(path, {}, CPU)
     assert shape == image_shape(8, 8, 1)
     assert scale.state_dict() == digits.train.scale.state_dict()
     latent = torch.randn(2, 4)

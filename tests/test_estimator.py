@@ -27,6 +27,7 @@ from gfe_study.data.split import Scale, Shape, Split
 from gfe_study.estimator import _held_out
 from gfe_study.methods.base import Learner
 from gfe_study.study.artifacts import read_learner
+from gfe_study.study.encoding import encode_file
 
 FAST: dict[str, Any] = {"hidden_layer_sizes": (16,), "epochs": 4, "batch_size": 8, "random_state": 0}
 
@@ -146,6 +147,53 @@ def test_what_is_held_out_is_not_trained_on() -> None:
     assert kept.observed_ND.any(1).all() or not split.observed_ND.any(1).all()
 
 
+def test_held_out_is_the_gap_of_another_sample() -> None:
+    """Gaps are the left or the right half."""
+    observed_ND = np.ones((400, 8), bool)
+    observed_ND[:200, :4] = observed_ND[200:300, 4:] = False
+    kept, held = _held_out(Split(np.ones((400, 8)), observed_ND=observed_ND), 0)
+    assert kept.observed_ND is not None
+    assert held is not None
+    assert held.withheld_ND is not None
+    halves = {tuple(row) for row in held.withheld_ND.reshape(-1, 2, 4).any(2)}
+    assert halves == {(True, False), (False, True)}
+    assert (held.withheld_ND.sum(1) == 4).all()
+    assert kept.observed_ND.any(1).all()
+
+
+def test_what_a_mask_hides_has_no_influence() -> None:
+    X = plane()
+    gone = np.random.default_rng(0).random(X.shape) < 0.2
+    as_nan = np.where(gone, np.nan, X)
+    masked = np.ma.array(np.where(gone, -9999.0, X), mask=gone)
+    one, other = encoder().fit(as_nan), encoder().fit(masked)
+    assert np.array_equal(one.impute(as_nan), other.impute(masked))
+
+
+def test_a_feature_that_nobody_saw_stays_missing(tmp_path: Path) -> None:
+    X = plane()
+    X[::3, 1] = np.nan
+    X[:, 4] = np.nan
+    with pytest.warns(UserWarning, match="1 of 6 features have no observed value"):
+        fitted = encoder(prior_precision=1.0).fit(X)
+    fitted.save(tmp_path / "encoder.pt")
+    for each in (fitted, GradientFlowEncoder.load(tmp_path / "encoder.pt")):
+        filled, std = each.impute(X, return_std=True)
+        expected = np.zeros(X.shape, bool)
+        expected[:, 4] = True
+        assert np.array_equal(np.isnan(filled), expected)
+        assert np.array_equal(np.isnan(std), expected)
+    np.save(tmp_path / "x.npy", X)
+    found = encode_file(tmp_path / "encoder.pt", tmp_path / "x.npy", tmp_path / "out.npz", {}, std=True)
+    with np.load(tmp_path / "out.npz") as archive:
+        assert np.isnan(archive["reconstruction"][:, 4]).all()
+        assert np.isnan(archive["std"][:, 4]).all()
+        assert np.isfinite(archive["reconstruction"][:, :4]).all()
+    assert found["unseen"] == 1
+    with pytest.raises(InputError, match="--tune-prior: given with an estimator's file"):
+        encode_file(tmp_path / "encoder.pt", tmp_path / "x.npy", tmp_path / "out.npz", {}, tuning=True)
+
+
 def test_standard_deviations_need_a_prior() -> None:
     fitted = encoder(prior_precision=None).fit(plane())
     for asked in (fitted.transform, fitted.impute):
@@ -261,7 +309,7 @@ def test_it_is_kept_and_read(fitted: GradientFlowEncoder, tmp_path: Path) -> Non
     assert {**loaded.get_params(), "random_state": 0} == fitted.get_params()
     assert (loaded.n_features_in_, loaded.n_iter_, loaded.loss_) == (6, 30, fitted.loss_)
     assert loaded.calibration_ == fitted.calibration_
-    learner, shape, _ = read_learner(file, {}, torch.device("cpu"))  # as `gfe-study encode` does
+    learner, shape, *_ = read_learner(file, {}, torch.device("cpu"))  # as `gfe-study encode` does
     assert isinstance(learner, Learner)
     assert shape == Shape(1, (6,))
 

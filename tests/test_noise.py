@@ -222,3 +222,37 @@ def test_denoising_learns_to_fill_in(digits: Splits) -> None:
             latent_BL = learner.networks["encoder"](masked(images, 0.5).as_input(mask=False))
             losses[share] = float(learner.loss(learner.decoder(latent_BL), images).mean())
     assert losses[0.5] < losses[None] - 0.01
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.4}, {"input_noise": 0.4}], ids=["dropout", "input_noise"])
+def test_gfe_finds_latents_with_a_whole_decoder_and_is_judged_on_whole_samples(
+    settings: dict[str, float], digits: Splits
+) -> None:
+    plain, noisy = (
+        Trial.build(TINY, {"method": {"name": "gfe", **each}, "optim": {"batch_size": 30}}) for each in ({}, settings)
+    )
+    whole = digits.train.batch(slice(0, 30))
+    learners = [learner_of(trial) for trial in (plain, noisy)]
+    for learner in learners:
+        learner.see(digits.train)
+    before = [{key: value.clone() for key, value in each.decoder.state_dict().items()} for each in learners]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        kept = masked(whole, settings.get("input_noise"))
+        torch.manual_seed(3)
+        one, other = (each.update([Batch(whole, torch.arange(30))], 30) for each in learners)
+    assert torch.equal(one.latent_BL, other.latent_BL) == ("dropout" in settings)
+    solved = learners[0]
+    solved.decoder.load_state_dict(before[0])
+    assert torch.equal(solved.encode(kept).latent_BL, other.latent_BL) or "dropout" in settings
+    if "input_noise" in settings:
+        own = solved.loss(solved.decoder(other.latent_BL), whole)
+        torch.testing.assert_close(other.loss_B, own.detach())
+    else:
+        assert not torch.allclose(one.loss_B, other.loss_B)
+
+
+@pytest.mark.parametrize("setting", ["dropout", "input_noise"])
+def test_noise_needs_the_approximate_gradient(setting: str) -> None:
+    with pytest.raises(InputError, match=f"gradient.name: given 'unrolled' with method.{setting}"):
+        Trial.build(TINY, {"method": {"name": "gfe", setting: 0.1}, "gradient": "unrolled"})

@@ -19,7 +19,7 @@ from gfe_study.data.mnist import MNIST
 from gfe_study.data.split import DataError, Splits
 from gfe_study.posterior import posterior_of
 from gfe_study.study.artifacts import read_learner, write_best
-from gfe_study.study.encoding import encode_file
+from gfe_study.study.encoding import encode_file, encoding_notes
 from gfe_study.trained import TrainedDecoder
 from gfe_study.training import train
 
@@ -73,7 +73,7 @@ def test_standard_deviations_are_written_in_the_units_of_the_file(tmp_path: Path
     encode_file(plain, tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
     with np.load(tmp_path / "out.npz") as archive:
         std, covariance = archive["std"], archive["latent_covariance"]
-    learner, _, scale = read_learner(plain, {}, torch.device("cpu"))
+    learner, _, scale, _ = read_learner(plain, {}, torch.device("cpu"))
     target = replace(load_splits(learner.trial).train, values_ND=values, observed_ND=~np.isnan(values)).batch(slice(60))
     known = posterior_of(learner, target, learner.encode(target).latent_BL)
     np.testing.assert_allclose(std, known.std_BD.double() * torch.as_tensor(scale.factor), rtol=1e-5)
@@ -85,6 +85,10 @@ def test_standard_deviations_are_written_in_the_units_of_the_file(tmp_path: Path
     encode_file(calibrated, tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
     with np.load(tmp_path / "out.npz") as archive:
         np.testing.assert_allclose(archive["std"], factor * std, rtol=1e-5)  # the training samples lack nothing more
+    changes: dict[str, Any] = {"prior_precision": 2.0}
+    uncalibrated = encode_file(calibrated, tmp_path / "a.npy", tmp_path / "out.npz", changes, std=True)
+    assert uncalibrated["calibration"] == 1
+    assert "--tune-prior" in "".join(encoding_notes(uncalibrated))
     with pytest.raises(InputError, match="prior_precision: given null with --std"):
         encode_file(trained_on(tmp_path / "a.npy"), tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
 
@@ -105,17 +109,21 @@ def test_the_prior_is_chosen_for_the_gaps_of_a_file(tmp_path: Path) -> None:
         encode_file(decoder, tmp_path / "gone.npy", tmp_path / "out.npz", changes)
         with np.load(tmp_path / "out.npz") as archive:
             errors[precision] = np.square(archive["reconstruction"] - values)[np.isnan(gone)].mean()
-    found = encode_file(decoder, tmp_path / "gone.npy", tmp_path / "out.npz", {}, tune_prior=True, std=True)
+    found = encode_file(decoder, tmp_path / "gone.npy", tmp_path / "out.npz", {}, tuning=True, std=True)
     with np.load(tmp_path / "out.npz") as archive:
         tuned = np.square(archive["reconstruction"] - values)[np.isnan(gone)].mean()
     assert 0.01 < found["prior_precision"] < 100
     assert tuned < min(errors[0.01], errors[100.0])
     assert tuned < 1.05 * errors[1.0]
+    with np.load(tmp_path / "out.npz") as archive:
+        error, std = np.abs(archive["reconstruction"] - values), archive["std"]
+    assert 0.93 < (error < 1.96 * std)[np.isnan(gone)].mean() < 0.97
+    assert found["calibration"] != 1
     with pytest.raises(InputError, match=r"--tune-prior: .* has no sample of which something is missing"):
-        encode_file(decoder, tmp_path / "a.npy", tmp_path / "out.npz", {}, tune_prior=True)
+        encode_file(decoder, tmp_path / "a.npy", tmp_path / "out.npz", {}, tuning=True)
     by_encoder = trained_on(tmp_path / "a.npy", method="ae")
     with pytest.raises(InputError, match="--tune-prior: given with method=ae"):
-        encode_file(by_encoder, tmp_path / "gone.npy", tmp_path / "out.npz", {}, tune_prior=True)
+        encode_file(by_encoder, tmp_path / "gone.npy", tmp_path / "out.npz", {}, tuning=True)
 
 
 def test_a_mask_is_called_as_the_decoders_was(tmp_path: Path) -> None:
@@ -239,3 +247,16 @@ def test_sound_files_that_do_not_fit_are_not_called_damaged(
     assert message in str(caught.value)
     assert "damaged" not in str(caught.value)
     shutil.rmtree(tmp_path / "MNIST")
+
+
+def test_an_instrument_may_be_given_for_encoding_alone(tmp_path: Path) -> None:
+    """Whatever the training withheld, and however the method was trained."""
+    values = np.random.default_rng(1).normal(size=(60, 8))
+    values[::2, :3] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "coarse.npy", np.random.default_rng(2).normal(size=(5, 4)))
+    scored = {"eval": {"measures": ["coverage"], "withhold": {"kind": "like"}}, "prior_precision": 1.0}
+    for method in ("gfe", "pca"):
+        decoder = trained_on(tmp_path / "a.npy", method=method, likelihood={"sigma": "learned"}, **scored)
+        changes = {"data": {"observe": {"name": "downsample", "factor": 2}}}
+        assert encode_file(decoder, tmp_path / "coarse.npy", tmp_path / "out.npz", changes)["images"] == 5

@@ -270,5 +270,5 @@ def test_what_it_imputes_may_be_kept_within_the_range_of_the_data(tmp_path: Path
     scores = [s.metrics["test_withheld_rmse"] for s in states if s.metrics is not None]
     assert scores[1] < scores[0]
     write_best(tmp_path, states[1].state, splits)
-    learner, _, _ = read_learner(tmp_path / "best.pt", {}, torch.device("cpu"))
+    learner, *_ = read_learner(tmp_path / "best.pt", {}, torch.device("cpu"))
     assert torch.equal(learner.predict(target, learner.encode(target).latent_BL), found[1])

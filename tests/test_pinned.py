@@ -12,6 +12,7 @@ import torch
 
 from gfe_study import registry
 from gfe_study.config import Trial
+from gfe_study.data.split import Split
 from gfe_study.metrics import VAL_LOSS
 from gfe_study.solvers.descent import DescentSolver
 from gfe_study.training import train
@@ -38,7 +39,7 @@ AROUND: dict[str, dict[str, Any]] = {
     "gradient": GRID,
     # Few images, so that all have been seen before, and few evaluations, so that the end depends on the start.
     "start": {"data": {"train_images": 16}, "solver": {"name": "lbfgs", "max_nfe": 4}},
-    "model": {},
+    "model": {"preset": "paper"},
     "optim": {},
     "target": DENSITY,
 }
@@ -50,6 +51,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "learned sigma": {"likelihood": {"name": "gaussian", "sigma": "learned"}},
     "learned scale": {"likelihood": {"name": "student_t", "scale": "learned"}},
     "prior": {"prior_precision": 1.0},
+    "noise": {"method": {"name": "gfe", "dropout": 0.2, "input_noise": 0.2}},
     "pca with gaps": {"method": "pca", "data": {"name": "digits", "hide": {"fraction": 0.4}}},
 }
 """Name -> configuration. Every built-in component of the sections of `AROUND` is added."""
@@ -61,60 +63,69 @@ for section, around in AROUND.items():
         TRIALS[f"{section} {name}"] = {**around, section: {"name": name, **kind.example, **few}}
 
 PINNED: dict[str, tuple[float, float]] = {
-    "preset best": (0.52069726, 0.44729630),
-    "preset paper": (0.67578917, 0.67313135),
-    "preset gen": (0.69910872, 0.69759000),
-    "learned sigma": (1.15015657, 1.06074419),
-    "learned scale": (1.14990855, 1.05426181),
-    "pca with gaps": (1.09280885, 1.08934223),
-    "prior": (0.57976876, 0.51315568),
-    "method aae": (0.54942254, 0.47453234),
-    "method ae": (0.54892323, 0.47333764),
+    "preset best": (0.50798999, 0.44286180),
+    "preset paper": (0.66169218, 0.65935959),
+    "preset gen": (0.68541053, 0.68422731),
+    "learned sigma": (1.14813309, 1.04060803),
+    "learned scale": (1.16944466, 1.05460496),
+    "prior": (0.55651574, 0.49830672),
+    "noise": (0.50615701, 0.44509069),
+    "pca with gaps": (1.09280887, 1.08934223),
+    "method aae": (0.55082494, 0.47328799),
+    "method ae": (0.55050050, 0.47396931),
     "method dineof": (1.09842458, 1.08903622),
-    "method gen": (0.54892323, 0.47695554),
-    "method gfe": (0.52069726, 0.44729630),
-    "method gfe_gen": (0.52069726, 0.54917072),
-    "method mean": (0.43680554, 0.43647420),
-    "method miwae": (0.59656892, 0.52323046),
-    "method pca": (1.09842458, 1.08903623),
-    "method vae": (0.59235564, 0.52269890),
-    "likelihood bernoulli": (0.52069726, 0.44729630),
-    "likelihood gaussian": (1.21836893, 1.16813577),
-    "likelihood poisson": (4.95930882, 3.55066514),
-    "likelihood student_t": (1.29053728, 1.24453981),
-    "solver amd": (0.69711600, 0.69550260),
-    "solver amd_nesterov": (0.69665351, 0.69500665),
-    "solver amd_spectral": (0.67568992, 0.67302764),
-    "solver dopri5": (0.70000852, 0.69848822),
-    "solver euler": (0.69715801, 0.69554728),
-    "solver gauss_newton": (0.67730413, 0.67485186),
-    "solver lbfgs": (0.67567850, 0.67302126),
-    "solver rk4": (0.69746514, 0.69586888),
-    "flow gradient": (0.67601025, 0.67339944),
-    "flow nesterov": (0.71063397, 0.69733255),
-    "gradient adjoint": (0.67603401, 0.67341807),
-    "gradient approx": (0.67601025, 0.67339944),
-    "gradient unrolled": (0.67603401, 0.67341807),
-    "start encoder": (0.52609645, 0.47137459),
-    "start mean": (0.52131723, 0.46362400),
-    "start nearest": (0.52084166, 0.46313727),
-    "start previous": (0.54747108, 0.52296678),
-    "start zero": (0.54700777, 0.51503686),
-    "model conv": (0.52835444, 0.47304026),
-    "model mlp": (0.48548332, 0.44027429),
-    "optim rmsprop": (0.52069726, 0.44729630),
-    "optim adam": (0.67806720, 0.67665028),
-    "target mixture_of_gaussians": (0.69910872, 0.69752497),
-    "target standard_normal": (0.69910872, 0.69759000),
+    "method gen": (0.55050050, 0.47730645),
+    "method gfe": (0.50798999, 0.44286180),
+    "method gfe_gen": (0.50798999, 0.52856775),
+    "method mean": (0.43680553, 0.43647421),
+    "method miwae": (0.58432993, 0.51090262),
+    "method pca": (1.09842458, 1.08903622),
+    "method vae": (0.60967809, 0.52183707),
+    "likelihood bernoulli": (0.50798999, 0.44286180),
+    "likelihood gaussian": (1.21705088, 1.15864158),
+    "likelihood poisson": (5.41121034, 3.68125727),
+    "likelihood student_t": (1.29736491, 1.24200674),
+    "solver amd": (0.67864023, 0.67748738),
+    "solver amd_nesterov": (0.67814862, 0.67693339),
+    "solver amd_spectral": (0.66159222, 0.65924970),
+    "solver dopri5": (0.68178550, 0.68083770),
+    "solver euler": (0.67869273, 0.67754616),
+    "solver gauss_newton": (0.66209992, 0.65974902),
+    "solver lbfgs": (0.66158433, 0.65924714),
+    "solver rk4": (0.67903058, 0.67791852),
+    "flow gradient": (0.66180007, 0.65946234),
+    "flow nesterov": (0.66861173, 0.66471542),
+    "gradient adjoint": (0.66178263, 0.65944770),
+    "gradient approx": (0.66180007, 0.65946234),
+    "gradient unrolled": (0.66178263, 0.65944770),
+    "start encoder": (0.51880381, 0.46862945),
+    "start mean": (0.51434886, 0.46440006),
+    "start nearest": (0.51304823, 0.46314559),
+    "start previous": (0.54187379, 0.52315261),
+    "start zero": (0.54062918, 0.51461324),
+    "model conv": (0.63966666, 0.63663786),
+    "model mlp": (0.68933799, 0.68609432),
+    "optim rmsprop": (0.50798999, 0.44286180),
+    "optim adam": (0.66402920, 0.66271702),
+    "target mixture_of_gaussians": (0.68541053, 0.68422212),
+    "target standard_normal": (0.68541053, 0.68422731),
 }
 """Name -> the validation losses after 32 images and at the end."""
 REMEDY = "raise TRAINING_VERSION if numbers moved, and pin what `python tests/test_pinned.py` prints"
 
 
 def losses(changes: dict[str, Any]) -> tuple[float, ...]:
+    """Computed in float64: processors differ in the last digits, which some updates amplify ten-thousandfold."""
     trial = Trial.build(SMALL, changes)
     torch.set_num_threads(1)
-    points = [metrics for _, metrics, _ in train(trial, trial.data.load(), None, "cpu") if metrics is not None]
+    batch = Split.batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Split, "batch", lambda *given: batch(*given).double())
+        torch.set_default_dtype(torch.float64)
+        try:
+            points = [metrics for _, metrics, _ in train(trial, trial.data.load(), None, "cpu") if metrics is not None]
+        finally:
+            torch.set_default_dtype(torch.float32)
     return tuple(point[VAL_LOSS] for point in points)
 
 
@@ -128,8 +139,7 @@ def test_every_component_is_pinned() -> None:
 
 @pytest.mark.parametrize("name", PINNED)
 def test_a_pinned_trial_has_its_numbers(name: str) -> None:
-    # Processors differ in the last digits of float32, which a few updates amplify.
-    assert losses(TRIALS[name]) == pytest.approx(PINNED[name], rel=2e-5), REMEDY
+    assert losses(TRIALS[name]) == pytest.approx(PINNED[name], rel=5e-6), REMEDY
 
 
 if __name__ == "__main__":

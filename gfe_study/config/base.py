@@ -139,6 +139,8 @@ def _complaints(error: ValidationError) -> Iterator[str]:
             yield f"{'.'.join(path)}: given {context['given']!r}; {message}"
         elif kind == "missing":
             yield f"{'.'.join(path)}: not given"
+        elif kind == "model_type":
+            yield f"{'.'.join(path)}: given {detail['input']!r}; allowed: settings, like {{key: value}}"
         else:
             message = message.removeprefix("Value error, ")
             allowed = re.sub(r"^Input should be ", "allowed: ", message)

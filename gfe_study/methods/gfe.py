@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from gfe_study.data.split import Split
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Encoding, Learner, Method, Updated
 from gfe_study.methods.ensemble import EnsembleLearner
+from gfe_study.methods.noise import dropout, masked
 from gfe_study.solvers.base import BadStart, Solution, joined
 from gfe_study.solvers.objective import Objective
 
@@ -57,13 +58,17 @@ class GFELearner(Learner):
     """The last z* of every training sample, where samples are replayed."""
     noise: LatentNoise | None = None
 
+    @property
+    def plain(self) -> GFE:
+        """The method's own; those of a plain GFE in a method that extends it."""
+        return self.trial.method if isinstance(self.trial.method, GFE) else GFE()
+
     def see(self, train: Split) -> None:
         weight = next(self.decoder.parameters())
         if self.trial.optim.update_size is not None:
             self.latent_NL = weight.new_zeros(len(train), self.trial.model.latent_dim)
-        settings = self.trial.method.posterior_noise if isinstance(self.trial.method, GFE) else None
-        if settings is not None:
-            self.noise = LatentNoise(settings, len(train), self.trial.model.latent_dim, weight.device)
+        if (noise := self.plain.posterior_noise) is not None:
+            self.noise = LatentNoise(noise, len(train), self.trial.model.latent_dim, weight.device)
 
     def update(self, batches: Sequence[Batch], new: int) -> Updated:
         forward: Tensor | float = 0.0
@@ -71,7 +76,8 @@ class GFELearner(Learner):
         encoder_passes = new * self.start.forward_passes
         latent_BL = batches[0].target.value_BD.new_empty(0)
         first: Objective | None = None
-        for number, (target, index_B) in enumerate(batches):
+        for number, (whole, index_B) in enumerate(batches):
+            target = masked(whole, self.plain.input_noise)
             objective = self.objective(target, index_B)
             spent = [objective]
             if first is not None:
@@ -96,7 +102,9 @@ class GFELearner(Learner):
             self.optimiser.zero_grad(set_to_none=True)
             if self.noise is not None:
                 solution = replace(solution, latent_BL=self.noise.noisy(objective, latent_BL, index_B))
-            done = self.trial.gradient.backward(objective, solution)
+            with dropout(self.plain.dropout, self.decoder):
+                judged = objective if target is whole else self.objective(whole, index_B)
+                done = self.trial.gradient.backward(judged, solution)
             self.start.backward(objective)
             # The sum of a tensor that holds NaN or an infinity is one or the other.
             sums = [weight.grad.sum() for weight in self.networks.parameters() if weight.grad is not None]
@@ -205,6 +213,12 @@ class GFE(Method):
 
     posterior_noise: PosteriorNoise | None = None
     """The decoder is trained at z* + ε; None: at z* itself. It needs `prior_precision`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the decoder's hidden activations that drop out where the weights' gradient is taken; None: none. Latents
+    are found with the whole decoder."""
+    input_noise: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Masking noise: share of a sample's values that the flow does not see in training, while the decoder is trained to
+    give all of them; None: none."""
     ensemble: int | None = Field(None, ge=2, le=64)
     """How many decoders are trained, each by itself, whose mean predicts; None: one. Training costs as many times as
     much."""
@@ -226,14 +240,14 @@ class GFE(Method):
                 f"optim.update_size: given {trial.optim.update_size} with gradient.name={trial.gradient.name}, which "
                 "differentiates the steps from the start; allowed: null, or gradient.name=approx"
             )
-        if self.posterior_noise is not None:
-            if trial.prior_precision is None:
-                raise ValueError(
-                    "prior_precision: given null with method.posterior_noise, which is as wide as the prior makes it; "
-                    "allowed: a positive number"
-                )
-            if trial.gradient.name != "approx":
-                raise ValueError(
-                    f"gradient.name: given {trial.gradient.name!r} with method.posterior_noise, which leaves the end "
-                    "of the flow; allowed: approx"
-                )
+        if self.posterior_noise is not None and trial.prior_precision is None:
+            raise ValueError(
+                "prior_precision: given null with method.posterior_noise, which is as wide as the prior makes it; "
+                "allowed: a positive number"
+            )
+        noisy = [key for key in ("posterior_noise", "dropout", "input_noise") if getattr(self, key)]
+        if noisy and trial.gradient.name != "approx":
+            raise ValueError(
+                f"gradient.name: given {trial.gradient.name!r} with method.{noisy[0]}: the loss of the weights is not "
+                "the one that the flow descends; allowed: approx"
+            )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from torch import Tensor
 
 from gfe_study import names
 from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -28,6 +29,7 @@ def write_best(folder: Path, state: TrainingState, splits: Splits) -> None:
         "networks": state.learner.networks.state_dict(),
         "shape": asdict(state.learner.shape),
         "scale": splits.train.scale.state_dict(),
+        "seen": None if (known_ND := splits.train.observed_ND) is None else torch.from_numpy(known_ND.any(0)),
         "metrics": state.points[-1],
     }
     write_checkpoint(folder / names.BEST_CHECKPOINT, content)
@@ -46,11 +48,19 @@ def read_trial(path: Path) -> dict[str, Any]:
 
 
 class Decoder(NamedTuple):
-    """A learner read from a file, and what its samples are like."""
+    """A learner read from a file, and what its samples are like.
+
+    Attributes:
+        learner: the method.
+        shape: of a sample.
+        scale: of its values.
+        seen_D: bool; which values were observed at all in training. None: every one.
+    """
 
     learner: Learner
     shape: Shape
     scale: Scale
+    seen_D: Tensor | None
 
 
 def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> Decoder:
@@ -67,7 +77,7 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
     try:
         content = read_checkpoint(path, device)
         written = yaml.safe_load(content["trial"])
-        trial = Trial.build(written, changes, where=str(path))
+        trial = Trial.build(*([_unscored(written), _for_encoding(changes)] if changes else [written]), where=str(path))
         if changes:
             _check_meaning(Trial.build(written, where=str(path)), trial)
         if "shape" in content:
@@ -97,7 +107,21 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
         raise InputError(
             f"{path}: its networks do not fit; do not change model.* or method, or ask for a learned scale"
         ) from error
-    return Decoder(learner, shape, scale)
+    return Decoder(learner, shape, scale, content.get("seen"))
+
+
+def _unscored(written: dict[str, Any]) -> dict[str, Any]:
+    """A trial without what its evaluation asks of its data: samples to encode may be of another kind."""
+    return {**written, "eval": {**written.get("eval", {}), "withhold": None, "measures": []}}
+
+
+def _for_encoding(changes: dict[str, Any]) -> dict[str, Any]:
+    """An instrument that is given for encoding was not there in training."""
+    observe = changes.get("data", {}).get("observe")
+    if observe is None:
+        return changes
+    observe = {"splits": ["val", "test"], **(observe if isinstance(observe, dict) else {"name": observe})}
+    return {**changes, "data": {**changes["data"], "observe": observe}}
 
 
 def _check_meaning(trained: Trial, trial: Trial) -> None:

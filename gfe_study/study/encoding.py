@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from gfe_study.checkpoint import read_checkpoint
-from gfe_study.config import InputError
+from gfe_study.config import InputError, Trial
 from gfe_study.data.arrays import Arrays
 from gfe_study.data.measuring import instrument_of, measured_scale, measured_shape
 from gfe_study.data.samples import Samples, read_samples
@@ -27,7 +28,7 @@ from gfe_study.operators.base import Instrument
 from gfe_study.posterior import posterior_of
 from gfe_study.solvers.base import Result
 from gfe_study.study.artifacts import read_learner
-from gfe_study.study.prior import tuned_prior
+from gfe_study.study.prior import PRIORS, tune_prior
 from gfe_study.training import ENCODE_BATCH
 
 ENCODER = "encoder"
@@ -41,7 +42,7 @@ def encode_file(
     changes: dict[str, Any],
     *,
     std: bool = False,
-    tune_prior: bool = False,
+    tuning: bool = False,
 ) -> dict[str, float]:
     """Encode the samples of a file, some at a time: memory does not grow with their number.
 
@@ -54,12 +55,14 @@ def encode_file(
             and arrays beside the samples are called as that data's were. Values are in its units; of images also in
             [0, 1]. NaN is a missing value. With `data.observe` the file holds what the instrument measured.
         std: also write `std`, the standard deviation of every value given what was observed, like `reconstruction` and
-            times the trial's `calibration` if it measured that, and `latent_covariance` (N, L, L).
-        tune_prior: choose `prior_precision` for the gaps of the file, by `tuned_prior`.
+            times `calibration`, and `latent_covariance` (N, L, L).
+        tuning: choose `prior_precision` for the gaps of the file, by `tune_prior`.
 
     Returns the number of samples, their mean loss in nats per observed value, and the root mean square error of their
-    reconstructions, as they would be measured, `rmse`, in the units of the file; and `prior_precision` if it was
-    chosen.
+    reconstructions at the observed values, as they would be measured, `rmse`, in the units of the file. Besides,
+    `unseen`: the values of a sample that were never observed in training, whose reconstructions are NaN; with `tuning`
+    the `prior_precision` that was chosen; with `std` the `calibration`: 1 unless the trial measured it with the same
+    prior and instrument, or `tuning` did.
 
     Raises:
         InputError: a file is missing, damaged or of the wrong shape, or `out` cannot be written.
@@ -67,24 +70,31 @@ def encode_file(
     for given, option in ((images, "--images"), (checkpoint, "the decoder")):
         if out.exists() and given.exists() and out.samefile(given):
             raise InputError(f"--out: given {out}, which is {option}; allowed: another file")
-    learner, shape, scale = read_learner(checkpoint, changes, torch.device("cpu"))
+    learner, shape, scale, seen_D = read_learner(checkpoint, changes, torch.device("cpu"))
+    content = read_checkpoint(checkpoint)
     data = learner.trial.data
     own: dict[str, Any] = {"columns": data.columns, "names": data.beside} if isinstance(data, Arrays) else {}
     samples = read_samples(images, shape_in_file(learner, shape), "--images", **own)
-    if tune_prior:
-        learner.trial = learner.trial.model_copy(update={"prior_precision": tuned_prior(learner, samples)})
+    trained = Trial.build(yaml.safe_load(content["trial"]))
+    measured = (trained.prior_precision, trained.data.observe) == (learner.trial.prior_precision, data.observe)
+    factor = float(content["metrics"].get(CALIBRATION, 1.0)) if measured else 1.0
+    if tuning and "estimator" in content:
+        raise InputError("--tune-prior: given with an estimator's file, which has no validation samples; allowed: none")
+    if tuning:
+        factor = tune_prior(learner, samples)
     if std and learner.trial.prior_precision is None:
         raise InputError(
             "prior_precision: given null with --std, and without a prior latents may lie anywhere; "
             "allowed: a positive number, like --set prior_precision=1"
         )
-    factor = float(read_checkpoint(checkpoint)["metrics"].get(CALIBRATION, 1.0)) if std else 1.0
     scale = scale_of(samples, scale)
     _, measure = _measuring(learner, shape, scale)
     flat = samples.flat and data.observe is None
 
     def in_file(stored_BD: Tensor) -> Array:
         """Values of whole samples as the file would hold them, float32."""
+        if seen_D is not None:
+            stored_BD = stored_BD.masked_fill(~seen_D, torch.nan)
         values_BD = stored_BD.float().numpy()
         return values_BD if flat else shape.to_file(values_BD)
 
@@ -123,8 +133,27 @@ def encode_file(
         "images": len(samples),
         "loss": loss_sum / max(losses, 1),
         "rmse": (square_sum / max(values, 1)) ** 0.5,
-        **({"prior_precision": learner.trial.prior_precision or 0.0} if tune_prior else {}),
+        "unseen": 0 if seen_D is None else int((~seen_D).sum()),
+        **({"prior_precision": learner.trial.prior_precision or 0.0} if tuning else {}),
+        **({"calibration": factor} if std else {}),
     }
+
+
+def encoding_notes(result: dict[str, float]) -> list[str]:
+    """What a user should know of a result of `encode_file`."""
+    notes = []
+    if (prior := result.get("prior_precision")) is not None:
+        ends = {PRIORS[0]: ", the smallest that is tried", PRIORS[-1]: ", the largest that is tried"}
+        notes.append(f"prior_precision {prior:g} imputes best{ends.get(prior, '')}")
+    if (factor := result.get("calibration")) is not None:
+        notes.append(
+            f"standard deviations are multiplied by {factor:.3g}, so that 95 % intervals hold what they claim"
+            if factor != 1
+            else "standard deviations are not calibrated for this prior and these gaps; --tune-prior does both"
+        )
+    if unseen := result["unseen"]:
+        notes.append(f"{unseen} values of a sample were never observed in training: their reconstructions are NaN")
+    return notes
 
 
 def scale_of(samples: Samples, scale: Scale) -> Scale:

@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gfe_study.config import InputError
 from gfe_study.data.samples import Samples
 from gfe_study.data.split import Array, Split, seeded
+from gfe_study.measures.coverage import factor_of, ratios
 from gfe_study.measures.errors import imputation_errors
 from gfe_study.methods.base import Learner
 from gfe_study.metrics import WITHHELD_LOSS
@@ -24,14 +26,17 @@ MASKS = 500
 """Samples whose gaps are laid on validation samples, at most, and validation samples that they are laid on."""
 
 
-def tuned_prior(learner: Learner, samples: Samples) -> float:
-    """The `prior_precision` with which validation samples are imputed best where samples of a file have gaps.
+def tune_prior(learner: Learner, samples: Samples) -> float:
+    """Give a learner the `prior_precision` with which it imputes validation samples best where samples of a file have
+    gaps.
 
     The decoder stays as it is. The file says where values are missing, and nothing else.
 
     Args:
         learner: what encodes; its trial's validation samples are loaded.
         samples: of the file.
+
+    Returns the `calibration` of standard deviations with that prior and those gaps.
 
     Raises:
         InputError: the method encodes without a prior, the file has no gaps, or the data cannot be had.
@@ -46,7 +51,9 @@ def tuned_prior(learner: Learner, samples: Samples) -> float:
     val = learner.trial.data.load().val.take(slice(0, MASKS))
     masked = _masked(val, _masks(samples))
     losses = {precision: _loss(learner, masked, precision) for precision in PRIORS}
-    return min(losses, key=lambda precision: losses[precision])
+    best = min(losses, key=lambda precision: losses[precision])
+    learner.trial = learner.trial.model_copy(update={"prior_precision": best})
+    return factor_of(ratios(learner, masked, _latents(learner, masked)))
 
 
 def _masks(samples: Samples) -> Array:
@@ -81,7 +88,11 @@ def _loss(learner: Learner, split: Split, precision: float) -> float:
     """Loss at the withheld values with another prior."""
     trained, learner.trial = learner.trial, learner.trial.model_copy(update={"prior_precision": precision})
     try:
-        latent_NL = evaluate(learner, split, len(split), torch.device("cpu")).latent_NL
+        latent_NL = _latents(learner, split)
     finally:
         learner.trial = trained
     return imputation_errors(learner, split, latent_NL)[WITHHELD_LOSS]
+
+
+def _latents(learner: Learner, split: Split) -> Tensor:
+    return evaluate(learner, split, len(split), torch.device("cpu")).latent_NL

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,13 +28,29 @@ from gfe_study.tracking.uri import writable
 EXPERIMENT = "train"
 
 
+class Single(NamedTuple):
+    """What came of a trial.
+
+    Attributes:
+        result: its metrics at the lowest validation loss.
+        fingerprint: of the trial.
+        problems: what did not end it.
+        decoder: the decoder's file.
+    """
+
+    result: dict[str, float]
+    fingerprint: str
+    problems: list[str]
+    decoder: Path
+
+
 def run_single(
     trial: Trial,
     storage: Storage,
     cpus: int,
     report: Callable[[dict[str, float]], None],
     problem: Callable[[str], None],
-) -> tuple[dict[str, float], str, list[str]]:
+) -> Single:
     """Run a trial, or continue it where it was interrupted.
 
     Args:
@@ -41,9 +59,6 @@ def run_single(
         cpus: number of threads.
         report: called with every new point.
         problem: called with every problem that does not end the trial.
-
-    Returns:
-        Its result, its fingerprint, and the problems.
 
     Raises:
         InputError: the data, the folder or the store cannot be used.
@@ -82,7 +97,7 @@ def run_single(
             tracker.write([end])
             if_interrupted.pop_all()
     mirror.remove(*CONTINUATION)
-    return dict(result_of(points)), fingerprint, problems
+    return Single(dict(result_of(points)), fingerprint, problems, folder / names.BEST_CHECKPOINT)
 
 
 def _write(tracker: Tracker, change: Change) -> None:
