@@ -117,9 +117,9 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             UserWarning: a feature has no observed value at all. `impute` leaves it missing.
         """
         values_ND = self._validated(X, reset=True)
-        self._seen_D = ~np.isnan(values_ND).all(0)
-        if not self._seen_D.all():
-            text = f"{(~self._seen_D).sum()} of {len(self._seen_D)} features have no observed value, and stay missing"
+        self._seen_D = np.asarray((~np.isnan(values_ND)).any(0))
+        if unseen := int((~self._seen_D).sum()):
+            text = f"{unseen} of {values_ND.shape[1]} features have no observed value, and stay missing"
             warnings.warn(text, stacklevel=2)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.trial_ = trial = self._trial(len(values_ND), seed)
