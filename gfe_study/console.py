@@ -93,7 +93,8 @@ class StudyView:
             return
         counts = (snapshot.finished, snapshot.failed)
         quiet = time.monotonic() - self._printed_at < LINE_INTERVAL_S
-        if not self.console.is_terminal and (counts != self._printed or not quiet):
+        last = counts != self._printed and snapshot.finished == snapshot.total
+        if not self.console.is_terminal and (last or not quiet):
             self._say(f"trials {self._line()}")
             self._printed_at, self._printed = time.monotonic(), counts
 
