@@ -29,7 +29,7 @@ from gfe_study.config import (
     typed_sets,
 )
 from gfe_study.interrupts import INTERRUPTED, Interrupted
-from gfe_study.layout import say, wrapped
+from gfe_study.layout import say, show, wrapped
 from gfe_study.metrics import (
     COUNTS,
     STOPPED,
@@ -464,6 +464,37 @@ def report(
 
 
 @app.command()
+def compare(
+    one: Annotated[str, typer.Argument(metavar="A", help="STUDY or STUDY:ARM; the reference.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="STUDY or STUDY:ARM; of a study alone its best arm.")],
+    storage: StorageOption = "results",
+    md: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Print HTML.")] = False,
+    json_: Json = False,
+) -> None:
+    """Compare two studies, or two arms of them, paired by seed. Example: gfe-study compare amd ae_fair:gfe"""
+    from gfe_study.analysis.comparison import compare as compared
+    from gfe_study.analysis.comparison import side_of
+    from gfe_study.analysis.verdict_table import verdict_table
+    from gfe_study.api import results
+
+    if md + html + json_ > 1:
+        raise InputError("compare: given several of --md, --html and --json; allowed: one of them")
+    sides = [(label, arm if colon else None) for label, colon, arm in (text.partition(":") for text in (one, other))]
+    verdict = compared(*(side_of(results(label, storage), arm) for label, arm in sides))
+    if json_:
+        print_json(verdict.as_dict())
+    elif html:
+        print(verdict._repr_html_())
+    elif md:
+        print("\n".join([verdict_table(verdict).markdown(), *(f"\n*Warning: {text}.*" for text in verdict.warnings)]))
+    else:
+        show(output(), verdict_table(verdict))
+        for text in verdict.warnings:
+            say(console(), f"warning: {text}", "yellow")
+
+
+@app.command()
 def export(
     label: Label,
     form: Annotated[Literal["csv", "parquet", "optuna"], typer.Option("--format", help="What to write.")] = "csv",
@@ -499,7 +530,8 @@ def doctor(
         print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            say(output(), f"{'ok  ' if finding.ok else 'BAD '} {finding.subject}: {finding.text}")
+            word = "missing" if finding.missing else "ok" if finding.ok else "BAD"
+            say(output(), f"{word:<7} {finding.subject}: {finding.text}")
     sys.exit(DONE if all(finding.ok for finding in findings) else SOME_FAILED)
 
 

@@ -82,6 +82,15 @@ class Listing:
         caption = f"<caption>{escape(self.title)}</caption>" if self.title else ""
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
+    def markdown(self) -> str:
+        """Return the table in Markdown; columns without values are omitted."""
+        used = [place for place in range(len(self.columns)) if any(row[place] for row in self.rows)]
+        head = [self.columns[place].header for place in used]
+        rule = [":--" if self.columns[place].left else "--:" for place in used]
+        body = [[row[place].replace("|", "\\|") for place in used] for row in self.rows]
+        lines = [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)]
+        return "\n".join([*([f"{self.title}\n"] if self.title else []), *lines])
+
     def _grid(self, places: Sequence[int], width: int) -> list[Text] | None:
         """Return the heading and the rows, one line each; None if they are wider than `width`."""
         table = [[self.columns[place].header for place in places], *([row[at] for at in places] for row in self.rows)]

@@ -299,7 +299,7 @@ def test_doctor_closes_runs_that_a_killed_driver_left(
     tracker.write([Change("f" * 16, "left behind", RUNNING)])
     code, out, _ = run("doctor")
     assert code == 1
-    assert "BAD  study amd: 1 runs marked running that nobody writes to" in out
+    assert "BAD     study amd: 1 runs marked running that nobody writes to" in out
     assert run("doctor", "--fix")[0] == 0
     assert run("doctor")[0] == 0
     assert Tracker("amd").orphans() == []

@@ -51,7 +51,7 @@ def test_its_components_are_swept_by_name(site: Path, tmp_path: Path) -> None:
     assert read.returncode == 0, read.stderr
     told = run(tmp_path, "doctor", PYTHONPATH=str(site))
     for section, place in (("solver heavy_ball", "heavy_ball:HeavyBall"), ("likelihood laplace", "laplace:Laplace")):
-        assert f"ok   {section}: gfe_study_example.{place} of gfe-study-example 0.1.0" in told.stdout
+        assert f"ok      {section}: gfe_study_example.{place} of gfe-study-example 0.1.0" in told.stdout
     without = run(tmp_path, "train", "--config", str(trial))
     assert (without.returncode, without.stderr.count("\n")) == (2, 1)
     assert "likelihood: given 'laplace'; allowed: bernoulli, gaussian, poisson, student_t" in without.stderr

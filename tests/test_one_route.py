@@ -128,6 +128,10 @@ def check(outcome: Outcome, label: str = "edited") -> None:
         assert [sign.as_dict() for sign in signs(plan)] == [sign.as_dict() for sign in evidence.signs]
     state, best = state_of(plan.journal), plan.best()
     assert evidence.num_former == len(plan.orphaned) == state["former"]
+    ended = sum(count for word, count in state["trials"].items() if word not in ("running", "interrupted", "planned"))
+    assert ended == sum(job.fingerprint in plan.journal.outcomes for job in plan.jobs.values())
+    if not plan.exhausted:
+        assert sum(state["trials"].values()) == plan.total
     assert plan.journal.membership == plan.membership()
     assert (state["best"] or {}).get("fingerprint") == (best[0].fingerprint if best else None)
     if best is not None:

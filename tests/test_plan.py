@@ -14,6 +14,7 @@ from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Configuration, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.searcher import Suggester, add_certain
+from gfe_study.study.status import state_of
 from gfe_study.study.storage import Mirror
 
 SHA = "0" * 64
@@ -374,3 +375,18 @@ def test_it_opens_with_the_training_sizes_of_all_arms(space: str, said: str, tmp
     with Journal.open(tmp_path) as journal:
         blocks = opening(Plan.make(study, SHA, journal), load_splits(study.example(study.arms[0])))
     assert any(block[1].startswith(said) for block in blocks)
+
+
+def test_status_tells_what_runs_from_what_was_interrupted_and_what_is_to_come(tmp_path: Path) -> None:
+    study = smoke(trials=5, seeds=2)
+    with Journal.open(tmp_path) as journal:
+        source = {"source": study.source, "source_sha256": study.source_sha256}
+        journal.record_study(study.model_dump(mode="json"), source, {})
+        plan = Plan.make(study, SHA, journal)
+        one, two = (job.fingerprint for job in plan.add(0, {"solver.s_max": 10.0, "optim.lr": 1e-3}))
+        journal.record_membership(plan.membership())
+        journal.record_points(one, [{IMAGES_SEEN: 64.0, VAL_LOSS: 0.5}])
+        journal.record_outcome(one, Outcome(FINISHED))
+        journal.record_points(two, [{IMAGES_SEEN: 32.0, VAL_LOSS: 0.5}])
+        assert state_of(journal)["trials"] == {"finished": 1, "running": 1, "planned": 8}
+    assert state_of(Journal.read(tmp_path))["trials"] == {"finished": 1, "interrupted": 1, "planned": 8}

@@ -17,7 +17,7 @@ from gfe_study.analysis.diagnostics import Diagnostic, diagnose, doubts, linear_
 from gfe_study.analysis.irregular import FINISHED
 from gfe_study.analysis.tidy import RUN_ID, STOPPED
 from gfe_study.analysis.verdict import Verdict, judge
-from gfe_study.config import InputError, Range, Study
+from gfe_study.config import Budget, InputError, Range, Study
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE, TRAIN_SECONDS
 
 
@@ -37,13 +37,7 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
         return None
     stage, judged = judged_trials(study, trials)
     given = {arm.name: study.example(arm, stage).budget for arm in study.arms}
-    first = given[study.arms[0].name]
-    if first.nfe is not None:
-        equal, budgets = NFE, {name: float(b.nfe or math.inf) for name, b in given.items()}
-    elif first.seconds is not None:
-        equal, budgets = TRAIN_SECONDS, {name: b.seconds or math.inf for name, b in given.items()}
-    else:
-        equal, budgets = IMAGES_SEEN, {name: float(b.images) for name, b in given.items()}
+    equal, budgets = shared_budget(given)
     verdict = judge(
         judged,
         curves,
@@ -69,6 +63,16 @@ def verdict_of(study: Study, trials: pd.DataFrame, curves: pd.DataFrame) -> Verd
             0, f"unequal numbers of tuning trials ({counts}): winners were chosen among the first {fewest} of each"
         )
     return verdict
+
+
+def shared_budget(given: Mapping[str, Budget]) -> tuple[str, dict[str, float]]:
+    """Return the unit in which arms are compared, which the first one's budget says, and every arm's budget in it."""
+    first = next(iter(given.values()))
+    if first.nfe is not None:
+        return NFE, {name: float(budget.nfe or math.inf) for name, budget in given.items()}
+    if first.seconds is not None:
+        return TRAIN_SECONDS, {name: budget.seconds or math.inf for name, budget in given.items()}
+    return IMAGES_SEEN, {name: float(budget.images) for name, budget in given.items()}
 
 
 def in_order(study: Study | None, trials: pd.DataFrame) -> pd.DataFrame:

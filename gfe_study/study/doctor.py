@@ -26,6 +26,8 @@ class Finding:
     subject: str
     ok: bool
     text: str
+    missing: bool = False
+    """Whether something is not there that need not be."""
 
 
 def examine(storage: Storage, *, fix: bool) -> list[Finding]:
@@ -57,7 +59,7 @@ def _dataset(name: str) -> Finding:
     except InputError as error:
         # A missing dataset is no fault of the installation: it is downloaded when a study first needs it.
         reason = str(error).removeprefix(f"data.name: {name} ")
-        return Finding(f"data {name}", True, f"{reason}, or let a study download it")
+        return Finding(f"data {name}", True, f"{reason}, or let a study download it", missing=True)
     sizes = f"{len(splits.train):,} + {len(splits.val):,} + {len(splits.test):,} images"
     return Finding(f"data {name}", True, f"{sizes}, sha256 {splits.sha256[:16]}")
 

@@ -353,6 +353,16 @@ class Journal:
             case Settled():
                 self.settled = record
 
+    def in_use(self) -> bool:
+        """Whether a process has it open to write."""
+        if not (self.folder / ".lock").exists():
+            return False
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def begun(self) -> set[str]:
         """Return all trials that ever ran or failed, whether they belong to the study or not."""
         return {*self.points, *self.outcomes, *self.places, *self.again}

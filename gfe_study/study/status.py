@@ -6,20 +6,42 @@ import math
 from collections import Counter
 from typing import Any
 
+from gfe_study.config import Study
 from gfe_study.metrics import DIVERGED, VAL_LOSS, result_of
 from gfe_study.study.journal import FAILED, FINISHED, Journal
+
+PLANNED = "planned"
+
+
+def _unasked(journal: Journal) -> int:
+    """Trials that the search, or the second stage, has yet to choose; 0 once a sweep has run to its end."""
+    if journal.study is None or journal.settled is not None:
+        return 0
+    study = Study.build(journal.study["study"], **journal.study["source"])
+    known = Counter((member.stage, member.arm) for member in journal.membership)
+    return sum(
+        max(0, study.configurations(arm.name, stage) - known[stage, arm.name]) * len(study.seeds_of(stage))
+        for stage in study.stages()
+        for arm in study.arms
+    )
 
 
 def state_of(journal: Journal) -> dict[str, Any]:
     """Return trials by state, the best value of the last stage so far, and failures with their reasons, as plain data.
 
-    Only trials that belong to the study as it was last declared count; `former` is the number of those that do not.
+    Only trials that belong to the study as it was last declared count; `former` is the number of those that do not. A
+    trial without an end is `running` while a sweep of the study runs, and `interrupted` otherwise; `planned` are those
+    that have not begun, chosen by the search or not.
     """
     metric = (journal.study or {}).get("study", {}).get("metric", {"name": VAL_LOSS, "mode": "min"})
     stages = {name: member.stage for member in journal.membership for name in member.fingerprints}
     members = list(stages)
     outcomes = {name: journal.outcomes[name] for name in members if name in journal.outcomes}
-    states = Counter(outcomes[name].state if name in outcomes else "unfinished" for name in members)
+    begun, open_ = journal.begun(), "running" if journal.in_use() else "interrupted"
+    states = Counter(
+        outcomes[name].state if name in outcomes else open_ if name in begun else PLANNED for name in members
+    )
+    states[PLANNED] += _unasked(journal)
     values = {
         name: result[metric["name"]]
         for name, outcome in outcomes.items()
@@ -34,8 +56,8 @@ def state_of(journal: Journal) -> dict[str, Any]:
     valued = {name: value for name, value in values.items() if stages[name] == last}
     best = min(valued, key=lambda name: (sign * valued[name], name), default=None)
     return {
-        "trials": dict(states),
-        "former": len(journal.begun() - set(members)),
+        "trials": {state: count for state, count in states.items() if count},
+        "former": len(begun - set(members)),
         "best": {"fingerprint": best, "metric": metric["name"], "value": values[best]} if best else None,
         "failures": [
             {"fingerprint": name, "reason": outcome.reason}
