@@ -213,7 +213,6 @@ def plan(
 ) -> None:
     """List the trials of a sweep and estimate its cost. Example: gfe-study plan amd --trials 20"""
     from gfe_study.console import plan_lines, plan_table
-    from gfe_study.layout import show
     from gfe_study.study.forecast import forecast
     from gfe_study.study.options import Options
 

@@ -102,12 +102,7 @@ class Solving(LBFGS):
     example: ClassVar[dict[str, Any]] = LBFGS.example
 
     def solve(
-        self,
-        flow: Flow,
-        objective: Objective,
-        start_BL: Tensor,
-        observe: StepObserver | None = None,
-        keep_path: bool = False,
+        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver = None, keep_path: bool = False
     ) -> Solution:
         return self.spoilt(super().solve(flow, objective, self.before(start_BL), observe, keep_path))
 
@@ -180,12 +175,7 @@ class Untimed(LBFGS):
     example: ClassVar[dict[str, Any]] = LBFGS.example
 
     def solve(
-        self,
-        flow: Flow,
-        objective: Objective,
-        start_BL: Tensor,
-        observe: StepObserver | None = None,
-        keep_path: bool = False,
+        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver = None, keep_path: bool = False
     ) -> Solution:
         seen = None if observe is None else lambda state: observe({name: state[name] for name in ("latent", "row")})
         return super().solve(flow, objective, start_BL, seen, keep_path)
@@ -195,12 +185,7 @@ class Whole(Untimed):
     """Shows the times of the whole batch."""
 
     def solve(
-        self,
-        flow: Flow,
-        objective: Objective,
-        start_BL: Tensor,
-        observe: StepObserver | None = None,
-        keep_path: bool = False,
+        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver = None, keep_path: bool = False
     ) -> Solution:
         whole = start_BL.new_zeros(len(start_BL) + 1)
         seen = None if observe is None else lambda state: observe({**state, "time": whole})

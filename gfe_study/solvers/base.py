@@ -79,9 +79,10 @@ def joined(one: Solution, other: Solution) -> Solution:
     return Solution(path=None, **{name: torch.cat(both) for name, both in parts.items() if name != "path"})
 
 
-StepObserver = Callable[[dict[str, Tensor]], None]
-"""Called after every step, for tests and convergence figures. Its argument holds at least `latent`, shape (K, L), and
-`time`, shape (K,), of the samples that are still active; `row`, shape (K,), says which these are, unless all are."""
+StepObserver = Callable[[dict[str, Tensor]], None] | None
+"""Called after every step, for tests and convergence figures; None: nothing is. Its argument holds at least `latent`,
+shape (K, L), and `time`, shape (K,), of the samples that are still active; `row`, shape (K,), says which these are,
+unless all are."""
 
 
 class Solver(Component, ABC):
@@ -100,12 +101,7 @@ class Solver(Component, ABC):
 
     @abstractmethod
     def solve(
-        self,
-        flow: Flow,
-        objective: Objective,
-        start_BL: Tensor,
-        observe: StepObserver | None = None,
-        keep_path: bool = False,
+        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver = None, keep_path: bool = False
     ) -> Solution:
         """Follow `flow` of `objective` from `start_BL`, shape (B, L).
 

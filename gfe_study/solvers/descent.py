@@ -100,12 +100,7 @@ class DescentSolver(Solver, Generic[A]):
 
     @torch.no_grad()
     def solve(
-        self,
-        flow: Flow,
-        objective: Objective,
-        start_BL: Tensor,
-        observe: StepObserver | None = None,
-        keep_path: bool = False,
+        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver = None, keep_path: bool = False
     ) -> Solution:
         self._check_flow(flow)
         check_start(start_BL)

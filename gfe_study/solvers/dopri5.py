@@ -46,12 +46,7 @@ class Dopri5(Solver):
 
     @torch.no_grad()
     def solve(
-        self,
-        flow: Flow,
-        objective: Objective,
-        start_BL: Tensor,
-        observe: StepObserver | None = None,
-        keep_path: bool = False,
+        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver = None, keep_path: bool = False
     ) -> Solution:
         check_start(start_BL)
         walks = [_Walk(self, flow, objective, row, start_BL, observe) for row in range(len(start_BL))]
@@ -75,7 +70,7 @@ class _Walk:
     """One sample's integration: the right-hand side that torchdiffeq calls, and the states that it accepted."""
 
     def __init__(
-        self, solver: Dopri5, flow: Flow, objective: Objective, row: int, start_BL: Tensor, observe: StepObserver | None
+        self, solver: Dopri5, flow: Flow, objective: Objective, row: int, start_BL: Tensor, observe: StepObserver
     ) -> None:
         self.solver = solver
         self.flow = flow

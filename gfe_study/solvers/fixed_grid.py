@@ -62,12 +62,7 @@ class FixedGrid(Solver):
 
     @torch.no_grad()
     def solve(
-        self,
-        flow: Flow,
-        objective: Objective,
-        start_BL: Tensor,
-        observe: StepObserver | None = None,
-        keep_path: bool = False,
+        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver = None, keep_path: bool = False
     ) -> Solution:
         check_start(start_BL)
         times = logarithmic_grid(self.tau, self.slices, self.base)

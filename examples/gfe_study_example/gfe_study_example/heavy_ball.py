@@ -27,12 +27,7 @@ class HeavyBall(Solver):
     """μ."""
 
     def solve(
-        self,
-        flow: Flow,
-        objective: Objective,
-        start_BL: Tensor,
-        observe: StepObserver | None = None,
-        keep_path: bool = False,
+        self, flow: Flow, objective: Objective, start_BL: Tensor, observe: StepObserver = None, keep_path: bool = False
     ) -> Solution:
         check_start(start_BL)
         latent_BL, velocity_BL = start_BL, torch.zeros_like(start_BL)
