@@ -23,7 +23,7 @@ resource_flags = $(if $(CPUS),--cpus-per-trial $(CPUS)) $(if $(GPUS),--gpus-per-
 run_flags = $(if $(ADDRESS),--address $(ADDRESS)) $(if $(QUOTA),--quota-gb $(QUOTA))
 storage_flag = $(if $(STORAGE),--storage $(STORAGE))
 
-.PHONY: help install constraints space sweep resume plan spaces status report ui doctor bench test test-slow lint clean
+.PHONY: help install constraints space sweep resume plan spaces status report ui doctor docs bench test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make ui                  the MLflow UI on http://127.0.0.1:5000"
 	@echo "make doctor              check versions, devices, data and the store"
 	@echo "make bench               benchmarks; PART=encoding DATASET=digits for one"
+	@echo "make docs                the documentation as a site: site/index.html"
 	@echo "make constraints         renew constraints.txt with the newest versions"
 	@echo "make test                the tests; make test-slow the long ones; make lint"
 	@echo "make install             only the environment; make clean removes it"
@@ -91,6 +92,9 @@ ui: $(READY)
 	@MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
 		MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
 		$(VENV)/bin/mlflow ui --workers 1 --host 127.0.0.1 --port 5000
+
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet && echo site/index.html
 
 bench: $(READY)
 	@$(VENV)/bin/python -m benchmarks $(PART) --data $(or $(DATASET),mnist)

@@ -172,6 +172,21 @@ def test_study_files_in_the_pages_load(page: Path) -> None:
             Study.build(parse_yaml(block.text, page.name), page.name)
 
 
+def test_the_site_builds_and_asks_nobody_for_anything(tmp_path: Path) -> None:
+    """Every page is in its contents, every link and anchor leads somewhere, and generated pages are there."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    keys, api = ((tmp_path / page / "index.html").read_text(encoding="utf-8") for page in ("keys", "api"))
+    assert "solver.max_nfe" in keys
+    assert "return_std" in api  # methods with their signatures
+    for page in tmp_path.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', page.read_text(encoding="utf-8"))
+        assert not [url for url in loaded if "canonical" not in url], page
+
+
 def first_cells(page: str, heading: str) -> Iterator[tuple[str, str]]:
     """(names in the first cell, second cell) of the tables below a heading, up to the next one of its level."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
