@@ -21,8 +21,10 @@ def on_files(files: Any, config: Any) -> Any:
 def keys_page() -> str:
     """Every key of a configuration and of a study file."""
     parts = ["# Configuration keys", "`gfe-study keys PREFIX` lists the same for the components that are installed."]
-    for section, found in groupby(sorted(keys(), key=_section), _section):
-        parts += [f"## {section}", *map(_entry, found)]
+    seen: set[str] = set()
+    for section, found in groupby(keys(), _section):  # those of a trial, then those of a study
+        parts += [f"## {section} of the study" if section in seen else f"## {section}", *map(_entry, found)]
+        seen.add(section)
     return "\n\n".join(parts) + "\n"
 
 

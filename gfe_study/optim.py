@@ -69,6 +69,7 @@ class Optimiser(Component, ABC):
     """
 
     lr: float = Field(5e-4, gt=0)
+    """Learning rate at the start. A batch's loss is the sum over its samples."""
     lr_half_images: int | None = Field(None, gt=0)
     """Images seen at which the learning rate is half of `lr`: lr / (1 + images seen / this); None: constant."""
     decay: Literal["linear", "cosine"] | None = None
@@ -120,6 +121,7 @@ class RMSprop(Optimiser):
     alpha: float = Field(0.9, ge=0, lt=1)
     """Decay of the running mean of squared gradients."""
     eps: float = Field(1e-6, gt=0)
+    """ε, added to the root of the mean square of the gradient."""
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return _decoupled(
@@ -131,8 +133,11 @@ class Adam(Optimiser):
     """Adam, which the paper's text names beside RMSprop."""
 
     beta1: float = Field(0.9, ge=0, lt=1)
+    """β₁: how much of the mean gradient is kept at every step."""
     beta2: float = Field(0.999, ge=0, lt=1)
+    """β₂: how much of the mean square of the gradient is kept."""
     eps: float = Field(1e-8, gt=0)
+    """ε, added to the root of the mean square of the gradient."""
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         betas = self.beta1, self.beta2

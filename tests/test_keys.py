@@ -106,3 +106,8 @@ def test_a_misspelt_key_is_underlined(line: str) -> None:
 )
 def test_what_is_right_is_not_underlined(line: str) -> None:
     assert faults(f"question: Which?\n{line}\n") == []
+
+
+def test_every_key_is_explained() -> None:
+    sections = ("settings", "name or settings")
+    assert not [key.path for key in keys() if not key.text and not key.allowed.startswith(sections)]

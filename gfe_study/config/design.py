@@ -161,6 +161,7 @@ class Ablation(Section):
     """Configuration that overrides `fixed`, nested or in dotted keys."""
     factors: dict[str, dict[str, Any]] = Field(min_length=1)
     design: Design = "leave_one_out"
+    """Which arms there are: see above."""
 
     @model_validator(mode="before")
     @classmethod
@@ -203,7 +204,9 @@ class Scientific(Section):
     arms: dict[str, dict[str, Any]] = {}
     """Name -> configuration that overrides `fixed`, nested or in dotted keys."""
     factorial: Factorial | None = None
+    """Every combination of the levels of several factors."""
     ablate: Ablation | None = None
+    """A reference, and arms that change some of its factors."""
 
     @model_validator(mode="before")
     @classmethod

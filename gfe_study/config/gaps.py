@@ -21,6 +21,7 @@ class Gaps(Section):
     """
 
     kind: Literal["random", "block", "columns", "like"] = "random"
+    """Which values are taken: see above."""
     fraction: float | None = Field(None, gt=0, lt=1)
     """Expected share of the values that are taken; null with `like`, whose gaps have sizes of their own."""
     seed: int = Field(0, ge=0)

@@ -28,6 +28,7 @@ class Metric(Section):
     """The metric that the search optimises: of a trial, what it is at the point that is its result."""
 
     name: str = Field(VAL_LOSS, examples=choices("search"))
+    """What the search optimises; by it winners are chosen."""
     mode: Mode = Field(default_factory=lambda given: mode_of(given.get("name", VAL_LOSS)))
     """Whether lower or higher values are better: as the metric's own description says."""
     against: str | None = Field(None, examples=choices("against"))
@@ -82,13 +83,16 @@ class Asha(Section):
     """
 
     grace_images: int = Field(480, gt=0)
+    """Images seen at which trials are first ranked."""
     reduction: int = Field(3, ge=2)
+    """One in so many trials goes on at each ranking."""
 
 
 class Compare(Section):
     """How to compare the arms of a study; comparisons are paired by seed."""
 
     metric: str = Field(TEST_LOSS, examples=choices("compare"))
+    """What arms are compared by."""
     reference: str | None = None
     """The arm, or the level of `factor`, that the others are compared with; defaults to the first."""
     factor: str | None = None
@@ -96,6 +100,7 @@ class Compare(Section):
     margin: float | None = Field(None, gt=0)
     """Largest difference, in units of the metric, that counts as equivalent; without it no verdict is `equivalent`."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of the intervals; p-values up to 1 − `confidence` decide a comparison."""
     budgets: Literal["equal", "as_declared"] = "equal"
     """`equal` compares arms of unequal budgets where the smaller one ends; `as_declared` compares each at its end."""
 
@@ -117,4 +122,6 @@ class Resources(Section):
     """Resources of every trial; trials share a GPU if `gpu` is a fraction."""
 
     cpu: float = Field(1.0, ge=0.01, le=1024)
+    """CPUs that Ray reserves for each trial, and its number of threads; .5 puts two trials on one."""
     gpu: float = Field(0.0, ge=0, le=1024)
+    """GPUs for each trial; .5 puts two trials on one."""

@@ -71,7 +71,9 @@ class Study(Section):
     seeds: int = Field(1, gt=0, le=MOST_SEEDS)
     """Runs of every configuration, with seeds 0, 1, …; the search optimises their mean."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """`tpe`: Optuna's tree-structured Parzen estimator; `random`; `grid`: every point of discrete ranges."""
     sampler_seed: int = Field(0, ge=0)
+    """Seeds what the sampler draws."""
     parallel: int | None = Field(None, gt=0)
     """Configurations per arm that the search may have in progress. With n of them, the next suggestion depends on the
     results of all earlier configurations but the last n − 1, in whatever order trials end. None: one more than fit at
@@ -82,6 +84,7 @@ class Study(Section):
     metric: Metric = Metric()
     compare: Compare = Compare()
     then: Then | None = None
+    """A second stage, which repeats the best configurations of every arm with fresh seeds; null: none."""
     resources: Resources = Resources()
     keep: int = Field(5, gt=0)
     """How many of each arm's best decoders to keep."""

@@ -276,6 +276,7 @@ class Trial(Section):
     """
 
     preset: str = "best"
+    """Settings that a trial begins with; whatever else is given stands above them."""
     method: SerializeAsAny[Annotated[Method, by_choice("method")]]
     flow: SerializeAsAny[Annotated[Flow, by_choice("flow")]]
     solver: SerializeAsAny[Annotated[Solver, by_choice("solver")]]
@@ -296,6 +297,7 @@ class Trial(Section):
     budget: Budget = Budget()
     eval: Evaluation = Evaluation()
     seed: Annotated[int, AfterValidator(_seed_in_range)] = 0
+    """Seeds the initial weights, the order of the samples and all noise, but no split."""
 
     @model_validator(mode="after")
     def _combination_makes_sense(self) -> Self:

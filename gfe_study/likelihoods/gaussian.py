@@ -64,6 +64,7 @@ class Gaussian(LocationLikelihood):
     """
 
     sigma: Positive | Learned | Literal["data"] = 1.0
+    """σ, in units of the scaled data; how it is found where it is no number."""
 
     @property
     def needs_sigma(self) -> bool:

@@ -110,6 +110,7 @@ class Conv(Model):
     example = {"latent_dim": 3, "channels": [4, 5]}
 
     latent_dim: int = Field(20, gt=0, le=WIDEST)
+    """L: how many numbers make a latent."""
     channels: Annotated[tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...], Field(min_length=1)] = (32, 64, 128)
     """Of the encoder's feature maps, from the sample inwards; the decoder's are the same from the latent outwards."""
 

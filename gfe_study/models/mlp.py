@@ -209,6 +209,7 @@ class MLP(Model):
     example = {"latent_dim": 3, "hidden": [11, 9]}
 
     latent_dim: int = Field(20, gt=0, le=WIDEST)
+    """L: how many numbers make a latent."""
     hidden: tuple[Annotated[int, Field(gt=0, le=WIDEST)], ...] = (150, 300, 600)
     """Widths of the decoder's hidden layers, from the latent outwards; none make it linear."""
     skip: Literal[True] | None = None
