@@ -170,9 +170,10 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         check_is_fitted(self)
         split = self._new(X)
         latent_NL = self._encoded(split)
-        missing_ND = np.isnan(split.values_ND)
+        given_ND = self._validated(X, reset=False)
+        missing_ND = np.isnan(given_ND)
         decoded_ND = np.where(self._seen_D, self.inverse_transform(latent_NL.cpu().numpy()), np.nan)
-        filled_ND = np.where(missing_ND, decoded_ND, split.values_ND)
+        filled_ND = np.where(missing_ND, decoded_ND, given_ND)
         if not return_std:
             return filled_ND
         std = torch.cat([self._scale.stretch(known.std_BD) for known in self._known(split, latent_NL)])
@@ -228,7 +229,7 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         estimator.n_iter_, estimator.n_features_in_ = epochs, shape.size
         if names is not None:
             estimator.feature_names_in_ = np.array(names, dtype=object)
-        estimator._seen_D = np.ones(shape.size, bool) if seen_D is None else seen_D.numpy()
+        estimator._seen_D = np.ones(shape.size, bool) if seen_D is None else seen_D.cpu().numpy()
         estimator._keep(learner, scale)
         return estimator
 
@@ -279,7 +280,9 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return values
 
     def _new(self, X: Any) -> Split:
-        return _split(self._validated(X, reset=False), self._scale)
+        """New samples. What was never observed in training tells nothing of a latent: no decoder has learned it."""
+        values_ND = self._validated(X, reset=False)
+        return _split(np.where(self._seen_D, values_ND, np.nan), self._scale)
 
     def _encoded(self, split: Split) -> Tensor:
         return torch.cat([self._learner.encode(target).latent_BL for target in self._targets(split)])
@@ -322,7 +325,7 @@ def _held_out(split: Split, seed: int) -> tuple[Split, Split | None]:
     """Samples without some observed values, and those of them that have lost some, which remember them; None: none.
 
     A sample loses what another one lacks: the interval of a value in the middle of a gap is another than that of one
-    among neighbours, and gaps are seldom single values. Complete samples are left as they are.
+    among neighbours, and gaps are seldom single values. Nothing is taken where no gap is, and no value for good.
     """
     if split.observed_ND is None:
         return split, None
@@ -338,6 +341,7 @@ def _held_out(split: Split, seed: int) -> tuple[Split, Split | None]:
         return split, None
     gone_ND = np.zeros(split.observed_ND.shape, bool)
     gone_ND[rows] = gone_RD
+    gone_ND[:, ~(split.observed_ND & ~gone_ND).any(0)] = False  # the last that is known of a value
     without = replace(split, observed_ND=split.observed_ND & ~gone_ND, withheld_ND=gone_ND)
     return replace(without, withheld_ND=None), without.take(np.flatnonzero(gone_ND.any(1)))
 

@@ -30,13 +30,14 @@ class TrainedDecoder(nn.Module):
         shape: the shape of a sample.
     """
 
-    def __init__(self, learner: Learner, shape: Shape, scale: Scale) -> None:
+    def __init__(self, learner: Learner, shape: Shape, scale: Scale, seen_D: Tensor | None = None) -> None:
         super().__init__()
         self.networks = learner.networks
         self.trial: Trial = learner.trial
         self.shape = shape
         self._learner = learner
         self._scale = scale
+        self._seen_D = seen_D
         self.eval()
 
     @classmethod
@@ -51,8 +52,7 @@ class TrainedDecoder(nn.Module):
         Raises:
             InputError: there is no such file, or it is damaged, or its networks do not fit the changes.
         """
-        learner, shape, scale, _ = read_learner(path, changes, torch.device(device))
-        return cls(learner, shape, scale)
+        return cls(*read_learner(path, changes, torch.device(device)))
 
     def encode(self, samples: Any) -> Tensor:
         """Return the latents of samples, shape (N, L).
@@ -78,7 +78,9 @@ class TrainedDecoder(nn.Module):
             allowed = " or ".join(dict.fromkeys(f"(N, {', '.join(map(str, each))})" for each in shapes))
             raise InputError(f"samples: given shape {given.shape}; allowed: {allowed}")
         stored = Samples("samples", given, None, None, shape, "samples")
-        return list(encodings(self._learner, stored, self.shape, scale_of(stored, self._scale), self._device))
+        return list(
+            encodings(self._learner, stored, self.shape, scale_of(stored, self._scale), self._seen_D, self._device)
+        )
 
     def decode(self, latents: Any) -> Tensor:
         """Return the reconstructions of latents (N, L), in the shape and the units of the data; of images in [0, 1]."""

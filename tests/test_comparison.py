@@ -59,6 +59,33 @@ def test_each_side_is_its_best_configuration(without_ray: Path) -> None:  # noqa
     assert "unequal numbers of tuning trials (fast 1, searched 4)" in "".join(verdict.warnings)
 
 
+def test_seeds_that_cannot_be_paired_are_told(without_ray: Path) -> None:  # noqa: F811
+    fast = ran({**FAST, "seeds": 1}, "fast", without_ray)
+    later = ran({**SEARCH, "seeds": 1, "then": {"best": 1, "seeds": 2}}, "later", without_ray)
+    warnings = "".join(compare(side_of(fast, None), side_of(later, None)).warnings)
+    assert "no seed is shared, so that nothing can be paired: fast has 0 and later has 1, 2" in warnings
+
+
+def test_an_arm_that_lost_everything_stands_for_nobody(without_ray: Path) -> None:  # noqa: F811
+    both = ran(BOTH, "both", without_ray)
+    best = side_of(both, None).arm
+    both.trials.loc[both.trials["arm"] == best, "diverged"] = True
+    assert side_of(both, None).arm != best
+    both.__dict__["trials"] = both.trials.drop(columns="val_loss")
+    with pytest.raises(InputError, match="both: no configuration is complete"):
+        side_of(both, None)
+
+
+def test_arms_of_unequal_budgets_are_compared_as_their_study_does(without_ray: Path) -> None:  # noqa: F811
+    arms = {"slow": {**ARMS["slow"], "budget.images": 32}, "fast": ARMS["fast"]}
+    declared = {**BASE, "scientific": {"arms": arms}, "compare": {"budgets": "as_declared"}}
+    both = ran(declared, "both", without_ray)
+    assert both.verdict is not None
+    found = compare(side_of(both, "slow"), side_of(both, "fast"))
+    assert found.rows[1].value == both.verdict.rows[1].value
+    assert found.rows[1].cut == both.verdict.rows[1].cut
+
+
 def test_what_differs_in_the_evaluation_is_said(without_ray: Path) -> None:  # noqa: F811
     fewer = {**SLOW, "fixed": {**SLOW["fixed"], "eval": {"test_images": 40}}}
     slow, other = ran(SLOW, "slow", without_ray), ran(fewer, "fewer", without_ray)
@@ -69,7 +96,7 @@ def test_what_cannot_be_compared_is_refused(without_ray: Path) -> None:  # noqa:
     slow = ran(SLOW, "slow", without_ray)
     likelihood = {**SLOW, "fixed": {**SLOW["fixed"], "likelihood": "gaussian"}}
     other = ran(likelihood, "gaussian", without_ray)
-    with pytest.raises(InputError, match=r"gaussian: its likelihood is .*measured with"):
+    with pytest.raises(InputError, match=r"gaussian: its likelihood.name is gaussian, .*measured with bernoulli"):
         compare(side_of(slow, None), side_of(other, None))
     with pytest.raises(InputError, match="given 'slow' twice"):
         compare(side_of(slow, None), side_of(slow, None))

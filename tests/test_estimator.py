@@ -121,7 +121,7 @@ def test_intervals_cover_values_that_nobody_saw() -> None:
     draw = np.random.default_rng(2)
     X = draw.normal(size=(600, 2)) @ draw.normal(size=(2, 12)) + 0.2 * draw.normal(size=(600, 12))
     gone = np.where(draw.random(X.shape) < 0.3, np.nan, X)
-    settings: dict[str, Any] = {"likelihood": {"name": "gaussian", "sigma": 1.0}, "scale": "none", "epochs": 20}
+    settings: dict[str, Any] = {"likelihood": {"name": "gaussian", "sigma": 1.0}, "scale": "none", "epochs": 10}
     fitted = encoder(**settings).fit(gone)
     assert 0.15 < fitted.calibration_ < 0.5
     filled, std = fitted.impute(gone, return_std=True)
@@ -155,10 +155,20 @@ def test_held_out_is_the_gap_of_another_sample() -> None:
     assert kept.observed_ND is not None
     assert held is not None
     assert held.withheld_ND is not None
-    halves = {tuple(row) for row in held.withheld_ND.reshape(-1, 2, 4).any(2)}
+    halves = {(bool(row[:4].any()), bool(row[4:].any())) for row in held.withheld_ND}
     assert halves == {(True, False), (False, True)}
     assert (held.withheld_ND.sum(1) == 4).all()
     assert kept.observed_ND.any(1).all()
+
+
+def test_the_last_that_is_known_of_a_feature_is_not_held_out() -> None:
+    for seed in range(20):
+        observed_ND = np.random.default_rng(seed).random((300, 40)) < 0.5
+        observed_ND[:, 7] = np.arange(300) == 5
+        kept, held = _held_out(Split(np.ones((300, 40)), observed_ND=observed_ND), seed)
+        assert held is not None
+        assert kept.observed_ND is not None
+        assert kept.observed_ND[5, 7]
 
 
 def test_what_a_mask_hides_has_no_influence() -> None:
@@ -176,6 +186,13 @@ def test_a_feature_that_nobody_saw_stays_missing(tmp_path: Path) -> None:
     X[:, 4] = np.nan
     with pytest.warns(UserWarning, match="1 of 6 features have no observed value"):
         fitted = encoder(prior_precision=1.0).fit(X)
+    given = np.where(np.isnan(X), 7.0, X)  # what is known of it later tells nothing of the others
+    given[:, 0] = np.nan
+    unknown = given.copy()
+    unknown[:, 4] = np.nan
+    filled = fitted.impute(given)
+    assert np.array_equal(filled[:, :4], fitted.impute(unknown)[:, :4])
+    assert np.array_equal(filled[:, 4], given[:, 4])
     fitted.save(tmp_path / "encoder.pt")
     for each in (fitted, GradientFlowEncoder.load(tmp_path / "encoder.pt")):
         filled, std = each.impute(X, return_std=True)

@@ -256,3 +256,14 @@ def test_gfe_finds_latents_with_a_whole_decoder_and_is_judged_on_whole_samples(
 def test_noise_needs_the_approximate_gradient(setting: str) -> None:
     with pytest.raises(InputError, match=f"gradient.name: given 'unrolled' with method.{setting}"):
         Trial.build(TINY, {"method": {"name": "gfe", setting: 0.1}, "gradient": "unrolled"})
+
+
+def test_the_latent_does_not_drop_out_of_a_skip() -> None:
+    trial = Trial.build(TINY, {"model": {"skip": True, "hidden": [9]}, "method": {"name": "gfe", "dropout": 0.5}})
+    decoder = learner_of(trial).decoder
+    with torch.no_grad():
+        for name, weight in decoder.named_parameters():
+            weight.fill_(1.0 if name == "skip.weight" else 0.0)
+    latent_BL = torch.randn(20, 3)
+    with dropout(0.5, decoder):
+        torch.testing.assert_close(decoder(latent_BL), latent_BL.sum(1, keepdim=True).expand(20, 64))

@@ -88,7 +88,11 @@ def test_standard_deviations_are_written_in_the_units_of_the_file(tmp_path: Path
     changes: dict[str, Any] = {"prior_precision": 2.0}
     uncalibrated = encode_file(calibrated, tmp_path / "a.npy", tmp_path / "out.npz", changes, std=True)
     assert uncalibrated["calibration"] == 1
-    assert "--tune-prior" in "".join(encoding_notes(uncalibrated))
+    assert "not calibrated" in "".join(encoding_notes(uncalibrated))
+    likelihood = {"likelihood": {"name": "gaussian", "sigma": 0.5}}
+    fixed = trained_on(tmp_path / "a.npy", **{**settings, "likelihood": {"sigma": 1.0}}, **measured)
+    assert encode_file(fixed, tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)["calibration"] != 1
+    assert encode_file(fixed, tmp_path / "a.npy", tmp_path / "out.npz", likelihood, std=True)["calibration"] == 1
     with pytest.raises(InputError, match="prior_precision: given null with --std"):
         encode_file(trained_on(tmp_path / "a.npy"), tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from gfe_study import names
 from gfe_study.analysis.judgement import in_order, judged_trials, shared_budget, tuned
-from gfe_study.analysis.verdict import Verdict, best_configuration, judge
+from gfe_study.analysis.verdict import Verdict, best_configuration, judge, usable
 from gfe_study.config import InputError, Trial, flatten
 from gfe_study.metrics import IMAGES_SEEN, is_loss
 
@@ -64,7 +64,7 @@ def compare(reference: Side, other: Side) -> Verdict:
     labels = [trial.data.label for trial in trials]
     if labels[0] != labels[1]:
         raise InputError(f"{other.name}: its data is {labels[1]}; allowed: {labels[0]}, as of {reference.name}")
-    for key in ("likelihood", "data.scale"):
+    for key in ("likelihood.name", "data.scale"):
         given = [_dumped(trial, key) for trial in trials]
         if is_loss(metric) and given[0] != given[1]:
             raise InputError(
@@ -85,9 +85,18 @@ def compare(reference: Side, other: Side) -> Verdict:
         confidence=study.compare.confidence,
         equal=equal,
         budgets=budgets,
+        as_declared=study.compare.budgets == "as_declared",
         values=study.values,
         stopped_by_validation=any(trial.budget.patience is not None for trial in trials),
     )
+    for place, side in enumerate(sides[: len(verdict.rows)]):
+        verdict.rows[place] = replace(verdict.rows[place], configuration=int(side.trials[names.NUMBER].iloc[0]))
+    seeds = [sorted(set(side.trials[names.SEED])) for side in sides]
+    if not {*seeds[0]} & {*seeds[1]}:
+        told = " and ".join(
+            f"{side.name} has {', '.join(map(str, own))}" for side, own in zip(sides, seeds, strict=True)
+        )
+        verdict.warnings.append(f"no seed is shared, so that nothing can be paired: {told}")
     if reference.tuned != other.tuned:
         counts = ", ".join(f"{side.name} {side.tuned}" for side in sides)
         verdict.warnings.append(f"unequal numbers of tuning trials ({counts}): more give a better best result")
@@ -115,15 +124,19 @@ def side_of(result: Result, arm: str | None) -> Side:
     metric = study.metric
     best = {
         str(name): best_configuration(rows, metric.name, metric.mode)
-        for name, rows in (judged.groupby(names.ARM, sort=False) if len(judged) else ())
+        for name, rows in (judged.groupby(names.ARM, sort=False) if metric.name in judged else ())
         if arm is None or name == arm
     }
-    usable = {name: rows[metric.name].dropna() for name, rows in best.items()}
-    means = {name: metric.sign * values.mean() for name, values in usable.items() if len(values)}
-    if not means:
+    sound = {name: rows.loc[usable(rows, metric.name), metric.name] for name, rows in best.items()}
+    ranks = {
+        name: (len(best[name]) - len(values), metric.sign * values.mean())
+        for name, values in sound.items()
+        if len(values)
+    }
+    if not ranks:
         where = result.label if arm is None else f"{result.label}:{arm}"
         raise InputError(f"{where}: no configuration is complete; resume the study first")
-    chosen = min(means, key=lambda name: means[name])
+    chosen = min(ranks, key=lambda name: ranks[name])
     return Side(result, chosen, best[chosen], tuned(study, trials)[chosen])
 
 

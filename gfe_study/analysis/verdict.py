@@ -207,7 +207,7 @@ def judge(
         for arm, group in there.groupby(ARM, sort=False)
     }
     causes: dict[str, list[str]] = {}
-    given = budgets or {arm: float(rows.loc[_usable(rows, metric), equal].max()) for arm, rows in chosen.items()}
+    given = budgets or {arm: float(rows.loc[usable(rows, metric), equal].max()) for arm, rows in chosen.items()}
     apart = alone or {}
     rows = {}
     for arm, reference in references.items():
@@ -231,7 +231,7 @@ def _named(cause: str, arms: Sequence[str]) -> str:
     return cause.replace("{they}", "it" if len(arms) == 1 else "they").replace("{arms}", ", ".join(map(repr, arms)))
 
 
-def _usable(rows: pd.DataFrame, metric: str) -> pd.Series[bool]:
+def usable(rows: pd.DataFrame, metric: str) -> pd.Series[bool]:
     return ~rows["diverged"] & ~rows["failed"] & rows[metric].notna()
 
 
@@ -252,10 +252,10 @@ def _equally_tuned(trials: pd.DataFrame, fixed: Collection[str], warnings: list[
 
 def best_configuration(group: pd.DataFrame, select: str, mode: str) -> pd.DataFrame:
     """Return the rows of an arm's best configuration: fewest lost seeds, then best mean of `select` over the rest."""
-    usable = _usable(group, select)
-    lost = (~usable).groupby(group[NUMBER]).sum()
+    sound = usable(group, select)
+    lost = (~sound).groupby(group[NUMBER]).sum()
     sign = 1 if mode == "min" else -1
-    means = (sign * group[select].where(usable)).groupby(group[NUMBER]).mean()
+    means = (sign * group[select].where(sound)).groupby(group[NUMBER]).mean()
     ranks = pd.DataFrame({"lost": lost, "mean": tied(means)}).sort_values(["lost", "mean"], kind="stable")
     best: pd.DataFrame = group[group[NUMBER] == ranks.index[0]]
     return best.sort_values("seed")
@@ -306,12 +306,12 @@ def _row(
     alone: str,
 ) -> Row:
     rows = chosen[arm]
-    lost = int((~_usable(rows, verdict.metric)).sum())
+    lost = int((~usable(rows, verdict.metric)).sum())
     if lost:
         cause = f"arm {{arms}}: {lost} of {len(rows)} seeds failed, diverged or report no {verdict.metric}; not counted"
         causes.setdefault(cause, []).append(arm)
-    own = rows[_usable(rows, verdict.metric)]
-    other = chosen[reference][_usable(chosen[reference], verdict.metric)] if reference is not None else own.iloc[:0]
+    own = rows[usable(rows, verdict.metric)]
+    other = chosen[reference][usable(chosen[reference], verdict.metric)] if reference is not None else own.iloc[:0]
     if limit is not None:
         own, other = _cut(own, other, curves, equal, limit, verdict.metric)
     images = {int(seen) for seen in own[IMAGES_SEEN]} if len(own) else set()

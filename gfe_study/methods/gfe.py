@@ -121,7 +121,7 @@ class GFELearner(Learner):
             self.noise.images_seen += new
         if self.trial.optim.update_size is not None:
             self.latent_NL[index_B[:new]] = latent_BL[:new]
-        self.start.remember(latent_BL[:new], target[:new], index_B[:new])
+        self.start.remember(latent_BL[:new], whole[:new], index_B[:new])
         ended_B = solution.result_B[:new]
         return Updated(latent_BL[:new], done.loss_B[:new], forward, backward, encoder_passes, ended_B)
 

@@ -34,14 +34,16 @@ def jittered(latent_BL: Tensor, sd: float | None) -> Tensor:
 def dropout(share: float | None, *networks: nn.Module) -> Iterator[None]:
     """Inverted dropout of the networks' hidden activations while the context is open.
 
-    A hidden activation is what a layer with weights reads, but for the first one, which reads the network's input. It
-    becomes 0 with probability `share`, and is divided by 1 - `share` otherwise.
+    A hidden activation is what a layer with weights reads, unless it reads the network's input, as the first one and a
+    `skip` do. It becomes 0 with probability `share`, and is divided by 1 - `share` otherwise.
     """
     with ExitStack() as hooks:
         if share:
             for network in networks:
                 layers = [part for part in network.modules() if next(part.parameters(recurse=False), None) is not None]
                 for layer in layers[1:]:
+                    if layer is getattr(network, "skip", None):
+                        continue
                     hooks.callback(layer.register_forward_pre_hook(partial(_dropped, share)).remove)
         yield
 

@@ -77,7 +77,8 @@ def read_learner(path: Path, changes: dict[str, Any], device: torch.device) -> D
     try:
         content = read_checkpoint(path, device)
         written = yaml.safe_load(content["trial"])
-        trial = Trial.build(*([_unscored(written), _for_encoding(changes)] if changes else [written]), where=str(path))
+        layers = [_unscored(written), _for_encoding(changes, written)] if changes else [written]
+        trial = Trial.build(*layers, where=str(path))
         if changes:
             _check_meaning(Trial.build(written, where=str(path)), trial)
         if "shape" in content:
@@ -115,10 +116,10 @@ def _unscored(written: dict[str, Any]) -> dict[str, Any]:
     return {**written, "eval": {**written.get("eval", {}), "withhold": None, "measures": []}}
 
 
-def _for_encoding(changes: dict[str, Any]) -> dict[str, Any]:
-    """An instrument that is given for encoding was not there in training."""
+def _for_encoding(changes: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """An instrument that is given for encoding was not there in training, unless the trial had one."""
     observe = changes.get("data", {}).get("observe")
-    if observe is None:
+    if observe is None or written["data"].get("observe") is not None:
         return changes
     observe = {"splits": ["val", "test"], **(observe if isinstance(observe, dict) else {"name": observe})}
     return {**changes, "data": {**changes["data"], "observe": observe}}

@@ -76,8 +76,8 @@ def encode_file(
     own: dict[str, Any] = {"columns": data.columns, "names": data.beside} if isinstance(data, Arrays) else {}
     samples = read_samples(images, shape_in_file(learner, shape), "--images", **own)
     trained = Trial.build(yaml.safe_load(content["trial"]))
-    measured = (trained.prior_precision, trained.data.observe) == (learner.trial.prior_precision, data.observe)
-    factor = float(content["metrics"].get(CALIBRATION, 1.0)) if measured else 1.0
+    now, then = ((t.prior_precision, t.likelihood, t.data.observe) for t in (learner.trial, trained))
+    factor = float(content["metrics"].get(CALIBRATION, 1.0)) if now == then else 1.0
     if tuning and "estimator" in content:
         raise InputError("--tune-prior: given with an estimator's file, which has no validation samples; allowed: none")
     if tuning:
@@ -105,7 +105,7 @@ def encode_file(
     with columns:
         loss_sum = square_sum = 0.0
         losses = values = 0
-        for target, found in encodings(learner, samples, shape, scale):
+        for target, found in encodings(learner, samples, shape, scale, seen_D):
             decoded_BD = learner.loss.mean(learner.predict(target, found.latent_BL))
             empty_B = torch.zeros(len(target), dtype=torch.bool) if target.share_B is None else target.share_B == 0
             loss_B = found.loss_B.masked_fill(empty_B, torch.nan)
@@ -149,7 +149,7 @@ def encoding_notes(result: dict[str, float]) -> list[str]:
         notes.append(
             f"standard deviations are multiplied by {factor:.3g}, so that 95 % intervals hold what they claim"
             if factor != 1
-            else "standard deviations are not calibrated for this prior and these gaps; --tune-prior does both"
+            else "standard deviations are not calibrated for this prior, likelihood and instrument"
         )
     if unseen := result["unseen"]:
         notes.append(f"{unseen} values of a sample were never observed in training: their reconstructions are NaN")
@@ -177,7 +177,12 @@ def _measuring(learner: Learner, shape: Shape, scale: Scale) -> tuple[Instrument
 
 
 def encodings(
-    learner: Learner, samples: Samples, shape: Shape, scale: Scale, device: torch.device | None = None
+    learner: Learner,
+    samples: Samples,
+    shape: Shape,
+    scale: Scale,
+    seen_D: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Observed, Encoding]]:
     """Yield samples as the decoder reproduces them and their encodings, some at a time.
 
@@ -186,6 +191,7 @@ def encodings(
         samples: as they were measured, of the shape `shape_in_file`.
         shape: of the decoder's samples.
         scale: of the decoder's samples, as the file has them; see `scale_of`.
+        seen_D: which values were observed in training; what the decoder has never learned tells nothing of a latent.
         device: where the learner is.
 
     Raises:
@@ -195,6 +201,9 @@ def encodings(
     instrument, measure = _measuring(learner, shape, scale)
     for start in range(0, len(samples), ENCODE_BATCH):
         split = replace(samples.batch(slice(start, min(start + ENCODE_BATCH, len(samples)))), scale=measure)
+        if seen_D is not None and instrument is None and not bool(seen_D.all()):
+            known_ND = np.ones(split.values_ND.shape, bool) if split.observed_ND is None else split.observed_ND
+            split = replace(split, observed_ND=known_ND & seen_D.cpu().numpy())
         target = replace(split.batch(slice(None), device), instrument=instrument)
         if not likelihood.admits(target):
             known = target.known(measure.undo(target.value_BD))

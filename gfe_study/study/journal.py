@@ -63,6 +63,9 @@ __all__ = [
     "State",
 ]
 
+PATIENCE_S = 1.0
+"""How long a writer waits for the lock: `in_use` holds it for a moment."""
+
 
 def _content(mirror: Mirror) -> bytes:
     """Return the longer of the local journal and the remote one, of which one must be the beginning of the other.
@@ -181,7 +184,7 @@ class Journal:
         lock = FileLock(folder / ".lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PATIENCE_S)
         except Timeout as error:
             raise InputError(f"{folder}: another sweep of this study is running; wait for it, or end it") from error
         except OSError as error:
@@ -362,6 +365,8 @@ class Journal:
                 return False
         except Timeout:
             return True
+        except OSError:  # of somebody else, or on a disk that cannot be written
+            return False
 
     def begun(self) -> set[str]:
         """Return all trials that ever ran or failed, whether they belong to the study or not."""
