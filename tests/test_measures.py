@@ -192,7 +192,7 @@ def test_a_study_keeps_its_classifier(
     write_prepared(own, first)
     assert same(found(FRECHET, Mirror(tmp_path / "there" / "two")), first)
     own.write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match=r"^\S*/there/two/prepared/classifier-v1-\w{16}\.pt: damaged"):
+    with pytest.raises(InputError, match=r"^\S*/there/two/prepared/classifier-v1-\w{16}\.pt: not a checkpoint"):
         found(FRECHET, Mirror(tmp_path / "there" / "two"))
 
 

@@ -61,6 +61,8 @@ for section, around in AROUND.items():
         # So few evaluations that the way to the minimum is pinned too.
         few = {"max_nfe": 8} if issubclass(kind, DescentSolver) else {}
         TRIALS[f"{section} {name}"] = {**around, section: {"name": name, **kind.example, **few}}
+# Where a gradient is nearly 0, rounding decides the sign of RMSprop's first steps; in this trial it did.
+TRIALS["method gfe_gen"] = {"preset": "paper", **TRIALS["method gfe_gen"]}
 
 PINNED: dict[str, tuple[float, float]] = {
     "preset best": (0.50798999, 0.44286180),
@@ -76,7 +78,7 @@ PINNED: dict[str, tuple[float, float]] = {
     "method dineof": (1.09842458, 1.08903622),
     "method gen": (0.55050050, 0.47730645),
     "method gfe": (0.50798999, 0.44286180),
-    "method gfe_gen": (0.50798999, 0.52856775),
+    "method gfe_gen": (0.66169218, 0.66272589),
     "method mean": (0.43680553, 0.43647421),
     "method miwae": (0.58432993, 0.51090262),
     "method pca": (1.09842458, 1.08903622),
