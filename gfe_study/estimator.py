@@ -41,8 +41,8 @@ LEARNED: dict[str, dict[str, str]] = {
     "student_t": {"name": "student_t", "scale": "learned"},
 }
 CALIBRATED, HELD_OUT, FEWEST = 500, 0.05, 100
-"""Of up to 500 samples, the share of the observed values that is held out to calibrate error bars; and the fewest
-values that tell anything."""
+"""To calibrate error bars, 5 % of the observed values of at most 500 samples are held out; fewer than 100 values would
+say too little."""
 EVALUATED = 256
 """Training samples that are encoded at the end of training."""
 
@@ -168,9 +168,9 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             ValueError: standard deviations are asked for without `prior_precision`.
         """
         check_is_fitted(self)
-        split = self._new(X)
-        latent_NL = self._encoded(split)
         given_ND = self._validated(X, reset=False)
+        split = self._known_in(given_ND)
+        latent_NL = self._encoded(split)
         missing_ND = np.isnan(given_ND)
         decoded_ND = np.where(self._seen_D, self.inverse_transform(latent_NL.cpu().numpy()), np.nan)
         filled_ND = np.where(missing_ND, decoded_ND, given_ND)
@@ -280,8 +280,10 @@ class GradientFlowEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return values
 
     def _new(self, X: Any) -> Split:
+        return self._known_in(self._validated(X, reset=False))
+
+    def _known_in(self, values_ND: Array) -> Split:
         """New samples. What was never observed in training tells nothing of a latent: no decoder has learned it."""
-        values_ND = self._validated(X, reset=False)
         return _split(np.where(self._seen_D, values_ND, np.nan), self._scale)
 
     def _encoded(self, split: Split) -> Tensor:

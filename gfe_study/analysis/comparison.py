@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -61,14 +61,15 @@ def compare(reference: Side, other: Side) -> Verdict:
     study = reference.result.study
     metric, select = study.compare.metric, study.metric
     sides, trials = (reference, other), (reference.trial, other.trial)
+    one, two = (flatten(trial.dump()) for trial in trials)
     labels = [trial.data.label for trial in trials]
     if labels[0] != labels[1]:
         raise InputError(f"{other.name}: its data is {labels[1]}; allowed: {labels[0]}, as of {reference.name}")
     for key in ("likelihood.name", "data.scale"):
-        given = [_dumped(trial, key) for trial in trials]
-        if is_loss(metric) and given[0] != given[1]:
+        if is_loss(metric) and one.get(key) != two.get(key):
             raise InputError(
-                f"{other.name}: its {key} is {given[1]}, and {metric} of {reference.name} is measured with {given[0]}; "
+                f"{other.name}: its {key} is {two.get(key)}, and {metric} of {reference.name} is measured with "
+                f"{one.get(key)}; "
                 "allowed: the same, or a study whose compare.metric is an error in the data's units, like test_rmse"
             )
     equal, budgets = shared_budget({side.name: trial.budget for side, trial in zip(sides, trials, strict=True)})
@@ -100,8 +101,8 @@ def compare(reference: Side, other: Side) -> Verdict:
     if reference.tuned != other.tuned:
         counts = ", ".join(f"{side.name} {side.tuned}" for side in sides)
         verdict.warnings.append(f"unequal numbers of tuning trials ({counts}): more give a better best result")
-    one, two = (flatten({key: _dumped(trial, key) for key in ("data", "eval")}) for trial in trials)
-    differing = [key for key in {**one, **two} if one.get(key) != two.get(key)]
+    shared = [key for key in {**one, **two} if key.startswith(("data.", "eval."))]
+    differing = [key for key in shared if one.get(key) != two.get(key)]
     if differing:
         told = ", ".join(f"{key} {one.get(key)} and {two.get(key)}" for key in differing)
         verdict.warnings.append(f"evaluated under different conditions: {told}")
@@ -138,10 +139,3 @@ def side_of(result: Result, arm: str | None) -> Side:
         raise InputError(f"{where}: no configuration is complete; resume the study first")
     chosen = min(ranks, key=lambda name: ranks[name])
     return Side(result, chosen, best[chosen], tuned(study, trials)[chosen])
-
-
-def _dumped(trial: Trial, key: str) -> Any:
-    found: Any = trial.dump()
-    for part in key.split("."):
-        found = found.get(part)
-    return found

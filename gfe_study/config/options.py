@@ -85,7 +85,7 @@ class Asha(Section):
     grace_images: int = Field(480, gt=0)
     """Images seen at which trials are first ranked."""
     reduction: int = Field(3, ge=2)
-    """One in so many trials goes on at each ranking."""
+    """At each ranking, one trial in `reduction` goes on."""
 
 
 class Compare(Section):
@@ -100,7 +100,7 @@ class Compare(Section):
     margin: float | None = Field(None, gt=0)
     """Largest difference, in units of the metric, that counts as equivalent; without it no verdict is `equivalent`."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Of the intervals; p-values up to 1 − `confidence` decide a comparison."""
+    """Level of the intervals; a p-value of at most 1 − `confidence` decides a comparison."""
     budgets: Literal["equal", "as_declared"] = "equal"
     """`equal` compares arms of unequal budgets where the smaller one ends; `as_declared` compares each at its end."""
 
