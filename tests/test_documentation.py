@@ -69,6 +69,21 @@ def blocks(page: Path) -> list[Block]:
     return [Block(page, language, text) for language, text in found]
 
 
+def own_files(page: Path) -> dict[str, str]:
+    """What a page tells its reader to save: path -> content."""
+    saved = r"\b[Ss]ave [^`]*`([\w/]+\.\w+)`(?:(?!```).)*?^```\w+\n(.*?)^```$"
+    return dict(re.findall(saved, page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture
+def own_modules(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reader of the page of this test saved as Python can be imported."""
+    for path, text in own_files(request.node.callspec.params["page"]).items():
+        if path.endswith(".py"):
+            (tmp_path / path).write_text(text, encoding="utf-8")
+            monkeypatch.syspath_prepend(tmp_path)
+
+
 def quoted(page: Path) -> list[str]:
     """Commands of a page as they are typed: continued lines joined, comments removed."""
     text = "".join(block.text for block in blocks(page) if block.language == "sh").replace("\\\n", " ")
@@ -132,6 +147,7 @@ def parsed(words: list[str]) -> typer.Context:
     return context
 
 
+@pytest.mark.usefixtures("own_modules")
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=page_id)
 def test_commands_are_understood(page: Path, line: str) -> None:
     """Targets, options, spaces and keys of every quoted command exist, also of those that are not run."""
@@ -154,7 +170,9 @@ def test_commands_are_understood(page: Path, line: str) -> None:
             options = {name: context.params[name] for name in ("trials", "seeds")}
             data = [f"data.name={context.params['dataset']}"] if context.params["dataset"] else []
             changes = parse_assignments([*data, *(context.params["sets"] or [])])
-            Study.load(find_space(context.params["space"]), changes, **options)
+            saved = own_files(page).get(f"search_spaces/{context.params['space']}.yaml")
+            if saved is None:
+                Study.load(find_space(context.params["space"]), changes, **options)
         elif words[1] == "train":
             Trial.build(parse_assignments(context.params["sets"] or []))
 
@@ -165,6 +183,12 @@ def test_a_wrong_command_is_not_understood() -> None:
     assert "--trials 3" in expanded("make sweep SPACE=amd TRIALS=3")[-1]
 
 
+def test_code_that_is_shown_is_that_of_the_example_package() -> None:
+    example = ROOT / "examples" / "gfe_study_example" / "gfe_study_example" / "conjugate.py"
+    assert own_files(ROOT / "docs" / "own_solver.md")["my_solvers.py"] == example.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("own_modules")
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_study_files_in_the_pages_load(page: Path) -> None:
     for block in blocks(page):
@@ -269,6 +293,9 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, request: pytest
             f"{PROGRAM} train --set preset=holes --set data.name=arrays --set data.path=mine.npy "
             "--set likelihood=gaussian --set prior_precision=1",
         )
+    for path, text in own_files(page).items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     if "mnist" in page.read_text(encoding="utf-8") and page.name != "metrics.md":
         environment["GFE_DATA_DIR"] = str(request.getfixturevalue("mnist_folder"))

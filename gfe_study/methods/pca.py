@@ -84,11 +84,13 @@ class PCALearner(ClosedFormLearner):
         count_B = target.count_B
         curved_BD = curved_BD * (count_B if isinstance(count_B, int) else count_B[:, None])
         matrix_BLL = torch.einsum("bd,dl,dm->blm", curved_BD, weight_DL, weight_DL)
-        if self.trial.prior_precision is not None:
+        right_BL1 = ((curved_BD * value_BD) @ weight_DL)[..., None]
+        if self.trial.prior_precision is None:  # fewer values than components may be observed
+            latent_BL1 = torch.linalg.pinv(matrix_BLL, hermitian=True) @ right_BL1
+        else:
             matrix_BLL = matrix_BLL + self.trial.prior_precision * torch.eye(weight_DL.shape[1]).to(matrix_BLL)
-        right_BL = (curved_BD * value_BD) @ weight_DL
-        latent_BL: Tensor = (torch.linalg.pinv(matrix_BLL, hermitian=True) @ right_BL[..., None])[..., 0]
-        return latent_BL.to(target.value_BD.dtype)
+            latent_BL1 = torch.cholesky_solve(right_BL1, torch.linalg.cholesky(matrix_BLL))
+        return latent_BL1[..., 0].to(target.value_BD.dtype)
 
 
 class ValueRange(nn.Module):
@@ -144,11 +146,10 @@ def axes_with_gaps(
     identity_LL = torch.eye(count).to(value_ND)
     # What no sample, or fewer than the unknowns, observe is held by a little ridge in any case.
     ridge_HH = torch.diag(value_ND.new_tensor([1e-9 + ridge] * count + [1e-9]))
+    gram_NM = _grams(seen_ND, weight_DL)
     for _ in range(rounds):
         weight_DL, mean_D = both_DH[:, :-1], both_DH[:, -1]
-        outer_DM = (weight_DL[:, :, None] * weight_DL[:, None, :]).flatten(1)
-        matrix_NLL = (seen_ND @ outer_DM).view(number, count, count) + noise * identity_LL
-        inverse_NLL = torch.linalg.inv(matrix_NLL)
+        inverse_NLL = torch.linalg.inv(gram_NM.view(number, count, count) + noise * identity_LL)
         latent_NL = (inverse_NLL @ (((value_ND - mean_D) * seen_ND) @ weight_DL)[..., None])[..., 0]
         # With 1 beside z, so that the mean is solved for together with the axes.
         one_NH = torch.cat([latent_NL, latent_NL.new_ones(number, 1)], 1)
@@ -158,13 +159,17 @@ def axes_with_gaps(
         system_DHH = system_DHH + ridge_HH
         both_DH = torch.linalg.solve(system_DHH, value_ND.t() @ one_NH)
         fit_ND = one_NH @ both_DH.t()
-        axes_DL = both_DH[:, :-1]
-        outer_DM = (axes_DL[:, :, None] * axes_DL[:, None, :]).flatten(1)
-        spread = noise * ((seen_ND @ outer_DM) * inverse_NLL.flatten(1)).sum()
+        gram_NM = _grams(seen_ND, both_DH[:, :-1])
+        spread = noise * (gram_NM * inverse_NLL.flatten(1)).sum()
         old, noise = noise, ((((value_ND - fit_ND) * seen_ND).square().sum() + spread) / total).clamp(min=least)
         if bool((noise - old).abs() < SETTLED * old):
             break
     return both_DH[:, :-1], both_DH[:, -1], noise
+
+
+def _grams(seen_ND: Tensor, weight_DL: Tensor) -> Tensor:
+    """WᵀW over the rows that each sample observes, flattened: (N, L²)."""
+    return seen_ND @ (weight_DL[:, :, None] * weight_DL[:, None, :]).flatten(1)
 
 
 class PCA(ClosedForm):

@@ -13,13 +13,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, ring, rows_of
+from gfe_study.solvers.descent import Ended, first_fields, rows_of
+from gfe_study.solvers.line_search import Backtracking, Tested, history
 from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import EULER
 
 
 @dataclass
-class _Candidate(Active):
+class _Candidate(Tested):
     """What AMD tries next."""
 
     trial_step: Tensor
@@ -28,11 +29,9 @@ class _Candidate(Active):
     """β^m of the next candidate."""
     step: Tensor
     """min(β^m s_n, τ − t), the step of the next candidate."""
-    past_loss: Tensor
-    """Ring of the losses of the last W accepted points, shape (K, W)."""
 
 
-class AMD(DescentSolver[_Candidate]):
+class AMD(Backtracking[_Candidate]):
     """Explicit Euler along −∇_z ℓ, each step the longest of s_n, β s_n, β² s_n, … that lowers the sample's loss.
 
     Per sample at step n: ŝ_n = max(κ s_{n−1}, s₀), s_n = min(ŝ_n, s_max); the smallest m = 0, 1, … with
@@ -50,8 +49,6 @@ class AMD(DescentSolver[_Candidate]):
     colour = "#3f90da"
     example = {"s_max": 300, "max_nfe": 60, "tau": 200, "min_slope": 1e-5}
 
-    beta: float = Field(0.75, gt=0, lt=1)
-    """β, the factor by which a rejected step shrinks."""
     s_initial: float = Field(1.0, gt=0)
     """s₀, the first step and the least that a step starts from."""
     s_max: float = Field(10.0, gt=0)
@@ -62,12 +59,6 @@ class AMD(DescentSolver[_Candidate]):
     """σ, the Armijo constant: 0 is the papers' rule; the published code has 1e-5 · s_max."""
     tau: float = Field(1e4, gt=0)
     """End of the flow."""
-    min_slope: float = Field(1e-6, ge=0)
-    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per value."""
-    window: int = Field(5, ge=1)
-    """Accepted steps over which that slope is taken."""
-    max_backtracks: int = Field(40, ge=0)
-    """The largest m tried."""
     scale_update: Literal["accepted", "scale"] = "accepted"
     """What κ multiplies: the accepted step β^m s_n (the published code), or s_n itself (the text)."""
 
@@ -86,14 +77,14 @@ class AMD(DescentSolver[_Candidate]):
             trial_step=steps,
             fraction=torch.ones_like(steps),
             step=steps.clamp(max=self.tau),
-            past_loss=ring(first["loss"], self.window),
+            past_loss=history(first["loss"], self.window),
         )
 
     def _round(self, objective: Objective, active: _Candidate, last: bool) -> Ended:
         candidate = torch.addcmul(active.latent, active.step[:, None], active.grad, value=-1)
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
         active.promised = active.step * active.grad.square().sum(-1)
-        accepted = loss < (active.loss - self.sigma * active.promised if self.sigma else active.loss)
+        accepted = self.lowers(loss, active.loss, active.promised)
         everyone = bool(accepted.all())
 
         def advance(new: Tensor | float, old: Tensor) -> Tensor:
@@ -108,7 +99,7 @@ class AMD(DescentSolver[_Candidate]):
                 grad = pullback(None)
             elif len(index := accepted.nonzero().flatten()):
                 grad = grad.index_copy(0, index, pullback(index))
-        slope = advance(self._slope(active, loss), full_like_batch(candidate, torch.inf))
+        flat = self.flat(active, accepted, loss)
         time = active.time + active.step
         # What is left after so many sums is rounding: a step of that length could not lower a loss.
         time = torch.where(self.tau - time <= 4 * torch.finfo(time.dtype).eps * self.tau, self.tau, time)
@@ -133,16 +124,7 @@ class AMD(DescentSolver[_Candidate]):
                 cut = cut & (active.trial_step * active.fraction >= left) & (active.fraction > least)
         active.step = torch.minimum(active.trial_step * active.fraction, left)
         return [
-            (Result.SLOPE, slope < self.min_slope),
+            (Result.SLOPE, flat),
             (Result.REACHED_TAU, active.time >= self.tau),
             (Result.NO_DESCENT, active.fraction <= least),
         ]
-
-    def _slope(self, active: _Candidate, loss: Tensor) -> Tensor:
-        """Fall of the loss per accepted step over the last W, if this step is accepted. Writes the ring.
-
-        A rejected sample writes the same loss to the same place when it is next asked.
-        """
-        active.past_loss.scatter_(1, (active.num_steps % self.window)[:, None], active.loss[:, None])
-        oldest = active.past_loss.gather(1, ((active.num_steps + 1) % self.window)[:, None])[:, 0]
-        return (oldest - loss) / self.window

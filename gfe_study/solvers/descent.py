@@ -1,6 +1,6 @@
 """The loop that every solver shares which looks for a lower loss of each sample.
 
-Shapes: B batch, K samples still active, L latent, N nodes of a path, W window.
+Shapes: B batch, K samples still active, L latent, N nodes of a path.
 """
 
 from __future__ import annotations
@@ -152,13 +152,6 @@ class Chosen:
     def put(self, old: Tensor, new: Tensor) -> Tensor:
         """All rows, the chosen ones replaced."""
         return new if self.index is None else old.index_copy(0, self.index, new)
-
-
-def ring(loss: Tensor, size: int) -> Tensor:
-    """The losses at a sample's last `size` accepted points, under the number of the step modulo `size`: (K, size)."""
-    past = torch.full((len(loss), size), torch.inf, dtype=loss.dtype, device=loss.device)
-    past[:, 0] = loss
-    return past
 
 
 def rows_of(active: Active, objective: Objective) -> Tensor | None:

@@ -12,31 +12,25 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, rows_of
+from gfe_study.solvers.base import full_like_batch
+from gfe_study.solvers.descent import first_fields
+from gfe_study.solvers.line_search import Directed, LineSearch, directed
 from gfe_study.solvers.objective import Objective
 
 
 @dataclass
-class _Candidate(Active):
-    direction: Tensor
-    """Δu of the next candidate at step 1, shape (K, L)."""
-    promise: Tensor
-    """⟨direction, ∇_u ℓ⟩, the slope of ℓ along the direction."""
-    step: Tensor
-    """Length of the next candidate along the direction."""
-    backtracks: Tensor
+class _Candidate(Directed):
+    """`direction` is Δu, and `promise` ⟨Δu, ∇_u ℓ⟩."""
+
     memory: Tensor
     """The last M accepted Δu, the newest last, then their Δ∇_u ℓ, then ∇_u ℓ itself; shape (K, 2M + 1, L)."""
     inverse: Tensor
     """R⁻¹ of `inverse_hessian_times`, shape (K, M, M); row and column of a pair that is not used are zero."""
     scale: Tensor
     """γ, the inverse Hessian that the pairs correct."""
-    past_loss: Tensor
-    """Losses of the last W accepted points, the newest last, shape (K, W); infinite before the start."""
 
 
-class LBFGS(DescentSolver[_Candidate]):
+class LBFGS(LineSearch[_Candidate]):
     """Minimises ℓ along the limited-memory BFGS direction −H ∇ℓ (Liu & Nocedal 1989), per sample; no flow.
 
     It works on u, z = P u, where P Pᵀ is the inverse of the Gauss–Newton matrix Jᵀ C J of the decoder at z = 0, C the
@@ -65,10 +59,8 @@ class LBFGS(DescentSolver[_Candidate]):
     """γ of the first step, before there is any curvature; 1 is the damped Gauss–Newton step of a flat decoder."""
     sigma: float = Field(1e-4, ge=0, lt=0.5)
     """σ, the Armijo constant."""
-    min_slope: float = Field(1e-6, ge=0)
-    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per value."""
     window: int = Field(3, ge=1)
-    """Accepted steps over which that slope is taken."""
+    """Accepted steps over which the slope of `min_slope` is taken."""
     max_backtracks: int = Field(20, ge=0)
     """Candidates that may fail along one direction."""
     max_nfe: int = Field(10_000, gt=1)
@@ -78,52 +70,25 @@ class LBFGS(DescentSolver[_Candidate]):
 
     def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
         first = first_fields(objective, start_BL)
-        (count, latent), loss, pairs = start_BL.shape, first["loss"], self.pairs
+        (count, latent), pairs = start_BL.shape, self.pairs
         slope = first["grad"] @ objective.metric(latent, self.damping)
-        past_loss = full_like_batch(start_BL, torch.inf)[:, None].repeat(1, self.window)
-        past_loss[:, -1] = loss
         return _Candidate(
-            **first,
-            direction=-self.s_initial * slope,
-            promise=-self.s_initial * slope.square().sum(1),
-            step=torch.ones_like(loss),
-            backtracks=torch.zeros_like(first["row"]),
+            **directed(first, -self.s_initial * slope, -self.s_initial * slope.square().sum(1), self.window),
             memory=torch.cat([start_BL.new_zeros(count, 2 * pairs, latent), slope[:, None]], 1),
             inverse=start_BL.new_zeros(count, pairs, pairs),
             scale=full_like_batch(start_BL, self.s_initial),
-            past_loss=past_loss,
         )
 
-    def _round(self, objective: Objective, active: _Candidate, last: bool) -> Ended:
-        # Every operation is on all samples, and what was rejected is put back: on tensors this small, choosing
-        # rows would take longer, and a GPU would have to tell the host which they are.
-        metric = objective.metric(active.latent.shape[1], self.damping)
+    def _move(self, objective: Objective, active: _Candidate) -> tuple[Tensor, Tensor]:
         move = active.step[:, None] * active.direction
-        candidate = torch.addmm(active.latent, move, metric.t())
-        loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
-        active.promised = -active.step * active.promise
-        accepted = loss < torch.sub(active.loss, active.promised, alpha=self.sigma)
-        taken = accepted[:, None]
-        past_loss = torch.cat([active.past_loss[:, 1:], loss[:, None]], 1)
-        slope = active.past_loss[:, 0] - loss
-        if not last:
-            grad = pullback(None)
-            self._turn(active, taken, move, grad @ metric)
-            active.grad = torch.where(taken, grad, active.grad)
-        active.latent = torch.where(taken, candidate, active.latent)
-        active.loss = torch.where(accepted, loss, active.loss)
-        active.past_loss = torch.where(taken, past_loss, active.past_loss)
-        active.num_steps = active.num_steps + accepted
-        active.backtracks = (active.backtracks + 1).masked_fill_(accepted, 0)
-        active.step = (active.step * self.beta).masked_fill_(accepted, 1.0)
-        return [
-            (Result.SLOPE, accepted & (slope < self.min_slope * self.window)),
-            (Result.NO_DESCENT, active.backtracks > self.max_backtracks),
-        ]
+        return move, torch.addmm(active.latent, move, objective.metric(move.shape[1], self.damping).t())
 
-    def _turn(self, active: _Candidate, taken: Tensor, move: Tensor, slope: Tensor) -> None:
+    def _turn(
+        self, objective: Objective, active: _Candidate, accepted: Tensor, move: Tensor, grad: Tensor
+    ) -> None:
         """Remember the pair of an accepted step, and choose the next direction."""
-        pairs, old = self.pairs, active.memory
+        pairs, old, slope = self.pairs, active.memory, grad @ objective.metric(grad.shape[1], self.damping)
+        taken = accepted[:, None]
         turn = slope - old[:, -1]
         memory = torch.cat([old[:, 1:pairs], move[:, None], old[:, pairs + 1 : -1], turn[:, None], slope[:, None]], 1)
         gram = memory @ memory.mT
@@ -138,8 +103,8 @@ class LBFGS(DescentSolver[_Candidate]):
         direction = torch.where(lost, -scale[:, None] * slope, direction)
         promise = torch.where(lost[:, 0], -scale * gram[:, -1, -1], promise)
         active.direction = torch.where(taken, direction, active.direction)
-        active.promise = torch.where(taken[:, 0], promise, active.promise)
-        active.scale = torch.where(taken[:, 0], scale, active.scale)
+        active.promise = torch.where(accepted, promise, active.promise)
+        active.scale = torch.where(accepted, scale, active.scale)
         active.memory = torch.where(taken[..., None], memory, old)
         active.inverse = torch.where(taken[..., None], inverse.masked_fill_(lost[..., None], 0.0), active.inverse)
 

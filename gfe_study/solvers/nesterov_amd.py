@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, DescentSolver, Ended, first_fields, ring, rows_of
+from gfe_study.solvers.descent import Ended, first_fields, rows_of
+from gfe_study.solvers.line_search import Backtracking, Tested, history
 from gfe_study.solvers.objective import Objective
 
 
 @dataclass
-class _Candidate(Active):
+class _Candidate(Tested):
     """`latent` and `loss` are the last accepted point's; `grad` is the gradient at `origin`."""
 
     origin: Tensor
@@ -30,11 +31,9 @@ class _Candidate(Active):
     """k, accepted steps since the last restart."""
     trial_step: Tensor
     backtracks: Tensor
-    past_loss: Tensor
-    """Ring of the losses of the last W accepted points, shape (K, W)."""
 
 
-class NesterovAMD(DescentSolver[_Candidate]):
+class NesterovAMD(Backtracking[_Candidate]):
     """y = z + k/(k + 3) (z − z_previous); z ← y − β^m s ∇ℓ(y) with AMD's smallest m; restart where ℓ would rise.
 
     Momentum alone is no descent direction, so a decrease cannot be asked of it. What is asked here: the
@@ -50,8 +49,6 @@ class NesterovAMD(DescentSolver[_Candidate]):
     colour = "#92dadd"
     example = {"s_max": 300, "max_nfe": 60, "min_slope": 1e-5}
 
-    beta: float = Field(0.75, gt=0, lt=1)
-    """β, the factor by which a rejected step shrinks."""
     s_initial: float = Field(1.0, gt=0)
     """s₀, the first step and the least that a step starts from."""
     s_max: float = Field(1e4, gt=0)
@@ -60,12 +57,6 @@ class NesterovAMD(DescentSolver[_Candidate]):
     """κ, the factor by which the step grows from one accepted step to the next."""
     sigma: float = Field(0.0, ge=0, lt=1)
     """σ, the Armijo constant of the test at y."""
-    min_slope: float = Field(1e-6, ge=0)
-    """Stop where the loss falls by less than this per accepted step, mean over the window; nats per value."""
-    window: int = Field(5, ge=1)
-    """Accepted steps over which that slope is taken."""
-    max_backtracks: int = Field(40, ge=0)
-    """The largest m tried."""
 
     refused = "its momentum is its own, on top of the first-order flow"
 
@@ -86,7 +77,7 @@ class NesterovAMD(DescentSolver[_Candidate]):
             momentum=torch.zeros_like(loss),
             trial_step=full_like_batch(start_BL, self.s_initial),
             backtracks=torch.zeros_like(first["row"]),
-            past_loss=ring(loss, self.window),
+            past_loss=history(loss, self.window),
         )
 
     def _round(self, objective: Objective, active: _Candidate, last: bool) -> Ended:
@@ -94,7 +85,7 @@ class NesterovAMD(DescentSolver[_Candidate]):
         point = active.origin - (step * testing)[:, None] * active.grad
         loss, pullback = objective.evaluate(point, rows_of(active, objective))
         active.promised = step * active.grad.square().sum(1)
-        descends = testing & (loss < active.origin_loss - self.sigma * active.promised)
+        descends = testing & self.lowers(loss, active.origin_loss, active.promised)
         accepted = descends & (loss < active.loss)
         # The step is right for y, but it does not make up for the momentum; nor can one from a y of no finite loss.
         bad_origin = ~testing & ~loss.isfinite()
@@ -105,23 +96,19 @@ class NesterovAMD(DescentSolver[_Candidate]):
         base = torch.where(accepted[:, None], point, active.latent)
         origin = torch.where(accepted[:, None], base + ahead, active.origin)
         origin = torch.where(restarted[:, None], active.latent, origin)
-        slope = torch.full_like(loss, torch.inf)
-        num_steps = active.num_steps + accepted
-        if len(index := accepted.nonzero().flatten()):
-            column = num_steps[index] % self.window
-            slope[index] = active.past_loss[index, column] - loss[index]
-            active.past_loss = active.past_loss.index_put((index, column), loss[index])
+        flat = self.flat(active, accepted, loss)
         grown = (step * self.kappa).clamp(self.s_initial, self.s_max)
         if not last and len(arrived := (~testing & ~bad_origin).nonzero().flatten()):
             active.grad = active.grad.index_copy(0, arrived, pullback(arrived))
         active.origin_loss = torch.where(testing, active.origin_loss, loss)
         active.time = active.time + step * accepted
-        active.latent, active.origin, active.num_steps, active.momentum = base, origin, num_steps, momentum
+        active.latent, active.origin, active.momentum = base, origin, momentum
+        active.num_steps = active.num_steps + accepted
         active.loss = torch.where(accepted, loss, active.loss)
         active.trial_step = torch.where(accepted, grown, torch.where(restarted & testing, step, active.trial_step))
         active.backtracks = torch.where(testing & ~descends, active.backtracks + 1, 0)
         active.testing = ~(accepted | restarted)
         return [
-            (Result.SLOPE, slope < self.min_slope * self.window),
+            (Result.SLOPE, flat),
             (Result.NO_DESCENT, active.backtracks > self.max_backtracks),
         ]

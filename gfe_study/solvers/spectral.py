@@ -13,23 +13,22 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
-from gfe_study.solvers.descent import Active, Chosen, DescentSolver, Ended, first_fields, ring, rows_of
+from gfe_study.solvers.descent import Chosen, Ended, first_fields, rows_of
+from gfe_study.solvers.line_search import Backtracking, Tested, history, remembered
 from gfe_study.solvers.objective import Objective
 from gfe_study.solvers.runge_kutta import EULER
 
 
 @dataclass
-class _Candidate(Active):
-    """What is tried next, and the best point so far."""
+class _Candidate(Tested):
+    """What is tried next, and the best point so far; `past_loss` are the lowest losses up to each point."""
 
     step: Tensor
     """Length of the next candidate's step."""
     backtracks: Tensor
     """m of the next candidate."""
-    past_loss: Tensor
-    """Ring of the losses of the last M accepted points, shape (K, M)."""
-    past_best: Tensor
-    """Ring of the lowest losses up to the last W accepted points, shape (K, W)."""
+    allowed: Tensor
+    """Losses of the last M accepted points, shape (K, M)."""
     best_loss: Tensor
     best_latent: Tensor
     best_time: Tensor
@@ -39,7 +38,7 @@ class _Candidate(Active):
         return self.best_latent, self.best_loss, self.best_time, self.best_steps
 
 
-class SpectralAMD(DescentSolver[_Candidate]):
+class SpectralAMD(Backtracking[_Candidate]):
     """Explicit Euler along −∇_z ℓ with Barzilai–Borwein steps, accepted by AMD's decrease test.
 
     Per sample: s = ⟨Δz, Δz⟩ / |⟨Δz, Δg⟩| of its last two points (Barzilai & Borwein 1988), clipped to
@@ -70,8 +69,6 @@ class SpectralAMD(DescentSolver[_Candidate]):
     """End of the flow."""
     min_slope: float = Field(1e-6, ge=0)
     """Stop where the lowest loss falls by less than this per accepted step, mean over the window; nats per value."""
-    window: int = Field(5, ge=1)
-    """Accepted steps over which that slope is taken."""
     max_backtracks: int = Field(20, ge=0)
     """The largest m tried."""
 
@@ -100,8 +97,8 @@ class SpectralAMD(DescentSolver[_Candidate]):
             **first,
             step=full_like_batch(start_BL, min(self.s_initial, self.tau)),
             backtracks=torch.zeros_like(first["row"]),
-            past_loss=loss[:, None].repeat(1, self.memory),
-            past_best=ring(loss, self.window),
+            past_loss=history(loss, self.window),
+            allowed=loss[:, None].repeat(1, self.memory),
             best_loss=loss,
             best_latent=first["latent"],
             best_time=first["time"],
@@ -113,8 +110,8 @@ class SpectralAMD(DescentSolver[_Candidate]):
         candidate = torch.addcmul(active.latent, step[:, None], active.grad, value=-1)
         loss, pullback = objective.evaluate(candidate, rows_of(active, objective))
         active.promised = step * active.grad.square().sum(1)
-        accepted = loss < torch.sub(active.past_loss.amax(1), active.promised, alpha=self.sigma)
-        slope = torch.full_like(loss, torch.inf)
+        accepted = self.lowers(loss, active.allowed.amax(1), active.promised)
+        flat = torch.zeros_like(accepted)
         active.backtracks = (active.backtracks + 1).masked_fill_(accepted, 0)
         active.step = step * self.beta
         if chosen := Chosen(accepted):
@@ -128,10 +125,10 @@ class SpectralAMD(DescentSolver[_Candidate]):
             active.time = active.time + step * accepted
             active.length = chosen.put(active.length, chosen.take(step))
             active.num_steps = active.num_steps + accepted
-            slope = self._note(active).masked_fill_(~accepted, torch.inf)
+            flat = self._note(active, accepted)
         active.step = torch.minimum(active.step, self.tau - active.time)
         return [
-            (Result.SLOPE, slope < self.min_slope * self.window),
+            (Result.SLOPE, flat),
             (Result.REACHED_TAU, active.time >= self.tau),
             (Result.NO_DESCENT, active.backtracks > self.max_backtracks),
         ]
@@ -142,15 +139,12 @@ class SpectralAMD(DescentSolver[_Candidate]):
         secant = step_K * old_KL.square().sum(1) / curvature
         return secant.nan_to_num_(self.s_max).clamp_(self.s_min, self.s_max)
 
-    def _note(self, active: _Candidate) -> Tensor:
-        """Write down the last accepted points, and return by how much the best fell over the window."""
+    def _note(self, active: _Candidate, accepted: Tensor) -> Tensor:
+        """Remember accepted points, and return whether the best has become flat."""
         improved = active.loss < active.best_loss
         active.best_latent = torch.where(improved[:, None], active.latent, active.best_latent)
         active.best_loss = torch.where(improved, active.loss, active.best_loss)
         active.best_time = torch.where(improved, active.time, active.best_time)
         active.best_steps = torch.where(improved, active.num_steps, active.best_steps)
-        active.past_loss.scatter_(1, (active.num_steps % self.memory)[:, None], active.loss[:, None])
-        column = (active.num_steps % self.window)[:, None]
-        slope = active.past_best.gather(1, column)[:, 0] - active.best_loss
-        active.past_best.scatter_(1, column, active.best_loss[:, None])
-        return slope
+        active.allowed = remembered(active.allowed, active.loss, accepted)
+        return self.flat(active, accepted, active.best_loss)
