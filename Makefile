@@ -32,7 +32,7 @@ help:
 	@echo "make resume SPACE=amd    continue an interrupted study"
 	@echo "make status              trials by state"
 	@echo "make report SPACE=amd    a study's verdict, figures and tables"
-	@echo "make ui                  the MLflow UI on http://127.0.0.1:5000"
+	@echo "make ui [SPACE=amd]      the MLflow UI, on another port with PORT=5001"
 	@echo "make doctor              check versions, devices, data and the store"
 	@echo "make bench               benchmarks; PART=encoding DATASET=digits for one"
 	@echo "make docs                the documentation as a site: site/index.html"
@@ -89,9 +89,7 @@ doctor: $(READY)
 	@$(GFE) doctor $(storage_flag)
 
 ui: $(READY)
-	@MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
-		MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
-		$(VENV)/bin/mlflow ui --workers 1 --host 127.0.0.1 --port 5000
+	@$(GFE) ui $(LABEL) $(if $(PORT),--port $(PORT))
 
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet && echo site/index.html

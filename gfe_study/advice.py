@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
-
-from gfe_study.tracking.uri import DEFAULT_STORE, URI_VARIABLE
 
 PLAIN = re.compile(r"[\w.,:/@+-]+")
 """Text that `make` passes to the shell unchanged."""
@@ -40,16 +37,7 @@ def command(verb: str, label: str, storage: str) -> str:
 
 def mlflow_ui() -> str:
     """Return the command that starts MLflow's UI on the store in use."""
-    if in_checkout():
-        return "make ui"
-    if os.environ.get(URI_VARIABLE):  # arguments would show its password to everybody on the machine
-        return f'MLFLOW_BACKEND_STORE_URI="${URI_VARIABLE}" {_mlflow()} ui'
-    return f"{_mlflow()} ui --backend-store-uri {DEFAULT_STORE}"
-
-
-def _mlflow() -> str:
-    beside = Path(sys.executable).with_name("mlflow")
-    return "mlflow" if shutil.which("mlflow") or not beside.exists() else near(beside)
+    return "make ui" if in_checkout() else f"{program()} ui"
 
 
 def train_command(decoder: Path, width: int) -> list[str]:

@@ -29,7 +29,7 @@ from gfe_study.config import (
     typed_sets,
 )
 from gfe_study.interrupts import INTERRUPTED, Interrupted
-from gfe_study.layout import say, show, wrapped
+from gfe_study.layout import about, say, show, wrapped
 from gfe_study.metrics import (
     COUNTS,
     STOPPED,
@@ -44,6 +44,7 @@ from gfe_study.metrics import (
 )
 from gfe_study.provenance import own_version
 from gfe_study.terminal import DONE, SOME_FAILED, Json, Sturdy, console, fail, output, print_json
+from gfe_study.tracking.uri import PORT, store_uri
 
 
 def _print_version(given: bool) -> None:
@@ -218,7 +219,8 @@ def plan(
 
     declared = _load(space, dataset, sets, trials, seeds)
     options = Options(storage, cpus_per_trial, gpus_per_trial, reuse=not no_reuse, again=no_reuse)
-    expected = forecast(declared, _label(study, space), options, probe=probe)
+    asked = console()
+    expected = forecast(declared, _label(study, space), options, probe=probe, tell=lambda text: say(asked, text))
     if json_:
         print_json(expected.as_dict())
         return
@@ -358,7 +360,8 @@ def status(
             f"; best {best['metric']} {text_of(best['metric'], best['value'])} ({best['fingerprint']})" if best else ""
         )
         former = f"; not counted: {state['former']} of earlier versions of the study" if state["former"] else ""
-        say(shown, f"{name}: {counts}{former}{ahead}")
+        left = "" if state["seconds_left"] is None else f"; {about(state['seconds_left'])} left"
+        say(shown, f"{name}: {counts}{former}{ahead}{left}")
         for failure in state["failures"]:
             say(shown, f"  failed {failure['fingerprint']}: {failure['reason']}")
 
@@ -491,6 +494,24 @@ def compare(
         show(output(), verdict_table(verdict))
         for text in verdict.warnings:
             say(console(), f"warning: {text}", "yellow")
+
+
+@app.command()
+def ui(
+    label: Annotated[str | None, typer.Argument(help="A study, whose comparison is opened; defaults to all.")] = None,
+    port: Annotated[int, typer.Option(help="Where to serve it on this machine.", min=1, max=65535)] = PORT,
+) -> None:
+    """Show runs in MLflow's UI, until Ctrl-C. Example: gfe-study ui amd"""
+    from gfe_study.tracking.client import experiment_of
+    from gfe_study.tracking.server import show_runs
+    from gfe_study.tracking.views import COMPARISON, link
+
+    shown = console()
+    path = "" if label is None else link(experiment_of(label, store_uri()), COMPARISON)
+    try:
+        sys.exit(show_runs(path, port, lambda address: say(shown, address), browse=shown.is_terminal))
+    except Interrupted:  # the way to end it
+        sys.exit(DONE)
 
 
 @app.command()

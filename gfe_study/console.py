@@ -17,7 +17,7 @@ from gfe_study.blocks import Block, decoder, hanging, link, print_blocks, senten
 from gfe_study.config import Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.data.split import Splits
-from gfe_study.layout import Column, Listing, NotebookLine, drawn_bar, number, say, wrapped
+from gfe_study.layout import GAP, Column, Listing, NotebookLine, drawn_bar, number, say, sparkline, wrapped
 from gfe_study.metrics import (
     COMMON_TEST_LOSS,
     MIXED_TEST_LOSS,
@@ -40,6 +40,7 @@ from gfe_study.tracking.uri import UI
 LINE_INTERVAL_S = 10.0
 NUM_BEST_SHOWN = 5
 MIN_WIDTH_OF_BAR = 95
+LONGEST_SPARKLINE = 16
 
 
 def duration(seconds: float | None) -> str:
@@ -52,13 +53,14 @@ def duration(seconds: float | None) -> str:
 
 
 class StudyView:
-    """Shows the progress of a study: a live line in terminals and notebooks, a line every ten seconds elsewhere."""
+    """Shows the progress of a study: live in terminals and notebooks, with a line for each trial that runs; elsewhere a
+    line every ten seconds."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._snapshot: tuple[float, Snapshot] | None = None
         self._live = Live(
-            get_renderable=lambda: Text("\n".join(wrapped(self._line(), console.width))),
+            get_renderable=lambda: Text("\n".join(self._lines())),
             console=console,
             refresh_per_second=2,
             transient=True,
@@ -89,7 +91,7 @@ class StudyView:
     def progress(self, snapshot: Snapshot) -> None:
         self._snapshot = (time.monotonic(), snapshot)
         if self._cell is not None:
-            self._cell.show(self._line())
+            self._cell.show("\n".join(self._lines()))
             return
         counts = (snapshot.finished, snapshot.failed)
         quiet = time.monotonic() - self._printed_at < LINE_INTERVAL_S
@@ -97,6 +99,21 @@ class StudyView:
         if not self.console.is_terminal and (last or not quiet):
             self._say(f"trials {self._line()}")
             self._printed_at, self._printed = time.monotonic(), counts
+
+    def _lines(self) -> list[str]:
+        """Return the progress of the study, and one line for each trial that runs."""
+        lines = wrapped(self._line(), self.console.width)
+        if self._snapshot is None:
+            return lines
+        seen = self._snapshot[1]
+        for trial in seen.trials:
+            course = trial.values[-LONGEST_SPARKLINE:]
+            parts = [f"{trial.images:,} images"]
+            parts += [f"{self._metric} {number(course[-1])} {sparkline(course)}"] if course else []
+            lines += wrapped(f"{trial.name}: {', '.join(parts)}", self.console.width, GAP, 2 * GAP)
+        if (more := seen.running - len(seen.trials)) > 0:
+            lines.append(f"{GAP}and {more} more")
+        return lines
 
     def _line(self) -> str:
         """Return the progress line; its clock keeps running between snapshots."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from rich.text import Text
 
 GAP = "  "
 BAR_WIDTH = 12
+HEIGHTS = "▁▂▃▄▅▆▇█"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -126,6 +128,25 @@ def number(value: Any, digits: int = 4) -> str:
         return str(value)
     text = f"{value:.{digits}g}"
     return f"{float(text):.0f}" if "e" in text and 1 <= abs(value) < 1e7 else text
+
+
+def about(seconds: float) -> str:
+    """Round a time: `about 40 s`, `about 7 min`, `about 2.5 h`."""
+    if seconds < 60:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw the course of some numbers in characters, one for each; what is not finite is a blank."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    steps = len(HEIGHTS) - 1
+    level = [round(steps * (value - low) / (high - low)) if high > low else 0 for value in finite]
+    drawn = iter(level)
+    return "".join(HEIGHTS[next(drawn)] if math.isfinite(value) else " " for value in values)
 
 
 def drawn_bar(count: int, total: int) -> str:

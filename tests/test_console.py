@@ -7,13 +7,16 @@ import math
 import re
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from gfe_study.analysis.diagnostics import Diagnostic, notes
 from gfe_study.analysis.stats import Interval, mean_interval, paired
 from gfe_study.analysis.verdict import Row, Verdict
 from gfe_study.analysis.verdict_table import verdict_table
+from gfe_study.console import StudyView
 from gfe_study.layout import show
+from gfe_study.study.engine import Running, Snapshot
 
 ARMS = ["amd", "euler", "rk4", "rk4, second order", "amd_nesterov", "amd_spectral", "gauss_newton", "lbfgs"]
 TEXTS = [
@@ -87,3 +90,22 @@ def test_a_shared_cause_lists_what_differs() -> None:
 
 def test_one_arm_alone_is_named() -> None:
     assert notes([Diagnostic("flat", "a", "found", "do")])[0].text == "arm 'a': found: do"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_sweep_shows_each_trial_that_runs(width: int) -> None:
+    trials = [
+        Running("gfe, N=1000 #12 seed 0", 1920, [0.25, 0.125, 0.0936]),
+        Running("ae decoder, N=1000 #11 seed 0", 0, []),
+    ]
+    console = Console(file=io.StringIO(), width=width)
+    view = StudyView(console)
+    view.progress(Snapshot(275, 41, 3, 1, 0.0845, 1058.0, 5789.0, trials))
+    lines = view._lines()
+    assert all(cell_len(line) <= width for line in lines)
+    told = " ".join(" ".join(lines).split())
+    for part in ("41/275 done", "3 running", "1 failed", "best val_loss 0.0845", "17:38 elapsed", "1:36:2"):
+        assert part in told
+    assert "gfe, N=1000 #12 seed 0: 1,920 images, val_loss 0.0936 █▂▁" in told
+    assert "ae decoder, N=1000 #11 seed 0: 0 images" in told
+    assert lines[-1] == "  and 1 more"

@@ -254,7 +254,8 @@ def test_every_shipped_space_is_described() -> None:
 def run_server(command: str, folder: Path) -> None:
     """Start what a line starts, on another port, and wait until it answers."""
     port = 5000 + os.getpid() % 20000
-    line = command.replace(".venv/bin/", f"{Path(sys.executable).parent}/").replace("--port 5000", f"--port {port}")
+    line = command.replace(PROGRAM, shlex.join(COMMAND)).replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    line = f"{line} --port {port}" if "--port" not in line else re.sub(r"--port \d+", f"--port {port}", line)
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(line, shell=True, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -304,7 +305,7 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, request: pytest
             newest = max(tmp_path.glob("results/train/*/best.pt"), key=lambda file: file.stat().st_mtime)
             shutil.copy(newest, tmp_path / "best.pt")
         for command in expanded(line):
-            if not command.startswith(PROGRAM):
+            if re.search(r"bin/(gfe-study|mlflow) (ui|server)\b", command):
                 run_server(command, tmp_path)
                 continue
             words = shlex.split(command)[1:]

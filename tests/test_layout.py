@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from gfe_study.layout import Column, Listing, number, say, show, wrapped
+from gfe_study.layout import Column, Listing, about, number, say, show, sparkline, wrapped
 
 VERDICT = [
     Column("arm", left=True),
@@ -132,3 +132,15 @@ def test_numbers_are_rounded_as_people_write_them(value: object, shown: str) -> 
 
 def test_wrapped_text_keeps_its_indentation() -> None:
     assert wrapped("one two three", 9, "a  ", "   ") == ["a  one", "   two", "   three"]
+
+
+def test_a_sparkline_is_as_high_as_its_numbers() -> None:
+    assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
+    assert sparkline([0.5, 0.5]) == "▁▁"
+    assert sparkline([1.0, float("nan"), 0.0, float("inf")]) == "█ ▁ "
+    assert sparkline([]) == sparkline([float("nan")]) == ""
+
+
+def test_times_are_rounded_to_what_matters() -> None:
+    told = [about(seconds) for seconds in (0.2, 40.4, 61, 430, 5399, 9000)]
+    assert told == ["about 1 s", "about 40 s", "about 1 min", "about 7 min", "about 90 min", "about 2.5 h"]

@@ -10,7 +10,7 @@ import pytest
 from gfe_study.config import Study, find_space
 from gfe_study.console import opening
 from gfe_study.data.base import load_splits
-from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
+from gfe_study.metrics import DIVERGED, IMAGES_SEEN, TRAIN_SECONDS, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Configuration, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.searcher import Suggester, add_certain
@@ -385,8 +385,13 @@ def test_status_tells_what_runs_from_what_was_interrupted_and_what_is_to_come(tm
         plan = Plan.make(study, SHA, journal)
         one, two = (job.fingerprint for job in plan.add(0, {"solver.s_max": 10.0, "optim.lr": 1e-3}))
         journal.record_membership(plan.membership())
-        journal.record_points(one, [{IMAGES_SEEN: 64.0, VAL_LOSS: 0.5}])
+        journal.record_points(one, [{IMAGES_SEEN: 256.0, VAL_LOSS: 0.5, TRAIN_SECONDS: 8.0}])
         journal.record_outcome(one, Outcome(FINISHED))
-        journal.record_points(two, [{IMAGES_SEEN: 32.0, VAL_LOSS: 0.5}])
-        assert state_of(journal)["trials"] == {"finished": 1, "running": 1, "planned": 8}
-    assert state_of(Journal.read(tmp_path))["trials"] == {"finished": 1, "interrupted": 1, "planned": 8}
+        journal.record_points(two, [{IMAGES_SEEN: 32.0, VAL_LOSS: 0.5, TRAIN_SECONDS: 2.0}])
+        running = state_of(journal)
+        assert running["trials"] == {"finished": 1, "running": 1, "planned": 8}
+        # The one that runs is an eighth of its way: 6 of the 8 s that the other one took are left of it.
+        assert running["seconds_left"] == pytest.approx(6 + 8 * 8)
+    interrupted = state_of(Journal.read(tmp_path))
+    assert interrupted["trials"] == {"finished": 1, "interrupted": 1, "planned": 8}
+    assert interrupted["seconds_left"] is None

@@ -37,7 +37,7 @@ def test_smoke_sweep_and_extension(tmp_path: Path) -> None:
         "best val_loss",
         "Best trials",
         "-m gfe_study report smoke",
-        "mlflow ui --backend-store-uri sqlite:///mlflow.db",
+        "-m gfe_study ui",
     ):
         assert part in done.stderr
     runs = children(tmp_path, "smoke")

@@ -7,17 +7,18 @@ the same messages at the same times lead to the same decisions and the same jour
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gfe_study import names
-from gfe_study.config import Budget, InputError
+from gfe_study.config import InputError
 from gfe_study.data.split import Splits
-from gfe_study.metrics import IMAGES_SEEN, PASSES, TRAIN_SECONDS
+from gfe_study.metrics import IMAGES_SEEN
 from gfe_study.study.halving import Halving
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Outcome, State
+from gfe_study.study.pace import Begun, Kind, Pace, share_of, spent
 from gfe_study.study.plan import OVER, Job, Plan
 from gfe_study.study.reuse import Finished
 from gfe_study.study.searcher import LEAST_PARALLEL, Suggester, add_certain
@@ -26,16 +27,28 @@ from gfe_study.study.trial_run import FINAL, Event, Status, TrialRun
 
 MAX_ATTEMPTS = 4
 """How often a trial that keeps losing its worker is started before it counts as failed."""
-LEAST_PROGRESS = 0.05
-"""Trials, or part of one, after which the time that is left is extrapolated."""
+MOST_SHOWN = 8
+"""Running trials that a snapshot names."""
 PLACE_KEYS = (names.HOST, names.DEVICE, names.GPUS, names.THREADS, names.SIDE_BY_SIDE)
 """What the journal keeps of a trial's place: seconds are comparable only between equal ones."""
 OUTCOMES: dict[Status, State] = {Status.FINISHED: FINISHED, Status.STOPPED: STOPPED, Status.FAILED: FAILED}
 
 
 @dataclass(frozen=True)
+class Running:
+    """A trial that runs: its name, how far it is, and the values of the study's metric so far."""
+
+    name: str
+    images: int
+    values: list[float]
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """Progress of a study. Seconds count from this start; `remaining_seconds` is None until it can be estimated."""
+    """Progress of a study. Seconds count from this start; `remaining_seconds` is None until it can be estimated.
+
+    `trials` are those that have run longest of the `running` ones.
+    """
 
     total: int
     finished: int
@@ -44,6 +57,7 @@ class Snapshot:
     best: float | None
     elapsed_seconds: float
     remaining_seconds: float | None
+    trials: list[Running] = field(default_factory=list)
 
 
 class Observer(Protocol):
@@ -120,7 +134,8 @@ class Engine:
         self._next_arm = 0
         self._max_live = 0
         self._started = clock()
-        self._eta_origin: tuple[float, float] | None = None
+        self._pace = Pace()
+        self._waiting: dict[Kind, int] = Counter()
 
     @property
     def done(self) -> bool:
@@ -154,6 +169,9 @@ class Engine:
         """Prepare to hand out trials, at most `slots` at a time; `started` is when the study started, by the clock."""
         self.slots, self._started = slots, started
         study, journal = self.plan.study, self.plan.journal
+        for job in self.plan.finished():
+            if points := journal.points.get(job.fingerprint):
+                self._pace.note(_kind(job), spent(points[-1]))
         # Recorded once: with another number of slots, a later start must still make the same suggestions.
         if journal.parallel is None:
             journal.record_parallel(max(LEAST_PARALLEL, slots + 1))
@@ -191,7 +209,8 @@ class Engine:
             kept = {**place, names.SIDE_BY_SIDE: str(self.slots)}
             self.plan.journal.record_placed(fingerprint, {key: kept[key] for key in PLACE_KEYS if kept.get(key)})
             run.place = place
-            run.first_placed = run.last_heartbeat if run.first_placed is None else run.first_placed
+            if run.first_placed is None:
+                run.first_placed, run.share_before = run.last_heartbeat, self._share(run)
             run.move(Event.PLACE)
             self._sink.changed(run.job)
 
@@ -264,6 +283,7 @@ class Engine:
         run.move(event)
         del self._live[fingerprint]
         self._queue.appendleft(run)  # ahead of new trials: later suggestions may wait for its result
+        self._waiting[_kind(run.job)] += 1
         self._observer.problem(f"{describe(run.job)} ({fingerprint}) lost its worker; it continues from its checkpoint")
 
     def tick(self) -> list[dict[str, str]]:
@@ -303,6 +323,7 @@ class Engine:
         if outcome is not None and outcome.state == FAILED:
             self.plan.journal.record_retry(run.job.fingerprint)
         self._queue.popleft()
+        self._waiting[_kind(run.job)] -= 1
         run.move(Event.HAND_OUT)
         self._live[run.job.fingerprint] = run
         self._max_live = max(self._max_live, len(self._live))
@@ -317,7 +338,10 @@ class Engine:
         run.move(event)
         del self._live[fingerprint]
         if run.first_placed is not None:
-            self.trial_seconds += self._clock() - run.first_placed
+            seconds = self._clock() - run.first_placed
+            self.trial_seconds += seconds
+            if state != FAILED and run.share_before < 1:
+                self._pace.note(_kind(run.job), seconds / (1 - run.share_before))
         if state == FAILED:
             self._observer.problem(f"{describe(run.job)} ({fingerprint}) failed: {reason}")
         self._sink.changed(run.job)
@@ -393,6 +417,7 @@ class Engine:
             if found is None:
                 self.runs[job.fingerprint] = TrialRun(job)
                 self._queue.append(self.runs[job.fingerprint])
+                self._waiting[_kind(job)] += 1
                 continue
             outcome = Outcome(FINISHED, origin=found.study, run=found.outcome.run)
             self._sink.copy_files(job, found)
@@ -413,47 +438,50 @@ class Engine:
                 best=best[1] if best else None,
                 elapsed_seconds=self._clock() - self._started,
                 remaining_seconds=self._remaining_seconds(),
+                trials=[self._running(run) for run in list(self._live.values())[:MOST_SHOWN]],
             )
         )
 
+    def _running(self, run: TrialRun) -> Running:
+        points, metric = self.plan.journal.points.get(run.job.fingerprint, []), self.plan.study.metric.name
+        images = int(points[-1][IMAGES_SEEN]) if points else 0
+        return Running(short_name(run.job), images, [point[metric] for point in points if metric in point])
+
     def _remaining_seconds(self) -> float | None:
-        """Extrapolate from the progress since the first trial began, so that the start of the workers is excluded.
+        """From what trials of the same arm and stage took, and from the first one that runs until one has ended."""
+        plan, now = self.plan, self._clock()
+        waiting = Counter(self._waiting)
+        for stage in plan.study.stages():
+            for arm in plan.study.arms:
+                unknown = max(0, plan.size(arm.name, stage) - len(plan.configurations[stage, arm.name]))
+                waiting[stage, arm.name] += unknown * len(plan.study.seeds_of(stage))
+        running = [
+            Begun(_kind(run.job), now - run.first_placed, self._share(run) - run.share_before, run.share_before)
+            for run in self._live.values()
+            if run.first_placed is not None
+        ]
+        waiting.update(_kind(run.job) for run in self._live.values() if run.first_placed is None)
+        return self._pace.left(waiting, running, self.slots)
 
-        Not from the first steps of a trial, which are slower than all later ones.
-        """
-        now, share = self._clock(), self._share()
-        if self._eta_origin is None:
-            self._eta_origin = (now, share) if self.start_up_seconds else None
-            return None
-        since, before = self._eta_origin
-        if (share - before) * self.plan.total < LEAST_PROGRESS:
-            return None
-        return (1 - share) * (now - since) / (share - before)
-
-    def _share(self) -> float:
-        """Return the completed share of the study; running trials count in part."""
-        done = float(self.plan.count(*OVER))
-        for name, run in self._live.items():
-            points = self.plan.journal.points.get(name)
-            done += _spent_share(run.job.trial.budget, points[-1]) if points else 0.0
-        return min(1.0, done / self.plan.total)
+    def _share(self, run: TrialRun) -> float:
+        """The share of a trial's budget that is spent."""
+        points = self.plan.journal.points.get(run.job.fingerprint)
+        return share_of(run.job.trial.budget, points[-1]) if points else 0.0
 
 
-def _spent_share(budget: Budget, point: Mapping[str, float]) -> float:
-    """Return the share of a trial's budget that is spent, by the limit that is nearest."""
-    images = point[IMAGES_SEEN]
-    shares = [images / budget.images]
-    if budget.seconds is not None:
-        shares.append(point.get(TRAIN_SECONDS, 0.0) / budget.seconds)
-    if budget.nfe is not None:
-        shares.append(sum(point.get(name, 0.0) for name in PASSES) * images / budget.nfe)
-    return min(1.0, max(shares))
+def _kind(job: Job) -> Kind:
+    return job.stage, job.arm
 
 
 def describe(job: Job) -> str:
     """Name a trial: `trial 3 seed 0 of arm 'adjoint'`."""
     arm = f" of arm {job.arm!r}" if job.arm else ""
     return f"trial {job.number} seed {job.seed}{arm}"
+
+
+def short_name(job: Job) -> str:
+    """The same where there is little room: `adjoint #3 seed 0`."""
+    return f"{job.arm} #{job.number} seed {job.seed}".strip()
 
 
 def declare(plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ from gfe_study.metrics import DIVERGED, IMAGES_SEEN
 from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
 from gfe_study.study.options import Options
+from gfe_study.study.pace import Kind, share_of, spent
 from gfe_study.study.plan import Job, Plan
-from gfe_study.study.probe import Estimate, probe_all, spent
+from gfe_study.study.probe import Estimate, probe_all
 from gfe_study.study.reuse import reusable
 from gfe_study.study.searcher import add_certain
 from gfe_study.study.snapshots import LATENTS, MOMENTS
@@ -84,11 +85,14 @@ class Forecast:
         return {**vars(self), "trials": trials, "holes": [vars(hole) for hole in self.holes]}
 
 
-def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Forecast:
+def forecast(
+    study: Study, label: str, options: Options, *, probe: bool, tell: Callable[[str], None] = lambda text: None
+) -> Forecast:
     """The plan of a sweep. Raises `InputError` as the sweep would; starts no Ray and writes nothing.
 
     Args:
         probe: time a few seconds of training where no trial of this study tells how long one takes.
+        tell: is told before that, as it takes a while.
     """
     options = options.granted(study.resources)
     images = Images.of_study(study, data_folders(), download=False)
@@ -109,7 +113,7 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     trials = [(job, known.get(job.fingerprint) or elsewhere.get(job.fingerprint, "new")) for job in jobs]
     slots = max(1, options.slots_in({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}))
     left = _left(plan, over)
-    estimates, told_from, start_up = _estimates(plan, images, left, slots, options, probe=probe)
+    estimates, told_from, start_up = _estimates(plan, images, left, slots, options, tell if probe else None)
     seconds = memory = None
     if estimates is not None:
         lengths = [estimates[kind].seconds * share for kind, share in left]
@@ -133,10 +137,6 @@ def forecast(study: Study, label: str, options: Options, *, probe: bool) -> Fore
     )
 
 
-Kind = tuple[int, str]
-"""Stage and arm: trials that are taken to be alike."""
-
-
 def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
     """Every trial that is still to be run, as its kind and the share of it that is left."""
     left: list[tuple[Kind, float]] = []
@@ -146,8 +146,8 @@ def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
             names_there = {name for configuration in there.values() for name in configuration.fingerprints}
             for name in names_there - over:
                 points = plan.journal.points.get(name)
-                seen = points[-1][IMAGES_SEEN] / plan.jobs[name].trial.budget.images if points else 0.0
-                left.append(((stage, arm.name), 1.0 - seen))
+                done = share_of(plan.jobs[name].trial.budget, points[-1]) if points else 0.0
+                left.append(((stage, arm.name), 1.0 - done))
             unknown = plan.size(arm.name, stage) - len(there)
             left += [((stage, arm.name), 1.0)] * (max(0, unknown) * len(plan.study.seeds_of(stage)))
     return left
@@ -160,20 +160,30 @@ def _images(left: list[tuple[Kind, float]], each: Mapping[Kind, float]) -> int |
 
 
 def _estimates(
-    plan: Plan, images: Images, left: list[tuple[Kind, float]], slots: int, options: Options, *, probe: bool
+    plan: Plan,
+    images: Images,
+    left: list[tuple[Kind, float]],
+    slots: int,
+    options: Options,
+    tell: Callable[[str], None] | None,
 ) -> tuple[dict[Kind, Estimate] | None, str, float]:
-    """What a trial of each kind takes, from finished ones of it, else from probes; and seconds to start."""
+    """What a trial of each kind takes, from finished ones of it, else from probes; and seconds to start.
+
+    There are probes if there is somebody to tell.
+    """
     kinds = list(dict.fromkeys(kind for kind, _ in left))
     estimates = {kind: estimate for kind in kinds if (estimate := _past(plan, kind)) is not None}
     unknown = [kind for kind in kinds if kind not in estimates]
     start_up = plan.journal.start_up_seconds
     if not unknown:
         return estimates, "finished trials", start_up or SECONDS_TO_START
-    if not probe:
+    if tell is None:
         return None, "", 0.0
     chosen = [(kind, job) for kind in unknown for job in _examples(plan, kind)]
     seconds = max(LEAST_PROBE_SECONDS, PROBE_SECONDS * slots / len(chosen))
     trials = [(job.trial, images.of(job.trial)) for _, job in chosen]
+    trials_text = "1 trial" if len(chosen) == 1 else f"{len(chosen)} trials"
+    tell(f"timing {trials_text} for {seconds:.0f} s each, {slots} at a time …")
     timed, process_start = probe_all(trials, slots, options.cpus, seconds)
     beside_ray = SHARE_OF_RAY if slots * options.cpus > (os.cpu_count() or 1) - 1 else 1.0
     for kind in unknown:

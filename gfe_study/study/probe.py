@@ -16,7 +16,7 @@ import torch
 from gfe_study.config import Trial
 from gfe_study.data.split import Splits
 from gfe_study.methods.base import Diverged, derive_seed
-from gfe_study.metrics import COMMON, EVAL_SECONDS, TRAIN_SECONDS
+from gfe_study.metrics import COMMON
 from gfe_study.optim import scheduled, starts_of
 from gfe_study.study.runner import pin_threads
 from gfe_study.training import ENCODE_BATCH, TrainingState, evaluate, train_batch
@@ -148,8 +148,3 @@ def _evaluation(state: TrainingState, splits: Splits) -> float:
         images = val + (0 if any(found.common for found, _ in timed) else test)
         timed.append((evaluate(learner, splits.test, count, state.device, COMMON), images))
     return sum(found.seconds / count * images for found, images in timed)
-
-
-def spent(point: dict[str, float]) -> float:
-    """Seconds that a trial has taken up to a point."""
-    return point[TRAIN_SECONDS] + point.get(EVAL_SECONDS, 0.0)

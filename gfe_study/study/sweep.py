@@ -51,7 +51,7 @@ class Outcome:
         stopped: why the study was stopped early; empty if it was not.
         slots: how many trials could run at a time; 0 if Ray was not needed.
         seconds: wall time of this start by part: `start_up`, `total`, `trials` (summed over all trials), `tracking`.
-        comparison: address of the study's comparison in MLflow's UI, on the store's server or the one of `make ui`.
+        comparison: address of the study's comparison in MLflow's UI, on the store's server or that of `gfe-study ui`.
     """
 
     plan: Plan

@@ -67,6 +67,7 @@ class TrialRun:
         place: where it runs; empty unless it runs.
         last_heartbeat: time of its last message, in seconds of the engine's clock.
         first_placed: time at which its first attempt was placed; None before that.
+        share_before: the share of its budget that was spent by then, in earlier starts of the study.
         waiting: why its files wait to be uploaded; empty if none does.
     """
 
@@ -76,6 +77,7 @@ class TrialRun:
     place: dict[str, str] = field(default_factory=dict)
     last_heartbeat: float = 0.0
     first_placed: float | None = None
+    share_before: float = 0.0
     waiting: str = ""
 
     def after(self, event: Event) -> Status | None:

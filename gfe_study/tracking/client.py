@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from gfe_study import names
+from gfe_study.config import suggestion
 from gfe_study.metrics import IMAGES_SEEN
 from gfe_study.tracking import views
 from gfe_study.tracking.database import PLACEHOLDERS, DatabaseWriter, open_engine
@@ -102,6 +103,19 @@ def _make_sqlite(path: Path) -> None:
         beside = path.with_name(f".{path.name}.new-{uuid.uuid4().hex}")
         _answering(f"sqlite:///{beside}")
         os.replace(beside, path)
+
+
+def experiment_of(study: str, uri: str) -> str:
+    """Return the id of a study's experiment. Raises `TrackingError` if the store has none, or cannot be read."""
+    client = connect(uri)
+    with explained(uri):
+        found = client.get_experiment_by_name(study)
+        if found is None:
+            known = [each.name for each in client.search_experiments(max_results=5) if each.name != "Default"]
+            raise TrackingError(
+                f"{without_password(uri)}: holds no study {study!r}; {suggestion(study, known) if known else 'nor another'}"
+            )
+    return str(found.experiment_id)
 
 
 class Tracker:
@@ -201,7 +215,7 @@ class Tracker:
             self.client.set_terminated(self.parent_id, status)
 
     def page(self, path: str) -> str:
-        """Return the address of a page of MLflow's UI, on the store's server or on the one of `make ui`."""
+        """Return the address of a page of MLflow's UI, on the store's server or on that of `gfe-study ui`."""
         return f"{without_password(self.uri).rstrip('/') if is_server(self.uri) else UI}/{path}"
 
     def tag_study(self, tags: dict[str, str]) -> None:

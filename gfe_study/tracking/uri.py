@@ -16,8 +16,9 @@ from gfe_study.config import InputError
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_STORE = "sqlite:///mlflow.db"
 ALLOWED = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE or http://HOST:PORT"
-UI = "http://127.0.0.1:5000"
-"""Address at which `make ui` shows a store that is not a server."""
+HOST, PORT = "127.0.0.1", 5000
+UI = f"http://{HOST}:{PORT}"
+"""Address at which `gfe-study ui` shows a store that is not a server."""
 ARTIFACTS = "mlartifacts"
 """Folder of the artifacts, beside an sqlite store."""
 BUSY_TIMEOUT_S = 30.0
