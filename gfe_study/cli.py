@@ -446,16 +446,23 @@ def encode(
 def report(
     label: Label,
     storage: StorageOption = "results",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write it again while the study runs; the page follows.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Write a study's report, figures and tables from the tracking store. Example: gfe-study report amd"""
-    with console().status(f"reading and drawing {label} …"):  # silent unless it is a terminal
+    shown = console()
+    with shown.status(f"reading and drawing {label} …"):  # silent unless it is a terminal
         from gfe_study.analysis.load import Store
-        from gfe_study.analysis.report import write_report
+        from gfe_study.analysis.report import watch_report, write_report
         from gfe_study.study.storage import Storage
 
         folder = Storage(storage).folder(label, "report")
-        files = write_report(Store(), label, folder.local)
+        if watch:
+            files = watch_report(Store(), label, folder.local, lambda text: say(shown, text))
+        else:
+            files = write_report(Store(), label, folder.local)
         folder.push_tree()
     if json_:
         print_json([str(file) for file in files])

@@ -18,16 +18,18 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
 import yaml
 from browser import open_page
 from mlflow import MlflowClient
 from nbclient import NotebookClient
 from PIL import Image
 from scipy import stats
-from sweeps import children, environment, gfe_study, history
+from sweeps import children, environment, gfe_study, history, started
 
 from gfe_study import names
 from gfe_study.analysis.evidence import Evidence
+from gfe_study.analysis.exhibits import explore
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.report import PAGE_FILE, write_report
 from gfe_study.config import InputError
@@ -111,9 +113,8 @@ def test_every_figure_and_table_is_there(folder: Path) -> None:
 def test_the_page_opens_with_question_and_verdict_and_is_whole_by_itself(folder: Path) -> None:
     page = (folder / "results" / STUDY / "report" / PAGE_FILE).read_text()
     assert "Is an encoder needed for &lt; 500 images &amp; why?" in page
-    assert page.index("Verdict by") < page.index("data:image/png") < page.index("All trials")
+    assert page.index("Verdict by") < page.index("data:image/") < page.index('id="trials"')
     assert re.search(r"<b>gfe</b>: 0\.\d{4}, (better|worse|equivalent|undecided)", page)
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
 
 
 def test_the_best_trial_comes_with_commands_that_work(folder: Path) -> None:
@@ -133,13 +134,87 @@ def test_the_best_trial_comes_with_commands_that_work(folder: Path) -> None:
     assert np.load(folder / "encoded.npz")["latent"].shape[0] == 2
 
 
-def test_the_page_opens_in_a_browser_without_an_error_or_a_request(folder: Path) -> None:
-    with open_page((folder / "results" / STUDY / "report" / PAGE_FILE).as_uri()) as opened:
-        opened.wait_for("Where the numbers come from")
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_page_works_in_a_browser_without_an_error_or_a_request(folder: Path, width: int) -> None:
+    with open_page((folder / "results" / STUDY / "report" / PAGE_FILE).as_uri(), width=width) as opened:
+        page = opened.page
+        opened.wait_for("Verdict by")
+        page.wait_for_selector(".chart svg")
+        assert page.evaluate("document.querySelectorAll('.chart svg .mark-line path').length") >= 4
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing is wider than the window
+        for heading in page.query_selector_all("main h2"):
+            assert page.query_selector(f"nav a[href='#{heading.get_attribute('id')}']"), heading.inner_text()
+
+        def shown(column: str) -> list[str]:
+            heads = [head.inner_text().strip(" ▲▼") for head in page.query_selector_all(".sortable th")]
+            cells = page.query_selector_all(f".sortable tbody tr:not([hidden]) td:nth-child({heads.index(column) + 1})")
+            return [cell.inner_text() for cell in cells]
+
+        rows = len(shown("seed"))
+        for sign in (1, -1):  # a second click turns the order round
+            page.click(".sortable th:has-text('train_seconds')")
+            seconds = [sign * float(cell.replace(",", "")) for cell in shown("train_seconds")]
+            assert seconds == sorted(seconds)
+        page.fill("input[type=search]", "GFE finished")  # both words, in any letters
+        assert 0 < len(shown("arm")) < rows
+        assert set(shown("arm")) == {"gfe"}
+        page.fill("input[type=search]", "")
+        assert len(shown("seed")) == rows
+        assert page.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
         assert opened.errors == []
         assert opened.leaving() == []
-        broken = opened.page.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
-        assert broken == 0
+
+
+def test_links_of_the_page_lead_to_its_parts_its_files_and_the_runs(folder: Path) -> None:
+    report = folder / "results" / STUDY / "report"
+    page = re.sub(r"<script.*?</script>", "", (report / PAGE_FILE).read_text(), flags=re.DOTALL)
+    assert not re.findall(r'src="(?!data:)', page)
+    links = set(re.findall(r'href="(?!data:)([^"]+)"', page))
+    runs = {link for link in links if link.startswith("http://127.0.0.1:5000/#/experiments/")}
+    assert len(runs) == len(Evidence.load(Store(f"sqlite:///{folder / 'mlflow.db'}"), STUDY).runs)
+    for link in links - runs:
+        assert f'id="{link[1:]}"' in page if link.startswith("#") else (report / link).is_file(), link
+
+
+def test_charts_are_what_vega_lite_takes(folder: Path) -> None:
+    evidence = Evidence.load(Store(f"sqlite:///{folder / 'mlflow.db'}"), STUDY)
+    charts = {exhibit.key: exhibit.chart for exhibit in explore(evidence)}
+    assert charts.keys() == {"every_trial", "settings"}
+    for chart in charts.values():
+        assert chart is not None
+        json.dumps(chart, allow_nan=False)
+        drawn = vl_convert.vegalite_to_svg({**chart, "width": 600})
+        assert drawn.count("<path") > 5
+    curves, settings = charts["every_trial"], charts["settings"]
+    assert curves is not None and settings is not None
+    points = curves["data"]["values"]
+    assert len(points) == len(evidence.curves)
+    assert {point["arm"] for point in points} == set(evidence.arms)
+    rows = settings["layer"][0]["data"]["values"]
+    assert all(0 <= row["place"] <= 1 for row in rows)
+    best = min(rows, key=lambda row: row["result"])
+    assert [row["place"] for row in rows if row["trial"] == best["trial"] and row["key"] == VAL_LOSS] == [0.0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_watched_report_follows_the_study_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump({**SPACE, "budget": {"seconds": 8}, "seeds": 4}))
+    page = tmp_path / "results" / "long" / "report" / PAGE_FILE
+    with started(tmp_path, "sweep", "long.yaml") as sweep:
+        while not any((tmp_path / "results").glob("long/trials/*/best.pt")):
+            assert sweep.poll() is None
+            time.sleep(0.2)
+        with started(tmp_path, "report", "long", "--watch") as watch:
+            while not page.exists():
+                assert watch.poll() is None
+                time.sleep(0.2)
+            assert '<meta http-equiv="refresh"' in page.read_text()
+            assert "still running" in page.read_text()
+            assert sweep.wait(200) == 0
+            assert watch.wait(100) == 0
+    assert '<meta http-equiv="refresh"' not in page.read_text()
+    assert "still running" not in page.read_text()
 
 
 def test_table_1_is_the_mean_of_the_runs(folder: Path) -> None:
@@ -210,7 +285,7 @@ def test_what_is_wrong_with_runs_is_named_and_the_rest_reported(copied: tuple[Pa
     client.set_terminated(stranger.info.run_id, "FINISHED")
 
     page = next(iter(write_report(store, STUDY, elsewhere / "report"))).read_text()
-    cautions = page[page.index("Read with care") : page.index("data:image/png")]
+    cautions = page[page.index("Read with care") : page.index("data:image/")]
     assert "crashed run" in cautions
     assert "out of luck" in cautions
     for name, told in {
@@ -221,7 +296,7 @@ def test_what_is_wrong_with_runs_is_named_and_the_rest_reported(copied: tuple[Pa
     }.items():
         (line,) = [line for line in re.findall("<li>(.*?)</li>", cautions) if name in line and told in line]
         assert line
-    assert "0.0001" not in page[: page.index("All trials")]
+    assert "0.0001" not in page[: page.index('id="trials"')]
 
 
 def test_a_study_without_a_result_is_refused_with_the_reason(copied: tuple[Path, Store]) -> None:

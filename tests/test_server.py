@@ -54,7 +54,9 @@ def test_a_port_in_use_and_an_unknown_study_are_one_line_each(tmp_path: Path) ->
 
     with taken() as held:
         port = held.getsockname()[1]
-        assert refused("--port", str(port)).startswith(f"error: --port: given {port}; Address already in use; allowed: ")
+        assert refused("--port", str(port)).startswith(
+            f"error: --port: given {port}; Address already in use; allowed: "
+        )
     assert "holds no study 'mien'; did you mean 'mine'?" in refused("mien")
 
 

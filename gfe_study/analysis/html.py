@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,6 +19,8 @@ from gfe_study.analysis.style import DPI, drawing
 if TYPE_CHECKING:
     from gfe_study.analysis.exhibits.base import Exhibit
 
+FILES = (".png", ".svg", ".csv", ".md", ".tex", "_data.csv")
+"""Endings of an exhibit's files."""
 PIXELS_AN_INCH = 125
 """On the page."""
 
@@ -42,19 +46,29 @@ def formatted(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
     )
 
 
-def table_html(shown: pd.DataFrame) -> str:
-    """A table of text; columns of numbers to the right."""
+def table_html(shown: pd.DataFrame, links: Mapping[tuple[str, str], str] = MappingProxyType({}), kind: str = "") -> str:
+    """A table of text; columns of numbers to the right.
+
+    Args:
+        links: where a text of a column leads.
+        kind: class of the table, for the page's script.
+    """
 
     def is_text(column: Any) -> bool:
         return not all(_is_number(value) for value in shown[column] if value)
 
+    def cell(column: Any, text: str) -> str:
+        link = links.get((str(column), text))
+        return f'<a href="{escape(link)}">{escape(text)}</a>' if link else escape(text)
+
     kinds = {column: ' class="text"' if is_text(column) else "" for column in shown}
     head = "".join(f"<th{kinds[column]}>{escape(str(column))}</th>" for column in shown)
     rows = "".join(
-        f"<tr>{''.join(f'<td{kinds[column]}>{escape(str(row[column]))}</td>' for column in shown)}</tr>"
+        f"<tr>{''.join(f'<td{kinds[column]}>{cell(column, str(row[column]))}</td>' for column in shown)}</tr>"
         for row in shown.to_dict("records")
     )
-    return f'<div class="tables"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    named = f' class="{kind}"' if kind else ""
+    return f'<div class="tables"><table{named}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def exhibit_html(exhibit: Exhibit, folder: Path | None = None) -> str:
@@ -63,14 +77,33 @@ def exhibit_html(exhibit: Exhibit, folder: Path | None = None) -> str:
     if exhibit.table is not None:
         parts.append(table_html(formatted(exhibit.table, exhibit.formats)))
     if exhibit.figure is not None:
-        png = (folder / f"{exhibit.key}.png").read_bytes() if folder is not None else _png(exhibit)
-        picture = base64.b64encode(png).decode()
+        kind, content = _smaller(folder, exhibit.key) if folder is not None else ("png", _png(exhibit))
+        picture = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         width = int(exhibit.figure.get_figwidth() * PIXELS_AN_INCH)
-        image = f'<img alt="{escape(exhibit.title)}" width="{width}" src="data:image/png;base64,{picture}">'
+        image = f'<img alt="{escape(exhibit.title)}" width="{width}" src="{picture}">'
         parts.append(f"<figure>{image}<figcaption>{escape(exhibit.caption)}</figcaption></figure>")
+    elif exhibit.chart is not None and folder is not None:
+        chart = json.dumps(exhibit.chart, ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
+        box = f'<div class="chart"><script type="application/json">{chart}</script></div>'
+        parts.append(f"<figure>{box}<figcaption>{escape(exhibit.caption)}</figcaption></figure>")
     else:
         parts.append(f'<p class="note">{escape(exhibit.caption)}</p>')
+    if folder is not None:
+        parts.append(_files(exhibit, folder))
     return "\n".join(parts)
+
+
+def _files(exhibit: Exhibit, folder: Path) -> str:
+    """Links to an exhibit's files, which lie beside the page."""
+    names = [f"{exhibit.key}{ending}" for ending in FILES if (folder / f"{exhibit.key}{ending}").exists()]
+    links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in names)
+    return f'<p class="files">{links}</p>' if links else ""
+
+
+def _smaller(folder: Path, key: str) -> tuple[str, bytes]:
+    """The kind and the content of a figure's smaller file: lines are best as SVG, photographs as PNG."""
+    found = {"png": (folder / f"{key}.png").read_bytes(), "svg+xml": (folder / f"{key}.svg").read_bytes()}
+    return min(found.items(), key=lambda pair: len(pair[1]))
 
 
 def _png(exhibit: Exhibit) -> bytes:

@@ -26,7 +26,7 @@ from gfe_study.analysis.database import SYSTEM_METRICS, Database, is_database
 from gfe_study.analysis.tidy import RUN_ID, Rows, points_frame, runs_frame
 from gfe_study.config import InputError, read_yaml
 from gfe_study.tracking.client import PARENT, connect
-from gfe_study.tracking.uri import ARTIFACTS, explained, scheme, store_uri
+from gfe_study.tracking.uri import ARTIFACTS, explained, scheme, store_uri, ui_address
 from gfe_study.tracking.views import STUDY_FILE
 
 REPORT = "report"
@@ -158,6 +158,11 @@ class Store:
         run = self._parent_run(study)
         noted = run.data.tags if run is not None else self._experiment(study).tags
         return str(declared.get("question") or noted.get(MLFLOW_RUN_NOTE, ""))
+
+    def runs_page(self, study: str) -> str:
+        """Address of a study's runs in MLflow's UI, on the store's server or on that of `gfe-study ui`."""
+        with explained(self.uri, "read"):
+            return f"{ui_address(self.uri)}/#/experiments/{self._experiment(study).experiment_id}/runs"
 
     def artifact(self, run_id: str, name: str) -> Path | None:
         """A file among a run's artifacts, here or brought here; None if it is not there."""

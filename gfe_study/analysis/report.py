@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from gfe_study.analysis.diagnostics import Note, notes
 from gfe_study.analysis.evidence import Evidence, floors_of
 from gfe_study.analysis.exhibits import MAKERS, Exhibit
 from gfe_study.analysis.exhibits.base import seeds_text
-from gfe_study.analysis.html import exhibit_html, formatted, table_html
+from gfe_study.analysis.html import FILES, exhibit_html, formatted, table_html
 from gfe_study.analysis.load import Store
 from gfe_study.analysis.style import save
 from gfe_study.analysis.tidy import PARAMS, RUN_ID, measured
@@ -48,28 +50,20 @@ from gfe_study.metrics import (
 PAGE_FILE = "report.html"
 TRIALS_FILE = "trials.csv"
 TABLE_FORMATS = (".csv", ".md", ".tex")
+TRIALS_HEADING = "All trials"
+LEAST_SECONDS_BETWEEN = 15
+SHARE_OF_TIME = 5.0
+"""Between two writings of a report that is watched, times the seconds that one takes."""
 LOSSES = (VAL_LOSS, TEST_LOSS, MIXED_TEST_LOSS, COMMON_VAL_LOSS, COMMON_TEST_LOSS, TRAIN_LOSS)
 
-STYLE = """
-:root { color-scheme: light }
-body { font: 15px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem }
-.question { font-size: 1.15rem; margin-top: .3rem } .note, figcaption, dd { color: #555 }
-figure { margin: 1rem 0 } figure img { max-width: 100% } figcaption { font-size: 13px; max-width: 48rem }
-.tables { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; margin: .5rem 0 }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
-th { border-bottom: 1.5px solid #444; font-weight: 600 } td.text, th.text { text-align: left }
-.verdict { background: #f4f6f8; padding: .7rem 1rem; border-left: 4px solid #3f90da } .verdict ul { margin: .3rem 0 }
-.verdict pre { margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px }
-.warning { background: #fff6e5; padding: .7rem 1rem; border-left: 4px solid #ffa90e }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dt { font-weight: 600 } dd { margin: 0 }
-"""
 
-
-def write_report(store: Store, study: str, folder: Path) -> list[Path]:
+def write_report(store: Store, study: str, folder: Path, refresh: int | None = None) -> list[Path]:
     """Write a self-contained page, and its figures (PNG, SVG) and tables (CSV, Markdown, LaTeX) beside it.
 
     All files are also stored as artifacts of the study's run, under `report/`.
+
+    Args:
+        refresh: seconds after which the page loads itself again, while it is rewritten; None: it is final.
 
     Returns:
         The files, the page first.
@@ -89,12 +83,33 @@ def write_report(store: Store, study: str, folder: Path) -> list[Path]:
         files = [file for exhibit in exhibits for file in write_exhibit(exhibit, folder)]
         trials = folder / TRIALS_FILE
         trials_table(evidence).to_csv(trials, index=False)
-        page.write_text(_page(evidence, exhibits, folder), encoding="utf-8")
+        page.write_text(_page(evidence, exhibits, folder, refresh), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: the report cannot be written ({error.strerror})") from error
-    if evidence.parent is not None:
+    if evidence.parent is not None and refresh is None:
         store.log_report(study, folder)
     return [page, trials, *files]
+
+
+def watch_report(store: Store, study: str, folder: Path, tell: Callable[[str], None]) -> list[Path]:
+    """Write the report again and again while the study runs, and for good when it has ended.
+
+    Args:
+        tell: is told where the page is, once it is there.
+    """
+    told = ""
+    while (parent := store.parent(study)) is not None and parent.status == "RUNNING":
+        started = time.monotonic()
+        try:
+            page = str(write_report(store, study, folder, LEAST_SECONDS_BETWEEN)[0])
+        except InputError as error:  # nothing to show yet
+            page = str(error)
+        if page != told:
+            tell(page)
+            told = page
+        took = time.monotonic() - started
+        time.sleep(max(LEAST_SECONDS_BETWEEN, SHARE_OF_TIME * took))  # the trials need the processor more
+    return write_report(store, study, folder)
 
 
 def _remove_earlier(page: Path) -> None:
@@ -102,7 +117,7 @@ def _remove_earlier(page: Path) -> None:
     if not page.exists():
         return
     for key in re.findall(r'<h2 id="(\w+)">', page.read_text(encoding="utf-8")):
-        for ending in (".png", ".svg", *TABLE_FORMATS, "_data.csv"):
+        for ending in FILES:
             (page.parent / f"{key}{ending}").unlink(missing_ok=True)
 
 
@@ -175,7 +190,7 @@ def _markdown(shown: pd.DataFrame) -> str:
     )
 
 
-def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
+def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path, refresh: int | None) -> str:
     trials, metrics = trials_table(evidence), {*STANDARD, *measured(evidence.points)}
     parts = [
         f"<h1>{escape(evidence.name)}</h1>",
@@ -185,17 +200,51 @@ def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path) -> str:
         _best_trial(evidence),
         _cautions(evidence),
         *(exhibit_html(exhibit, folder) for exhibit in exhibits),
-        "<h2>All trials</h2>",
-        f'<p class="note">Best {info_of(evidence.chosen_by).label} first; '
-        f"<code>{TRIALS_FILE}</code> lists all of them.</p>",
-        table_html(formatted(trials, {str(name): info_of(str(name)).format for name in trials if name in metrics})),
+        f'<section><h2 id="trials">{TRIALS_HEADING}</h2>',
+        f'<p class="note">Best {info_of(evidence.chosen_by).label} first; a click on a heading sorts them, and '
+        f'<a href="{TRIALS_FILE}">{TRIALS_FILE}</a> lists all. Fingerprints lead to the runs in MLflow’s UI, while '
+        "<code>gfe-study ui</code> or the server runs.</p>",
+        '<input type="search" placeholder="show rows with these words" aria-label="filter the trials">',
+        table_html(
+            formatted(trials, {str(name): info_of(str(name)).format for name in trials if name in metrics}),
+            {(names.FINGERPRINT, print_): link for print_, link in _runs(evidence).items()},
+            "sortable",
+        ),
+        "</section>",
         _provenance(evidence),
     ]
     body = "\n".join(part for part in parts if part)
+    here = package_files("gfe_study.analysis")
+    style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    library = _library() if any(exhibit.chart is not None for exhibit in exhibits) else ""
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh is not None else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">'
-        f"<title>{escape(evidence.name)}</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
+        f"<title>{escape(evidence.name)}</title><style>\n{style}</style></head><body>\n{_contents(body)}\n"
+        f'<main>\n{body}\n</main>\n{library}<script type="module">\n{script}</script></body></html>\n'
     )
+
+
+def _contents(body: str) -> str:
+    """Links to all headings."""
+    links = (f'<li><a href="#{key}">{text}</a></li>' for key, text in re.findall(r'<h2 id="(\w+)">(.*?)</h2>', body))
+    return f"<nav><ul>{''.join(links)}</ul></nav>"
+
+
+def _library() -> str:
+    """Vega, which draws the charts, with all that it needs: a page asks no server for anything."""
+    import vl_convert  # takes a second to load
+
+    code = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return f'<script type="module">{code}</script>\n'
+
+
+def _runs(evidence: Evidence) -> dict[str, str]:
+    """Fingerprint -> address of the run in MLflow's UI."""
+    runs = evidence.runs[evidence.runs[names.FINGERPRINT] != ""]
+    address = evidence.store.runs_page(evidence.name)
+    return {print_: f"{address}/{run}" for print_, run in zip(runs[names.FINGERPRINT], runs[RUN_ID], strict=True)}
 
 
 def _asked_and_ran(evidence: Evidence) -> str:
@@ -357,4 +406,4 @@ def _provenance(evidence: Evidence) -> str:
             about[name] = "; ".join(values)
     if evidence.parent is not None:
         about["started"] = f"{evidence.parent.start_time:%Y-%m-%d %H:%M} UTC"
-    return f"<h2>Where the numbers come from</h2>{_list(about)}"
+    return f'<h2 id="provenance">Where the numbers come from</h2>{_list(about)}'

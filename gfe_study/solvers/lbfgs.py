@@ -83,9 +83,7 @@ class LBFGS(LineSearch[_Candidate]):
         move = active.step[:, None] * active.direction
         return move, torch.addmm(active.latent, move, objective.metric(move.shape[1], self.damping).t())
 
-    def _turn(
-        self, objective: Objective, active: _Candidate, accepted: Tensor, move: Tensor, grad: Tensor
-    ) -> None:
+    def _turn(self, objective: Objective, active: _Candidate, accepted: Tensor, move: Tensor, grad: Tensor) -> None:
         """Remember the pair of an accepted step, and choose the next direction."""
         pairs, old, slope = self.pairs, active.memory, grad @ objective.metric(grad.shape[1], self.damping)
         taken = accepted[:, None]

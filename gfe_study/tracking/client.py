@@ -28,7 +28,6 @@ from gfe_study.tracking.database import PLACEHOLDERS, DatabaseWriter, open_engin
 from gfe_study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, Change, Run, Writer
 from gfe_study.tracking.uri import (
     ARTIFACTS,
-    UI,
     TrackingError,
     check_sqlite,
     explained,
@@ -36,6 +35,7 @@ from gfe_study.tracking.uri import (
     scheme,
     sqlite_file,
     store_uri,
+    ui_address,
     without_password,
 )
 
@@ -216,7 +216,7 @@ class Tracker:
 
     def page(self, path: str) -> str:
         """Return the address of a page of MLflow's UI, on the store's server or on that of `gfe-study ui`."""
-        return f"{without_password(self.uri).rstrip('/') if is_server(self.uri) else UI}/{path}"
+        return f"{ui_address(self.uri)}/{path}"
 
     def tag_study(self, tags: dict[str, str]) -> None:
         """Set tags of the parent run."""

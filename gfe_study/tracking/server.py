@@ -12,7 +12,7 @@ import webbrowser
 from collections.abc import Callable
 
 from gfe_study.config import InputError
-from gfe_study.tracking.uri import HOST, is_server, store_uri, without_password
+from gfe_study.tracking.uri import HOST, is_server, store_uri, ui_address
 
 SECONDS_TO_START = 120.0
 
@@ -31,14 +31,16 @@ def show_runs(path: str, port: int, tell: Callable[[str], None], *, browse: bool
     """
     uri = store_uri()
     if is_server(uri):
-        _open(f"{without_password(uri).rstrip('/')}/{path}", tell, browse)
+        _open(f"{ui_address(uri)}/{path}", tell, browse)
         return 0
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise InputError(f"--port: given {port}; {error.strerror}; allowed: a free port, like {port + 1}") from error
+            raise InputError(
+                f"--port: given {port}; {error.strerror}; allowed: a free port, like {port + 1}"
+            ) from error
     # The address may hold a password, which arguments would show to everybody on the machine.
     surroundings = {
         **os.environ,

@@ -101,6 +101,11 @@ def writable(folder: Path, remedy: str) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
 
 
+def ui_address(uri: str) -> str:
+    """Return where MLflow's UI shows a store: on its server, or on that of `gfe-study ui`."""
+    return without_password(uri).rstrip("/") if is_server(uri) else UI
+
+
 @contextlib.contextmanager
 def explained(uri: str, verb: str = "used") -> Iterator[None]:
     """Turn whatever a store, its driver or the network raises into a `TrackingError`."""

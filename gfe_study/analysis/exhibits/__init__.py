@@ -5,6 +5,7 @@ from gfe_study.analysis.exhibits.curves import curves
 from gfe_study.analysis.exhibits.data_efficiency import data_efficiency
 from gfe_study.analysis.exhibits.datasets import datasets
 from gfe_study.analysis.exhibits.entropy import entropy
+from gfe_study.analysis.exhibits.explore import explore
 from gfe_study.analysis.exhibits.imputation import imputation
 from gfe_study.analysis.exhibits.novelty import novelty
 from gfe_study.analysis.exhibits.paper_tables import table_1, table_2
@@ -28,6 +29,7 @@ MAKERS: tuple[Maker, ...] = (
     snapshots,
     samples,
     tuning,
+    explore,
 )
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "data_efficiency",
     "datasets",
     "entropy",
+    "explore",
     "imputation",
     "novelty",
     "pareto",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.html import exhibit_html
+
+
+Chart = dict[str, Any]
+"""A specification of Vega-Lite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +28,7 @@ class Exhibit:
         table: shown on the page; also written as CSV, Markdown and LaTeX.
         formats: how the numbers of a column of the table are shown, as of `format`.
         data: the numbers behind the figure, written as CSV.
+        chart: shown on the page instead of a figure, where a reader can point at it and choose what is shown.
     """
 
     key: str
@@ -32,6 +38,7 @@ class Exhibit:
     table: pd.DataFrame | None = None
     formats: Mapping[str, str] = field(default_factory=dict)
     data: pd.DataFrame | None = None
+    chart: Chart | None = None
 
     def _repr_html_(self) -> str:
         return exhibit_html(self)
