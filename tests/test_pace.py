@@ -52,7 +52,8 @@ def test_what_ran_before_an_interruption_is_not_run_again() -> None:
 def test_more_slots_never_take_longer(share: float, seconds: float, slots: int, waiting: int) -> None:
     running = [Begun((0, "a"), seconds, share)]
     one, more = (Pace().left({(0, "a"): waiting}, running, each) for each in (slots, slots + 1))
-    assert one is not None and more is not None
+    assert one is not None
+    assert more is not None
     assert 0 <= more <= one * (1 + 1e-12)
 
 

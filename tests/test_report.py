@@ -186,7 +186,8 @@ def test_charts_are_what_vega_lite_takes(folder: Path) -> None:
         drawn = vl_convert.vegalite_to_svg({**chart, "width": 600})
         assert drawn.count("<path") > 5
     curves, settings = charts["every_trial"], charts["settings"]
-    assert curves is not None and settings is not None
+    assert curves is not None
+    assert settings is not None
     points = curves["data"]["values"]
     assert len(points) == len(evidence.curves)
     assert {point["arm"] for point in points} == set(evidence.arms)

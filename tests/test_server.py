@@ -33,7 +33,8 @@ def test_it_shows_a_study_until_it_is_interrupted(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?"
     deadline = time.monotonic() + 120
     while address not in (tmp_path / "said").read_text():
-        assert shown.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+        assert shown.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "said").read_text()
         time.sleep(0.2)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
         assert answer.status == 200

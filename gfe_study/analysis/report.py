@@ -236,7 +236,8 @@ def _library() -> str:
     """Vega, which draws the charts, with all that it needs: a page asks no server for anything."""
     import vl_convert  # takes a second to load
 
-    code = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    code: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub demands what its text calls optional
+    code = code.replace("</script", "<\\/script")
     return f'<script type="module">{code}</script>\n'
 
 

@@ -90,7 +90,8 @@ class PCALearner(ClosedFormLearner):
         else:
             matrix_BLL = matrix_BLL + self.trial.prior_precision * torch.eye(weight_DL.shape[1]).to(matrix_BLL)
             latent_BL1 = torch.cholesky_solve(right_BL1, torch.linalg.cholesky(matrix_BLL))
-        return latent_BL1[..., 0].to(target.value_BD.dtype)
+        latent_BL: Tensor = latent_BL1[..., 0].to(target.value_BD.dtype)
+        return latent_BL
 
 
 class ValueRange(nn.Module):

@@ -112,9 +112,8 @@ def experiment_of(study: str, uri: str) -> str:
         found = client.get_experiment_by_name(study)
         if found is None:
             known = [each.name for each in client.search_experiments(max_results=5) if each.name != "Default"]
-            raise TrackingError(
-                f"{without_password(uri)}: holds no study {study!r}; {suggestion(study, known) if known else 'nor another'}"
-            )
+            others = suggestion(study, known) if known else "nor another"
+            raise TrackingError(f"{without_password(uri)}: holds no study {study!r}; {others}")
     return str(found.experiment_id)
 
 

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from gfe_study.analysis.evidence import Evidence
 from gfe_study.analysis.html import exhibit_html
 
-
 Chart = dict[str, Any]
 """A specification of Vega-Lite."""
 

@@ -29,7 +29,7 @@ HEIGHT = 340
 CONFIG: dict[str, Any] = {
     "background": "transparent",
     "view": {"stroke": "transparent"},
-    "axis": {key: "currentColor" for key in ("labelColor", "titleColor", "domainColor", "tickColor")}
+    "axis": dict.fromkeys(("labelColor", "titleColor", "domainColor", "tickColor"), "currentColor")
     | {"gridColor": "#8883", "labelLimit": 240},
     "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "labelLimit": 300},
     "text": {"color": "currentColor"},
@@ -138,9 +138,8 @@ def _settings(evidence: Evidence, study: Study, table: pd.DataFrame) -> Exhibit:
     """Parallel coordinates: an axis for each searched key, a line for each configuration."""
     metric, arms = evidence.chosen_by, evidence.arms
     tried = [(record, _tried(study, record)) for record in table.to_dict("records")]
-    axes = {
-        key: axis for key in study.nuisance if (axis := _axis(study, key, [point for _, point in tried])) is not None
-    }
+    points = [point for _, point in tried]
+    axes = {key: found for key in study.nuisance if (found := _axis(study, key, points)) is not None}
     low, high = float(table["value"].min()), float(table["value"].max())
     axes[metric] = _Axis({}, {0.0: text_of(metric, low), 1.0: text_of(metric, high)})
     rows = []
@@ -179,12 +178,12 @@ def _settings(evidence: Evidence, study: Study, table: pd.DataFrame) -> Exhibit:
         "mark": {"type": "text", "align": "left", "dx": 6, "fontSize": 10, "opacity": 0.8},
         "encoding": {"text": {"field": "text"}},
     }
-    axis = {"title": None, "labelAngle": -20, "grid": True}
-    x = {"field": "key", "type": "nominal", "sort": list(axes), "axis": axis}
+    upright = {"title": None, "labelAngle": -20, "grid": True}
+    x = {"field": "key", "type": "nominal", "sort": list(axes), "axis": upright}
     y = {"field": "place", "type": "quantitative", "axis": None, "scale": {"domain": [-0.06, 1.06]}}
     caption = (
-        f"Settings that the search tried, a line for each; the last axis is {evidence.label(metric)}, which colours the "
-        "lines. Point at one to read it."
+        f"Settings that the search tried, a line for each. {capitalised(evidence.label(metric))} colours "
+        "them, on the last axis. Point at a line to read it."
     )
     keys = [key for key in study.nuisance if key in table]
     data = table[[names.ARM, names.NUMBER, *keys, "value"]].rename(columns={"value": metric})
