@@ -10,8 +10,7 @@ import pytest
 
 from gfe_study import names
 from gfe_study.config import Study
-from gfe_study.metrics import IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TRAIN_SECONDS, VAL_LOSS
-from gfe_study.study.engine import _spent_share
+from gfe_study.metrics import IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
@@ -100,13 +99,3 @@ def test_a_cluster_is_no_known_machine() -> None:
     assert here is not None
     assert here[names.THREADS] == "2"
     assert here[names.DEVICE].startswith("cpu (")
-
-
-@pytest.mark.parametrize(
-    ("budget", "share"),
-    [({"images": 100}, 0.2), ({"seconds": 8}, 0.25), ({"images": 100, "seconds": 2.5}, 0.8), ({"nfe": 300}, 0.4)],
-)
-def test_the_nearest_limit_tells_the_progress(budget: dict[str, Any], share: float, tmp_path: Path) -> None:
-    job, _ = job_with(budget, tmp_path)
-    point = {IMAGES_SEEN: 20.0, TRAIN_SECONDS: 2.0, NFE_FORWARD: 4.0, NFE_BACKWARD: 2.0}
-    assert _spent_share(job.trial.budget, point) == pytest.approx(share)
