@@ -46,6 +46,7 @@ NFE: Final = "nfe"
 NFE_FORWARD: Final = "nfe_forward"
 NFE_BACKWARD: Final = "nfe_backward"
 ENCODER_PASSES: Final = "encoder_passes"
+LOSSES: Final = (VAL_LOSS, TEST_LOSS, MIXED_TEST_LOSS, COMMON_VAL_LOSS, COMMON_TEST_LOSS, TRAIN_LOSS)
 PASSES: Final = (NFE_FORWARD, NFE_BACKWARD, ENCODER_PASSES)
 """What training costs apart from seconds, per image: all that `budget.nfe` limits."""
 ENCODE_NFE: Final = "encode_nfe"

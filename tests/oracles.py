@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
-from problems import Problem
+from problems import Problem, solve
 from torch import Tensor
 
 from gfe_study.solvers.amd import AMD
-from gfe_study.solvers.base import Result
+from gfe_study.solvers.base import Result, Solution, Solver
 from gfe_study.solvers.lbfgs import LBFGS
 from gfe_study.solvers.spectral import SpectralAMD
 
@@ -31,6 +32,27 @@ class Path:
     nfe_forward: int
     nfe_backward: int
     result: Result
+
+
+Oracle = Callable[[LossAndGradient, list[float]], Path]
+
+
+def check_followed(oracle: Oracle, solver: Solver, problem: Problem, rel: float, latent_rel: float) -> Solution:
+    """Assert that every sample went the way of an oracle, times as exactly as latents; return the solution."""
+    solution = solve(solver, problem)
+    for sample, start in enumerate(problem.start().tolist()):
+        _check_sample(solution, sample, oracle(sample_of(problem, sample), start), rel, latent_rel)
+    return solution
+
+
+def _check_sample(solution: Solution, sample: int, path: Path, rel: float, latent_rel: float) -> None:
+    assert solution.latent_BL[sample].tolist() == pytest.approx(path.latent, rel=latent_rel, abs=latent_rel / 100)
+    assert solution.loss_B[sample].item() == pytest.approx(path.losses[-1], rel=rel)
+    assert solution.time_B[sample].item() == pytest.approx(path.times[-1], rel=latent_rel)
+    assert solution.result_B[sample] == path.result
+    assert solution.num_steps_B[sample] == path.num_steps
+    assert solution.nfe_forward_B[sample] == path.nfe_forward
+    assert solution.nfe_backward_B[sample] == path.nfe_backward
 
 
 def sample_of(problem: Problem, sample: int) -> LossAndGradient:

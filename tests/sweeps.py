@@ -35,6 +35,14 @@ def gfe_study(folder: Path, *arguments: str, **settings: str) -> subprocess.Comp
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=SECONDS_LIMIT)
 
 
+def assert_one_line(err: str, *parts: str) -> None:
+    """Assert that an error is one line, with these parts."""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
 @contextmanager
 def started(folder: Path, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """A sweep in a process group of its own, gone at the end whatever happens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import oracles
@@ -35,16 +36,7 @@ amd_settings = st.builds(
 @properties
 @given(amd_settings, image_problems)
 def test_amd_is_algorithm_1_run_on_every_sample_alone(solver: AMD, problem: Problem) -> None:
-    solution = solve(solver, problem)
-    for sample in range(len(problem.target_BD)):
-        path = oracles.amd(solver, oracles.sample_of(problem, sample), problem.start()[sample].tolist())
-        assert solution.latent_BL[sample].tolist() == pytest.approx(path.latent, rel=1e-8, abs=1e-10)
-        assert solution.loss_B[sample].item() == pytest.approx(path.losses[-1], rel=1e-10)
-        assert solution.time_B[sample].item() == pytest.approx(path.times[-1], rel=1e-10)
-        assert solution.result_B[sample] == path.result
-        assert solution.num_steps_B[sample] == path.num_steps
-        assert solution.nfe_forward_B[sample] == path.nfe_forward
-        assert solution.nfe_backward_B[sample] == path.nfe_backward
+    oracles.check_followed(partial(oracles.amd, solver), solver, problem, rel=1e-10, latent_rel=1e-8)
 
 
 Round = dict[str, Any]

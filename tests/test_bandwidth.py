@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+from sweeps import assert_one_line
 
 from gfe_study.cache import CACHE_DIR_VARIABLE, cache_folder
 from gfe_study.density import bandwidth as module
@@ -295,7 +296,4 @@ def test_another_target(run: Run) -> None:
 def test_bad_arguments_are_one_line(run: Run, arguments: list[str], parts: list[str]) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for part in parts:
-        assert part in err
+    assert_one_line(err, *parts)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from stores import fresh
+from sweeps import assert_one_line
 
 from gfe_study import names
 from gfe_study.config import space_files
@@ -40,13 +41,6 @@ def space(folder: Path, **changes: object) -> str:
     file = folder / "mine.yaml"
     file.write_text(yaml.safe_dump({**declared, **changes}))
     return str(file)
-
-
-def assert_one_line(err: str, *parts: str) -> None:
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for part in parts:
-        assert part in err
 
 
 NUISANCE = {"solver.s_max": {"loguniform": [10, 1000]}}

@@ -221,21 +221,6 @@ def assert_one_line(dataset: FileDataset, folder: Path, *words: str) -> None:
         assert word in text
 
 
-@pytest.mark.parametrize("name", ["svhn", "celeba"])
-def test_missing_images_say_where_they_were_looked_for_and_what_to_set(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GFE_DATA_DIR", str(tmp_path / "mine"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError) as error:
-        Trial.build({"data": name}).data.load()
-    text, home = str(error.value), {"svhn": "SVHN", "celeba": "celeba"}[name]
-    assert "\n" not in text
-    for word in (f"{name} not found", f"{tmp_path}/mine/{home}", f"{tmp_path}/data/{home}", "set GFE_DATA_DIR"):
-        assert word in text
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_download_of_house_numbers_that_fails_says_so_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def dies(*_: object, **__: object) -> Any:
     raise Killed
 
 
+@contextmanager
+def killed(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[None]:
+    """Where this is reached the process ends."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dies)
+        with pytest.raises(Killed):
+            yield
+
+
 def test_arms_may_share_their_winners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second stage fixes what distinguishes the arms, so that one arm's winners are the other's."""
     monkeypatch.setattr(test_one_route, "made_up", trials())
@@ -85,10 +95,8 @@ def test_trials_run_again_after_a_kill(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(test_one_route, "made_up", trials(lambda run: 0.5))
     sweep(TWO_ARMS, folder)
     monkeypatch.setattr(test_one_route, "made_up", trials(lambda run: 0.1))
-    with monkeypatch.context() as patch:
-        patch.setattr(Tracker, "supersede", dies)
-        with pytest.raises(Killed):
-            again(TWO_ARMS, folder)
+    with killed(monkeypatch, Tracker, "supersede"):
+        again(TWO_ARMS, folder)
     outcome = sweep(TWO_ARMS, folder)
     check(outcome)
     assert outcome.plan.best() is not None
@@ -99,10 +107,8 @@ def test_trials_run_again_after_a_kill(folder: Path, monkeypatch: pytest.MonkeyP
 def test_an_edit_does_not_disarm_no_reuse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_one_route, "made_up", trials())
     sweep(TWO_ARMS, folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(Tracker, "supersede", dies)
-        with pytest.raises(Killed):
-            again(TWO_ARMS, folder)
+    with killed(monkeypatch, Tracker, "supersede"):
+        again(TWO_ARMS, folder)
     edited = copy.deepcopy(TWO_ARMS)
     edited["fixed"]["model"]["latent_dim"] = 3
     sweep(edited, folder)
@@ -146,10 +152,8 @@ def test_a_report_waits_for_a_level_store(folder: Path, monkeypatch: pytest.Monk
     """A start that ends between the journal's record and the store's tags leaves a report that says so."""
     monkeypatch.setattr(test_one_route, "made_up", trials())
     sweep(TWO_ARMS, folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(sweeping, "Recorder", dies)
-        with pytest.raises(Killed):
-            sweep({**TWO_ARMS, "seeds": 2}, folder)
+    with killed(monkeypatch, sweeping, "Recorder"):
+        sweep({**TWO_ARMS, "seeds": 2}, folder)
     with pytest.raises(InputError, match="before its runs were brought level"):
         Evidence.load(Store(), "edited")
     check(sweep({**TWO_ARMS, "seeds": 2}, folder))

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,16 +228,20 @@ def test_a_search_does_not_depend_on_which_trial_ends_first_or_on_kills(tmp_path
     assert run_in_any_order(study, tmp_path / "wild", draw, slots=draw.choice([2, 4]), kills=0.1) == one_by_one
 
 
+def suggested(plan: Plan, suggester: Suggester) -> Iterator[Job]:
+    """Every trial that a search suggests, one after another."""
+    while plan.unasked():
+        params = suggester.ask(plan.next_number())
+        assert params is not None
+        yield from plan.add(plan.next_number(), params)
+
+
 def test_a_conditional_search_learns(tmp_path: Path) -> None:
     study = conditional(trials=40, scheduler="none")
     with Journal.open(tmp_path) as journal:
         plan = Plan.make(study, SHA, journal)
-        suggester = Suggester(plan)
-        while plan.unasked():
-            params = suggester.ask(plan.next_number())
-            assert params is not None
-            for job in plan.add(plan.next_number(), params):
-                finish(journal, job, conditional_loss(job))
+        for job in suggested(plan, Suggester(plan)):
+            finish(journal, job, conditional_loss(job))
     assert all(study.fits(job.params, "") for job in plan.jobs.values())
     assert {job.params["solver.name"] for job in plan.jobs.values()} == {"amd", "rk4"}
     best = plan.best()
@@ -249,10 +254,7 @@ def test_a_grid_is_asked_whole_and_once(tmp_path: Path) -> None:
         study = conditional(sampler="grid", scheduler="none")
         plan = Plan.make(study, SHA, journal)
         suggester = Suggester(plan)
-        while plan.unasked():
-            params = suggester.ask(plan.next_number())
-            assert params is not None
-            plan.add(plan.next_number(), params)
+        assert list(suggested(plan, suggester))
         assert suggester.ask(plan.next_number()) is None
     assert len(plan.jobs) == plan.total == len(study.grid("")) == 2 * 3 * 3
 
@@ -261,13 +263,9 @@ def test_two_objectives_are_searched_together(tmp_path: Path) -> None:
     study = conditional(trials=12, metric={"name": "val_loss", "against": "nfe_forward"})
     with Journal.open(tmp_path) as journal:
         plan = Plan.make(study, SHA, journal)
-        suggester = Suggester(plan)
-        while plan.unasked():
-            params = suggester.ask(plan.next_number())
-            assert params is not None
-            for job in plan.add(plan.next_number(), params):
-                cost = 1 / conditional_loss(job)
-                finish(journal, job, conditional_loss(job), diverged=job.number == 3, nfe_forward=cost)
+        for job in suggested(plan, Suggester(plan)):
+            cost = 1 / conditional_loss(job)
+            finish(journal, job, conditional_loss(job), diverged=job.number == 3, nfe_forward=cost)
     assert len(plan.finished()) == 12
 
 

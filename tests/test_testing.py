@@ -200,29 +200,34 @@ class Replacing(Approximate):
         return super().backward(objective, solution)
 
 
-class Downhill(Approximate):
+class Altered(Approximate):
+    """Changes what it adds to the gradients of the weights."""
+
+    def backward(self, objective: Objective, solution: Solution) -> Differentiated:
+        weights = list(objective.decoder.parameters())
+        before = [torch.zeros_like(weight) if weight.grad is None else weight.grad.clone() for weight in weights]
+        done = super().backward(objective, solution)
+        for weight, old in zip(weights, before, strict=True):
+            if weight.grad is not None:
+                weight.grad = old + self.altered(weight.grad - old, objective)
+        return done
+
+    def altered(self, grad: Tensor, objective: Objective) -> Tensor:
+        return grad
+
+
+class Downhill(Altered):
     """Has the wrong sign."""
 
-    def backward(self, objective: Objective, solution: Solution) -> Differentiated:
-        before = [None if weight.grad is None else weight.grad.clone() for weight in objective.decoder.parameters()]
-        done = super().backward(objective, solution)
-        for weight, old in zip(objective.decoder.parameters(), before, strict=True):
-            if weight.grad is not None:
-                weight.grad = -weight.grad if old is None else 2 * old - weight.grad
-        return done
+    def altered(self, grad: Tensor, objective: Objective) -> Tensor:
+        return -grad
 
 
-class Mean(Approximate):
+class Mean(Altered):
     """Is that of the mean over the batch."""
 
-    def backward(self, objective: Objective, solution: Solution) -> Differentiated:
-        before = [None if weight.grad is None else weight.grad.clone() for weight in objective.decoder.parameters()]
-        done = super().backward(objective, solution)
-        for weight, old in zip(objective.decoder.parameters(), before, strict=True):
-            if weight.grad is not None:
-                new = weight.grad if old is None else weight.grad - old
-                weight.grad = new / len(objective.target) if old is None else old + new / len(objective.target)
-        return done
+    def altered(self, grad: Tensor, objective: Objective) -> Tensor:
+        return grad / len(objective.target)
 
 
 class Centring(GradientFlow):

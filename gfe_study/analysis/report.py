@@ -27,15 +27,12 @@ from gfe_study.config import Budget, InputError, Study
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT
 from gfe_study.layout import number
 from gfe_study.metrics import (
-    COMMON_TEST_LOSS,
-    COMMON_VAL_LOSS,
     DIVERGED,
     IMAGES_SEEN,
     IMAGES_USED,
-    MIXED_TEST_LOSS,
+    LOSSES,
     STANDARD,
     TEST_LOSS,
-    TRAIN_LOSS,
     TRAIN_SECONDS,
     VAL_LOSS,
     Values,
@@ -54,7 +51,6 @@ TRIALS_HEADING = "All trials"
 LEAST_SECONDS_BETWEEN = 15
 SHARE_OF_TIME = 5.0
 """Between two writings of a report that is watched, times the seconds that one takes."""
-LOSSES = (VAL_LOSS, TEST_LOSS, MIXED_TEST_LOSS, COMMON_VAL_LOSS, COMMON_TEST_LOSS, TRAIN_LOSS)
 
 
 def write_report(store: Store, study: str, folder: Path, refresh: int | None = None) -> list[Path]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:  # imported when a trial names them, and torch with them
     Dataset = Flow = Gradient = Likelihood = Measure = Method = Model = Optimiser = Solver = Start = Target = Any
 
-TRAINING_VERSION = 5
+TRAINING_VERSION = 6
 """Raised by hand whenever a change to training code changes a trial's numbers; part of every fingerprint."""
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 class AAELearner(AutoencoderLearner):
     """ℓ(y, D(E(y))) − λ log C(E(y)), and C trained to tell E(y) from draws of the target, arXiv:1511.05644."""
 
-    @property
-    def settings(self) -> AAE:
-        method = self.trial.method
-        assert isinstance(method, AAE)
-        return method
+    settings: AAE
 
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial

@@ -24,16 +24,12 @@ if TYPE_CHECKING:
 class AutoencoderLearner(Learner):
     """z = E(y) in training. Its `mixed` encoding is the papers': this decoder, with latents found by gradient flow."""
 
+    settings: EncoderMethod
+
     def __init__(self, trial: Trial, shape: Shape, device: torch.device) -> None:
         super().__init__(trial, shape, device)
         self.encodes_by_flow = self.settings.encode == "flow"
         self.encodings = () if self.encodes_by_flow else (MIXED,)
-
-    @property
-    def settings(self) -> EncoderMethod:
-        method = self.trial.method
-        assert isinstance(method, EncoderMethod)
-        return method
 
     def seen_as(self, shape: Shape) -> Shape:
         return replace(shape, mask=False) if self.settings.mask_channel is False else shape

@@ -115,11 +115,15 @@ class Learner(ABC):
     encodes_by_flow: bool = False
     """Whether the trial's own encoding is `encode_by_flow`."""
 
+    settings: Method
+    """The method of the trial; a learner of one method declares which."""
+
     members: Sequence[Learner] = ()
     """The learners that an ensemble consists of; its latent is theirs side by side. Empty otherwise."""
 
     def __init__(self, trial: Trial, shape: Shape, device: torch.device) -> None:
         self.trial = trial
+        self.settings = trial.method
         self.shape = shape = self.seen_as(shape)
         self.loss: Loss = trial.likelihood.loss()
         self.loss.sized(shape.size)

@@ -24,11 +24,7 @@ ENCODE_BATCH = 1000
 class GENLearner(AutoencoderLearner):
     """ℓ(y, D(E(y))) + λ times the term of `Pull` at E(y): arXiv:2010.15283, Algorithm 1 and eq. 3."""
 
-    @property
-    def settings(self) -> GEN:
-        method = self.trial.method
-        assert isinstance(method, GEN)
-        return method
+    settings: GEN
 
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial

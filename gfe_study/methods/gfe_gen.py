@@ -26,11 +26,7 @@ class GFEGENLearner(GFELearner):
     that of the sum: the term does not know the decoder.
     """
 
-    @property
-    def settings(self) -> GFEGEN:
-        method = self.trial.method
-        assert isinstance(method, GFEGEN)
-        return method
+    settings: GFEGEN
 
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         trial = self.trial

@@ -27,11 +27,7 @@ NOISE_SEED = 20190610
 class MIWAELearner(VAELearner):
     """The bound −log 1/K Σ_k p(y|z_k) p(z_k)/q(z_k|y) per observed value, y being what is observed, z_k ~ q(z|y)."""
 
-    @property
-    def settings(self) -> MIWAE:
-        method = self.trial.method
-        assert isinstance(method, MIWAE)
-        return method
+    settings: MIWAE
 
     @property
     def draws(self) -> int:

@@ -35,13 +35,9 @@ class PCALearner(ClosedFormLearner):
     projection onto the axes where all are observed, or with `prior_precision` the posterior mean.
     """
 
-    loss: GaussianLoss
+    settings: PCA
 
-    @property
-    def settings(self) -> PCA:
-        method = self.trial.method
-        assert isinstance(method, PCA)
-        return method
+    loss: GaussianLoss
 
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         self.seen = ValueRange().to(device)

@@ -24,11 +24,7 @@ class VAELearner(AutoencoderLearner):
     z is drawn from q(z|y) = N(μ(y), σ²(y)); its latent of a sample is μ(y).
     """
 
-    @property
-    def settings(self) -> VAE:
-        method = self.trial.method
-        assert isinstance(method, VAE)
-        return method
+    settings: VAE
 
     def build_networks(self, shape: Shape, device: torch.device) -> dict[str, nn.Module]:
         with seeded(self.trial.seed, "encoder"):

@@ -6,10 +6,10 @@ Shapes: B batch, K samples still active, L latent, W slope window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
@@ -48,6 +48,7 @@ class AMD(Backtracking[_Candidate]):
 
     colour = "#3f90da"
     example = {"s_max": 300, "max_nfe": 60, "tau": 200, "min_slope": 1e-5}
+    ascending = ("s_initial", "s_max")
 
     s_initial: float = Field(1.0, gt=0)
     """s₀, the first step and the least that a step starts from."""
@@ -63,12 +64,6 @@ class AMD(Backtracking[_Candidate]):
     """What κ multiplies: the accepted step β^m s_n (the published code), or s_n itself (the text)."""
 
     scheme = EULER
-
-    @model_validator(mode="after")
-    def _steps_are_ordered(self) -> Self:
-        if self.s_initial > self.s_max:
-            raise ValueError(f"s_initial ({self.s_initial:g}) exceeds s_max ({self.s_max:g})")
-        return self
 
     def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
         first, steps = first_fields(objective, start_BL), full_like_batch(start_BL, self.s_initial)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import pairwise
+from typing import ClassVar, Self, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from gfe_study.solvers.base import Result
@@ -43,6 +44,17 @@ class Backtracking(DescentSolver[T]):
     """Accepted steps over which that slope is taken."""
     max_backtracks: int = Field(40, ge=0)
     """The largest number of times that one step is shrunk."""
+
+    ascending: ClassVar[tuple[str, ...]] = ()
+    """Settings of which none may exceed the next."""
+
+    @model_validator(mode="after")
+    def _steps_are_ordered(self) -> Self:
+        for lower, upper in pairwise(self.ascending):
+            low, high = getattr(self, lower), getattr(self, upper)
+            if low > high:
+                raise ValueError(f"{lower} ({low:g}) exceeds {upper} ({high:g})")
+        return self
 
     def lowers(self, loss: Tensor, reference: Tensor, promised: Tensor) -> Tensor:
         """Whether each candidate is accepted; never where a loss is NaN.

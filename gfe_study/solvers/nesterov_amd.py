@@ -6,10 +6,9 @@ Shapes: B batch, K samples still active, L latent, W slope window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
@@ -48,6 +47,7 @@ class NesterovAMD(Backtracking[_Candidate]):
 
     colour = "#92dadd"
     example = {"s_max": 300, "max_nfe": 60, "min_slope": 1e-5}
+    ascending = ("s_initial", "s_max")
 
     s_initial: float = Field(1.0, gt=0)
     """s₀, the first step and the least that a step starts from."""
@@ -59,12 +59,6 @@ class NesterovAMD(Backtracking[_Candidate]):
     """σ, the Armijo constant of the test at y."""
 
     refused = "its momentum is its own, on top of the first-order flow"
-
-    @model_validator(mode="after")
-    def _steps_are_ordered(self) -> Self:
-        if self.s_initial > self.s_max:
-            raise ValueError(f"s_initial ({self.s_initial:g}) exceeds s_max ({self.s_max:g})")
-        return self
 
     def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
         first = first_fields(objective, start_BL)

@@ -6,10 +6,9 @@ Shapes: B batch, K samples still active, L latent, M loss memory, W slope window
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from gfe_study.solvers.base import Result, full_like_batch
@@ -52,6 +51,7 @@ class SpectralAMD(Backtracking[_Candidate]):
 
     colour = "#e76300"
     example = {"s_initial": 10, "min_slope": 1e-5, "tau": 3e3, "max_nfe": 25}
+    ascending = ("s_min", "s_initial", "s_max")
 
     beta: float = Field(0.25, gt=0, lt=1)
     """β, the factor by which a rejected step shrinks."""
@@ -81,14 +81,6 @@ class SpectralAMD(Backtracking[_Candidate]):
             "accepts steps that raise the loss, far longer than the flow bears, so that a derivative through them "
             "explodes (solver.memory=1 does not)"
         )
-
-    @model_validator(mode="after")
-    def _steps_are_ordered(self) -> Self:
-        if not self.s_min <= self.s_initial <= self.s_max:
-            raise ValueError(
-                f"s_min ({self.s_min:g}), s_initial ({self.s_initial:g}) and s_max ({self.s_max:g}) are out of order"
-            )
-        return self
 
     def _first(self, objective: Objective, start_BL: Tensor) -> _Candidate:
         first = first_fields(objective, start_BL)
