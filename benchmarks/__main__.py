@@ -11,7 +11,7 @@ import typer
 
 from benchmarks import encoding, evaluation, gradients, imputation, reading, seeds, study, tracking, training
 from benchmarks.common import Bench, console
-from gfe_study.config import InputError, Trial, suggestion
+from gfe_study.config import InputError, suggestion
 
 PARTS = {
     "evaluation": evaluation.run,
@@ -33,18 +33,17 @@ def main(
 ) -> None:
     """Measure solvers, gradients, training, imputation, the study engine, and reading and writing its store."""
     torch.set_num_threads(1)
+    bench = Bench(data, out / data)
     try:
         for part in parts or PARTS:
             if part not in PARTS:
                 raise InputError(f"benchmark: given {part!r}; {suggestion(part, list(PARTS))}")
-        splits = Trial.build({"data": {"name": data}}, where="--data").data.load(download=True)
+        bench.out.mkdir(parents=True, exist_ok=True)
+        for part in parts or PARTS:
+            PARTS[part](bench)
     except InputError as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         sys.exit(2)
-    bench = Bench(data, splits, out / data)
-    bench.out.mkdir(parents=True, exist_ok=True)
-    for part in parts or PARTS:
-        PARTS[part](bench)
     console.print(f"tables and figures: {bench.out}")
 
 

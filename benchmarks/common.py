@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import matplotlib
@@ -50,8 +51,12 @@ class Bench:
     """What a part of the benchmark works on."""
 
     data: str
-    splits: Splits
     out: Path
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The dataset, which not every part needs. Raises `InputError` if it cannot be had."""
+        return Trial.build({"data": {"name": self.data}}, where="--data").data.load(download=True)
 
     def trial(self, **layers: object) -> Trial:
         return Trial.build({"data": {"name": self.data}}, layers)

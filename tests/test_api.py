@@ -71,7 +71,8 @@ def test_importing_the_package_is_fast() -> None:
     assert not {"torch", "pandas", "numpy", "pydantic", "ray", "mlflow", "yaml"} & {*loaded}
 
 
-def test_every_public_name_is_there_and_no_module_hides_it() -> None:
+def test_public_names_exist_and_are_not_hidden() -> None:
+    """No module or folder of the package has the name of one."""
     package = Path(gfe_study.__file__).parent
     for name in gfe_study.__all__:
         assert getattr(gfe_study, name)
@@ -88,9 +89,7 @@ def test_a_study_is_found_by_name_or_path() -> None:
         Study.load("adm")
 
 
-def test_a_study_runs_and_its_results_are_those_of_the_terminal(
-    without_ray: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_are_those_of_the_terminal(without_ray: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Outcome] = []
 
     def kept_sweep(*given: Any) -> Outcome:
@@ -218,7 +217,7 @@ def test_one_trial_trains_in_this_process(digits: Splits) -> None:
     assert isinstance(trained.points, pd.DataFrame)
 
 
-def test_the_decoder_is_that_of_the_lowest_validation_loss(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoder_is_that_of_the_lowest_loss(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training that gets worse at its end keeps the decoder from before."""
     trial = Trial.build({**TINY, "optim": {"lr": 3e-3}})
 
@@ -238,7 +237,7 @@ def test_the_decoder_is_that_of_the_lowest_validation_loss(digits: Splits, monke
     assert found.loss == pytest.approx(at_64, rel=1e-5)
 
 
-def test_a_trial_that_diverges_at_once_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_diverging_at_once_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverged(*given: Any, **options: Any) -> Any:
         for step in steps_of(*given, **options):
             yield step._replace(metrics={IMAGES_SEEN: 1.0, DIVERGED: 1.0, VAL_LOSS: 0.1} if step.metrics else None)
@@ -300,7 +299,7 @@ def test_a_notebook_shows_one_line_that_changes(notebook: Cell) -> None:
     assert len(notebook.shown) == 2
 
 
-def test_a_study_in_a_notebook_has_one_line_of_progress(notebook: Cell) -> None:
+def test_a_notebook_study_has_one_progress_line(notebook: Cell) -> None:
     with study_observer(None) as observer:
         for finished in (1, 2):
             observer.progress(Snapshot(finished=finished, running=1, failed=0, total=4, best=0.5, elapsed_seconds=1.0,

@@ -137,7 +137,7 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path) -> None:
     assert splits.shape.mask
 
 
-def test_validation_is_held_out_of_training_where_it_is_missing(tmp_path: Path) -> None:
+def test_missing_validation_comes_out_of_training(tmp_path: Path) -> None:
     path = write(tmp_path / "a.npz", train=FIELDS[:30], test=FIELDS[30:], train_groups=LABELS[:30])
     splits = load(path, split={"val": 0.1, "by": "order"})
     assert sizes(splits) == (27, 3, 20)
@@ -203,7 +203,7 @@ def picture(path: Path, values: Array, mode: str | None = None) -> None:
     Image.fromarray(values).convert(mode).save(path) if mode else Image.fromarray(values).save(path)
 
 
-def test_a_folder_of_images_has_classes_and_splits(tmp_path: Path) -> None:
+def test_image_folders_have_classes_and_splits(tmp_path: Path) -> None:
     pixels = DRAW.integers(0, 256, (12, 5, 4, 3), dtype=np.uint8)
     for number, image in enumerate(pixels):
         part = ("train", "train", "val", "test")[number % 4]
@@ -413,7 +413,7 @@ def test_missing_values_have_no_influence(
             assert (batch.value_BD[~batch.known_BD] == 0).all()
 
 
-def test_everything_observed_is_the_data_without_a_mask(tmp_path: Path) -> None:
+def test_a_mask_that_hides_nothing_is_no_mask(tmp_path: Path) -> None:
     values = np.nan_to_num(FIELDS)
     np.savez(tmp_path / "a.npz", x=values, observed=np.ones(values.shape, np.int64))
     np.savez(tmp_path / "b.npz", x=values)
@@ -510,7 +510,7 @@ def test_every_file_of_a_folder_is_a_source(tmp_path: Path) -> None:
     assert files < set(Arrays(path=str(tmp_path / "a.zarr")).sources([]))
 
 
-def test_what_the_bytes_mean_is_in_the_fingerprint(tmp_path: Path) -> None:
+def test_the_fingerprint_tells_what_bytes_mean(tmp_path: Path) -> None:
     """Equal bytes are other data as vectors, as fields, as Booleans."""
     zeros = np.zeros((10, 4, 4), np.uint8)
     arrays = zeros, zeros.reshape(10, 16), zeros.reshape(10, 2, 8), zeros.astype(bool)

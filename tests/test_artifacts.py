@@ -28,7 +28,7 @@ def test_a_grid_of_images_is_torchvisions(channels: int, height: int, width: int
     assert np.array_equal(np.asarray(Image.open(expected)), np.asarray(grid(rows)))
 
 
-def test_values_are_shown_in_the_units_of_the_data_and_holes_as_holes() -> None:
+def test_values_are_shown_in_units_of_the_data() -> None:
     shape, scale = Shape(2, (3, 4), "first", mask=True), Scale(300.0, 20.0)
     stored = np.arange(48, dtype=np.float32).reshape(2, 24) + 280
     known = torch.ones(2, 24, dtype=torch.bool)
@@ -41,7 +41,7 @@ def test_values_are_shown_in_the_units_of_the_data_and_holes_as_holes() -> None:
 
 
 @pytest.mark.parametrize("sides", [(6,), (3, 4), (5, 3, 4)], ids=str)
-def test_a_grid_of_values_is_coloured_from_the_lowest_to_the_highest(sides: tuple[int, ...]) -> None:
+def test_the_colours_span_the_values_of_a_grid(sides: tuple[int, ...]) -> None:
     values = np.linspace(-1, 3, 2 * 2 * int(np.prod(sides)), dtype=np.float32).reshape(2, 2, *sides)
     drawn = np.asarray(grid([values, values[::-1]]))
     found = {tuple(colour) for colour in drawn.reshape(-1, 3)}

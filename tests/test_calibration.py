@@ -48,7 +48,8 @@ def test_the_interval_of_a_mean_covers(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_the_paired_interval_covers_and_false_alarms_are_as_rare_as_promised(count: int) -> None:
+def test_paired_intervals_cover_as_promised(count: int) -> None:
+    """And false alarms are as rare as promised."""
     # Both arms share their seed's part of the noise.
     shared, treatments, references = normal(10 + count, 3, 3000, count)
     treatments, references = shared + 0.3 * treatments, shared + 0.3 * references
@@ -68,7 +69,8 @@ def test_the_paired_interval_covers_and_false_alarms_are_as_rare_as_promised(cou
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_the_sign_flip_test_is_exact_at_every_level_it_can_reach(count: int) -> None:
+def test_the_sign_flip_test_is_exact(count: int) -> None:
+    """At every level that it can reach."""
     # Without a difference all signs of the differences are as likely as one another, whatever their sizes.
     sizes = np.abs(normal(40 + count, count))
     p_values = np.array([compared(sizes * np.array(signs)).p_permutation for signs in product((-1, 1), repeat=count)])
@@ -124,7 +126,7 @@ def equivalent(samples: NDArray[np.float64], margin: float) -> NDArray[np.bool_]
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("margin", [0.5, 2.0, 8.0])
-def test_arms_that_differ_by_the_margin_are_seldom_called_equivalent(count: int, margin: float) -> None:
+def test_arms_a_margin_apart_seldom_pass_as_equal(count: int, margin: float) -> None:
     for difference in (-margin, margin, 1.2 * margin):
         samples = difference + normal(50 + count, 20_000, count)
         # Each of the two one-sided tests is at half of 5 %; three standard errors are 0.0033.
@@ -132,11 +134,13 @@ def test_arms_that_differ_by_the_margin_are_seldom_called_equivalent(count: int,
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_at_a_wide_margin_false_equivalence_is_as_frequent_as_its_level(count: int) -> None:
+def test_at_a_wide_margin_errors_reach_the_level(count: int) -> None:
+    """Arms are falsely called equivalent as often as the level allows."""
     assert np.mean(equivalent(30.0 + normal(60 + count, 20_000, count), 30.0)) == pytest.approx(0.025, abs=0.004)
 
 
-def test_arms_that_are_alike_are_found_alike_with_the_power_asked_for() -> None:
+def test_equivalence_has_the_power_asked_for() -> None:
+    """Arms that are alike are found alike four times in five."""
     margin = 1.0
     sample = np.linspace(-1.15, 1.15, 5)
     count = seeds_to_decide(0.0, sample.std(ddof=1), margin=margin)
@@ -150,7 +154,7 @@ def test_arms_that_are_alike_are_found_alike_with_the_power_asked_for() -> None:
 
 @pytest.mark.parametrize("effects", [[0.0] * 5, [0.0, 0.0, 0.0, 2.0, 5.0]], ids=["none differs", "two differ"])
 @pytest.mark.parametrize("count", COUNTS)
-def test_holm_keeps_the_error_rate_over_the_family(effects: list[float], count: int) -> None:
+def test_holm_keeps_the_error_rate_of_a_family(effects: list[float], count: int) -> None:
     studies = 4000
     # All arms are compared with the same reference, so that the tests hang together.
     arms = normal(70 + count, studies, 1 + len(effects), count)

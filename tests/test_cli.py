@@ -166,9 +166,8 @@ def test_a_tilde_is_the_home_folder(run: Run, tmp_path: Path, monkeypatch: pytes
     assert f"{tmp_path / 'home' / 'x'} holds no study yet" in out
 
 
-def test_missing_data_says_where_it_looked_before_any_trial(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_data_says_where_it_looked(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so before any trial begins."""
     import torchvision
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
@@ -221,7 +220,8 @@ def test_spaces_are_listed_and_printed(run: Run) -> None:
     assert yaml.safe_load(out)["fixed"]["solver"]["name"] == "amd"
 
 
-def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_path: Path) -> None:
+def test_the_yaml_of_a_trial_repeats_its_numbers(run: Run, tmp_path: Path) -> None:
+    """`train` logs exactly one trial."""
     fresh(tmp_path / "mlflow.db")
     code, out, _ = run("train", *TINY_SETS, "--set", "seed=3", "--json")
     first = json.loads(out)
@@ -238,7 +238,7 @@ def test_train_logs_one_trial_and_its_yaml_repeats_the_numbers(run: Run, tmp_pat
         assert {name: again[name] for name in exact} == {name: first[name] for name in exact}
 
 
-def test_a_users_images_are_encoded_by_a_trials_decoder(run: Run, tmp_path: Path) -> None:
+def test_a_trials_decoder_encodes_a_users_images(run: Run, tmp_path: Path) -> None:
     fresh(tmp_path / "mlflow.db")
     run("train", *TINY_SETS)
     (best,) = tmp_path.glob(f"results/train/*/{names.BEST_CHECKPOINT}")
@@ -282,9 +282,7 @@ def test_doctor_finds_versions_and_the_store(run: Run) -> None:
     assert findings["store"]["ok"]
 
 
-def test_doctor_closes_runs_that_a_killed_driver_left(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_closes_runs_of_a_killed_driver(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI_VARIABLE, fresh(tmp_path / "mlflow.db"))
     with Journal.open(tmp_path / "results" / "amd") as journal:
         journal.record_study({}, {}, {})
@@ -299,7 +297,7 @@ def test_doctor_closes_runs_that_a_killed_driver_left(
     assert Tracker("amd").orphans() == []
 
 
-def test_a_density_that_cannot_be_made_is_one_line(run: Run, tmp_path: Path) -> None:
+def test_an_impossible_density_fails_in_one_line(run: Run, tmp_path: Path) -> None:
     fresh(tmp_path / "mlflow.db")
     pulled = ["--set", "method.name=gen", "--set", "target=mixture_of_gaussians", "--set", "method.labelled=100"]
     code, _, err = run("train", *TINY_SETS, *pulled)

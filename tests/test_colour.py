@@ -70,7 +70,8 @@ def pictures(images_ND: Tensor) -> np.ndarray:
     return images_ND.reshape(-1, *SHAPE.dims).permute(0, 2, 3, 1).numpy()
 
 
-def test_pictures_have_their_channels_last_and_grey_ones_have_none(splits: Splits) -> None:
+def test_pictures_have_their_channels_last(splits: Splits) -> None:
+    """Grey pictures have no axis of channels."""
     values_ND = splits.test.values_ND
     assert (splits.shape, splits.shape.size) == (SHAPE, 360)
     assert np.array_equal(SHAPE.to_file(values_ND), values_ND.reshape(-1, 3, 10, 12).transpose(0, 2, 3, 1))
@@ -82,16 +83,14 @@ def test_pictures_have_their_channels_last_and_grey_ones_have_none(splits: Split
 
 @pytest.mark.parametrize("model", registry.names("model"))
 @pytest.mark.parametrize("method", ["gfe", "ae"])
-def test_every_architecture_learns_images_in_colour(splits: Splits, method: str, model: str) -> None:
+def test_every_architecture_learns_colours(splits: Splits, method: str, model: str) -> None:
     changes = {"method": method, **({"model": {"name": model}} if model != "conv" else {})}
     first, *_, last = run(splits, changes).points
     assert last[VAL_LOSS] < first[VAL_LOSS] - 0.05
     assert last[DIVERGED] == 0
 
 
-def test_the_best_networks_are_read_with_the_shape_of_their_images(
-    trained: TrainingState, splits: Splits, tmp_path: Path
-) -> None:
+def test_best_networks_keep_the_shape_of_images(trained: TrainingState, splits: Splits, tmp_path: Path) -> None:
     write_best(tmp_path, trained, splits)
     learner, shape, *_ = read_learner(tmp_path / names.BEST_CHECKPOINT, {}, CPU)
     assert shape == SHAPE
@@ -99,7 +98,8 @@ def test_the_best_networks_are_read_with_the_shape_of_their_images(
     assert torch.equal(learner.decode(latent), trained.learner.decode(latent))
 
 
-def test_networks_of_before_data_of_any_shape_are_of_images(digits: Splits, tmp_path: Path) -> None:
+def test_networks_of_older_versions_are_of_images(digits: Splits, tmp_path: Path) -> None:
+    """They were written before data of any shape could be read."""
     state = run(digits, {"budget": {"images": 16}, "model": {"name": "mlp", "latent_dim": 4, "hidden": [8]}})
     write_best(tmp_path, state, digits)
     path = tmp_path / names.BEST_CHECKPOINT
@@ -114,7 +114,7 @@ def test_networks_of_before_data_of_any_shape_are_of_images(digits: Splits, tmp_
     assert torch.equal(learner.decode(latent), state.learner.decode(latent))
 
 
-def test_the_picture_of_reconstructions_has_the_colours(trained: TrainingState, splits: Splits, tmp_path: Path) -> None:
+def test_reconstructions_are_drawn_in_colour(trained: TrainingState, splits: Splits, tmp_path: Path) -> None:
     write_reconstruction(tmp_path, trained.learner, splits, CPU)
     with Image.open(tmp_path / names.RECONSTRUCTION) as image:
         drawn = np.asarray(image)
@@ -140,7 +140,7 @@ def test_snapshots_keep_the_colours(splits: Splits, tmp_path: Path) -> None:
         np.testing.assert_allclose(found["320/reconstruction"] / 255, decoded, atol=0.51 / 255)
 
 
-def test_a_users_colours_are_encoded_in_either_layout(trained: TrainingState, splits: Splits, tmp_path: Path) -> None:
+def test_colours_are_encoded_in_either_layout(trained: TrainingState, splits: Splits, tmp_path: Path) -> None:
     write_best(tmp_path, trained, splits)
     values_ND = splits.test.values_ND[:7]
     found = {}
@@ -160,9 +160,10 @@ def test_a_users_colours_are_encoded_in_either_layout(trained: TrainingState, sp
 
 
 @pytest.mark.parametrize("given", [(7, 3, 10, 12), (7, 10, 12), (7, 120), (0, 10, 12, 3)])
-def test_images_of_another_shape_are_refused_with_those_allowed(
+def test_images_of_another_shape_are_refused(
     trained: TrainingState, splits: Splits, tmp_path: Path, given: tuple[int, ...]
 ) -> None:
+    """The message names the shapes that are allowed."""
     write_best(tmp_path, trained, splits)
     np.save(tmp_path / "images.npy", np.zeros(given, np.uint8))
     with pytest.raises(InputError) as error:
@@ -171,7 +172,7 @@ def test_images_of_another_shape_are_refused_with_those_allowed(
     assert f"given shape {given}; allowed: {allowed}" in str(error.value)
 
 
-def test_a_probe_is_handed_no_more_than_it_looks_at() -> None:
+def test_a_probe_gets_no_more_than_it_looks_at() -> None:
     trial = Trial.build(TINY, {"eval": {"test_images": 400}})
     large = Split(np.zeros((6000, 3 * 64 * 64), np.uint8), np.zeros(6000, np.int64))
     excerpt = probe_excerpt(trial, Splits(large, large, large, shape=image_shape(64, 64, 3)))

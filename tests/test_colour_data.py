@@ -72,7 +72,8 @@ def sizes(splits: Splits) -> tuple[int, ...]:
 # SVHN
 
 
-def test_svhn_is_what_torchvision_reads_channels_first(svhn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svhn_is_what_torchvision_reads(svhn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the channels first."""
     splits = SVHN().load([svhn / "elsewhere", svhn])
     assert splits.shape == image_shape(32, 32, 3)
     assert sizes(splits) == (34, 6, 12)
@@ -93,7 +94,7 @@ def test_svhn_is_what_torchvision_reads_channels_first(svhn: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("kept", [0, 10, 100, 5000])
-def test_a_truncated_matlab_file_is_refused_with_its_folder_and_cause(svhn: Path, kept: int) -> None:
+def test_a_truncated_matlab_file_is_refused(svhn: Path, kept: int) -> None:
     path = svhn / "SVHN" / "train_32x32.mat"
     path.write_bytes(path.read_bytes()[:kept])
     assert_one_line(SVHN(), svhn, f"{path.parent} is damaged (", "remove it")
@@ -108,7 +109,7 @@ def test_a_truncated_matlab_file_is_refused_with_its_folder_and_cause(svhn: Path
         ({"X": np.zeros((32, 32, 3, 0), np.uint8), "y": np.ones((0, 1))}, "no test images"),
     ],
 )
-def test_a_matlab_file_of_something_else_is_refused(svhn: Path, content: dict[str, np.ndarray], word: str) -> None:
+def test_a_matlab_file_of_other_data_is_refused(svhn: Path, content: dict[str, np.ndarray], word: str) -> None:
     savemat(svhn / "SVHN" / "test_32x32.mat", content)
     assert_one_line(SVHN(), svhn, "is damaged (", word)
 
@@ -116,7 +117,8 @@ def test_a_matlab_file_of_something_else_is_refused(svhn: Path, content: dict[st
 # CelebA
 
 
-def test_celeba_has_its_official_partition_its_crop_and_its_attribute(celeba: Path) -> None:
+def test_celeba_is_split_cropped_and_labelled(celeba: Path) -> None:
+    """It follows the official partition, and the chosen attribute is the label."""
     splits = CelebA(size=20, attribute="Smiling").load([celeba])
     assert splits.shape == image_shape(20, 20, 3)
     for split, number in zip(splits.parts.values(), (0, 1, 2), strict=True):
@@ -132,7 +134,7 @@ def test_celeba_has_its_official_partition_its_crop_and_its_attribute(celeba: Pa
     assert labels_of(CelebA().load([celeba]).train).tolist() == [1, 1, 1]
 
 
-def test_images_are_decoded_once_and_again_when_one_changes(celeba: Path) -> None:
+def test_images_stay_decoded_until_one_changes(celeba: Path) -> None:
     first = CelebA().load([celeba])
     home = celeba / "celeba"
     images = {path: path.read_bytes() for path in (home / "img_align_celeba").iterdir()}
@@ -161,7 +163,8 @@ def test_a_damaged_cache_is_decoded_anew(celeba: Path, kept: int) -> None:
     assert cached.read_bytes() == content
 
 
-def test_decoded_images_go_among_the_cached_files_where_theirs_cannot_be_written(celeba: Path, cache: Path) -> None:
+def test_decoded_images_fall_back_to_the_cache(celeba: Path, cache: Path) -> None:
+    """Where the dataset's own folder cannot be written; if neither can, one line says so."""
     (celeba / "celeba" / CACHE).write_text("in the way")
     first = CelebA().load([celeba])
     assert len(list(cache.glob("*.npy"))) == 1
@@ -173,7 +176,7 @@ def test_decoded_images_go_among_the_cached_files_where_theirs_cannot_be_written
     assert_one_line(CelebA(), celeba, "can be kept nowhere", "set GFE_CACHE_DIR")
 
 
-def test_nothing_is_left_of_a_decoding_that_failed(celeba: Path) -> None:
+def test_nothing_is_left_of_a_failed_decoding(celeba: Path) -> None:
     path = celeba / "celeba" / "img_align_celeba" / "000004.jpg"
     path.write_bytes(path.read_bytes()[:300])
     assert_one_line(CelebA(), celeba, "is damaged (000004.jpg: ")
@@ -197,12 +200,12 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("word", DAMAGES)
-def test_lists_and_images_that_do_not_belong_together_are_refused(celeba: Path, word: str) -> None:
+def test_mismatched_lists_and_images_are_refused(celeba: Path, word: str) -> None:
     DAMAGES[word](celeba / "celeba")
     assert_one_line(CelebA(), celeba, "celeba is damaged (", word)
 
 
-def test_an_attribute_that_is_none_is_refused_with_those_there_are(celeba: Path) -> None:
+def test_an_unknown_attribute_is_refused(celeba: Path) -> None:
     assert_one_line(CelebA(attribute="Smilng"), celeba, "data.attribute: given 'Smilng'; allowed: Male, Smiling")
     with pytest.raises(InputError, match=r"data.size.*149.*148"):
         Trial.build({"data": {"name": "celeba", "size": 149}})
@@ -221,9 +224,7 @@ def assert_one_line(dataset: FileDataset, folder: Path, *words: str) -> None:
         assert word in text
 
 
-def test_a_download_of_house_numbers_that_fails_says_so_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = {
         part: ["http://127.0.0.1:9/", *entry[1:]] for part, entry in torchvision_datasets.SVHN.split_list.items()
     }
@@ -241,7 +242,7 @@ def test_a_download_of_house_numbers_that_fails_says_so_in_one_line(
 
 
 @pytest.mark.parametrize("label", [0, 7])
-def test_a_held_out_class_is_in_the_test_split_alone(label: int, digits: Splits) -> None:
+def test_only_the_test_split_has_a_held_out_class(label: int, digits: Splits) -> None:
     splits = Digits(held_out=label).load()
     for part in ("train", "val"):
         whole, left = digits.parts[part], splits.parts[part]
@@ -265,7 +266,7 @@ def test_every_dataset_can_hold_a_class_out(svhn: Path, celeba: Path) -> None:
     assert labels_of(CelebA(attribute="Smiling", held_out=0).load([celeba]).train).tolist() == [1, 1]
 
 
-def test_a_class_that_cannot_be_held_out_is_refused_with_those_that_can(mnist_folder: Path, celeba: Path) -> None:
+def test_an_impossible_held_out_class_is_refused(mnist_folder: Path, celeba: Path) -> None:
     with pytest.raises(DataError, match=r"data\.held_out: given 10; allowed: .* digits .*: 0, 1, 2, .* 9$"):
         Digits(held_out=10).load()
     with pytest.raises(DataError, match=r"data\.held_out: given 7; allowed: .*: 0, 1, 2, 3, 4$"):
@@ -274,7 +275,7 @@ def test_a_class_that_cannot_be_held_out_is_refused_with_those_that_can(mnist_fo
         CelebA(held_out=1).load([celeba])
 
 
-def test_no_class_held_out_is_the_trial_it_always_was(digits: Splits) -> None:
+def test_holding_out_no_class_changes_no_trial(digits: Splits) -> None:
     given = Trial.build({"data": {"name": "digits", "held_out": None}})
     assert given.fingerprint("of a dataset") == Trial.build({}).fingerprint("of a dataset")
     held = Trial.build({"data": {"name": "digits", "held_out": 3}})

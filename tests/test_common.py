@@ -97,7 +97,7 @@ def test_a_metric_of_a_measure_asks_for_it(key: str, used: dict[str, Any]) -> No
     Study.build({**declared, "fixed": {"eval": {"measures": ["entropy"]}}}, "my.yaml")
 
 
-def test_a_common_loss_that_is_not_finite_ends_a_trial(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_infinite_common_loss_ends_a_trial(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a search by it finds a value, or a trial that diverged."""
     commonly = Learner.encode_commonly
 
@@ -121,7 +121,7 @@ def by_flow(trial: Trial) -> bool:
 
 
 @pytest.mark.parametrize("name", space_files())
-def test_compared_solvers_may_spend_as_much_on_a_test_image(name: str) -> None:
+def test_compared_solvers_may_spend_as_much(name: str) -> None:
     """As many evaluations, and where two compared arms differ in how they encode, one encoder judges both."""
     study = Study.load(space_files()[name])
     trials = {arm.name: study.example(arm) for arm in study.arms}

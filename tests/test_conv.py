@@ -92,7 +92,7 @@ def test_sides_are_halved_until_they_are_small(shape: Shape, sides: list[tuple[i
 
 
 @pytest.mark.parametrize("shape", [COLOUR, image_shape(28, 28, 1), image_shape(13, 3, 2)], ids=str)
-def test_the_decoders_layers_are_the_transposes_of_the_encoders(shape: Shape) -> None:
+def test_decoder_layers_transpose_the_encoders(shape: Shape) -> None:
     encoder, decoder = Conv().encoder(shape), Conv().decoder(shape)
     down = [layer for layer in encoder.layers if isinstance(layer, nn.Conv2d)]
     up = [layer for layer in decoder.layers if isinstance(layer, nn.ConvTranspose2d)]
@@ -106,7 +106,8 @@ def test_the_decoders_layers_are_the_transposes_of_the_encoders(shape: Shape) ->
         image = smaller.detach()
 
 
-def test_elu_stands_between_the_layers_and_nothing_looks_at_the_batch() -> None:
+def test_elu_stands_between_the_layers() -> None:
+    """And nothing looks at the batch."""
     for network in (Conv().encoder(COLOUR), Conv().decoder(COLOUR)):
         weighty = [bool(list(layer.parameters())) for layer in network.layers]
         kinds = {type(layer) for layer, weight in zip(network.layers, weighty, strict=True) if not weight}
@@ -116,9 +117,7 @@ def test_elu_stands_between_the_layers_and_nothing_looks_at_the_batch() -> None:
 
 
 @pytest.mark.parametrize("selected", SELECTIONS, ids=str)
-def test_linearize_is_the_decoder_and_its_derivative(
-    decoder: ConvDecoder, latents: Tensor, selected: Tensor | None
-) -> None:
+def test_linearize_gives_output_and_derivative(decoder: ConvDecoder, latents: Tensor, selected: Tensor | None) -> None:
     output, vjp = decoder.frozen().linearize(latents)
     chosen = torch.arange(5) if selected is None else selected
     grad = torch.randn(len(chosen), COLOUR.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -130,7 +129,7 @@ def test_linearize_is_the_decoder_and_its_derivative(
     assert all(parameter.grad is None for parameter in decoder.parameters())
 
 
-def test_latent_gradient_can_be_differentiated_once_more(decoder: ConvDecoder, latents: Tensor) -> None:
+def test_latent_gradient_can_be_differentiated(decoder: ConvDecoder, latents: Tensor) -> None:
     loss, target = BernoulliLoss(), Observed(torch.rand(5, COLOUR.size, dtype=torch.float64))
     z = latents.clone().requires_grad_()
     gradient = decoder.latent_gradient(loss, z, target)
@@ -161,7 +160,7 @@ def test_every_solver_encodes_with_it(problem: Problem, name: str) -> None:
     )
 
 
-def test_the_adjoint_is_the_gradient_through_the_whole_solve(problem: Problem) -> None:
+def test_adjoint_is_autograd_through_the_solve(problem: Problem) -> None:
     solution = solve(RK4(tau=6, slices=5), problem, keep_path=True)
     found = []
     for gradient in (Adjoint(), Unrolled()):

@@ -57,9 +57,8 @@ def test_the_arm_ahead_is_the_better_one() -> None:
 
 @given(st.integers(0, 10_000), st.integers(2, 10), st.floats(0.05, 3), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 @settings(max_examples=60)
-def test_the_confidence_set_is_where_the_paired_t_test_does_not_reject(
-    seed: int, count: int, noise: float, confidence: float
-) -> None:
+def test_the_confidence_set_inverts_the_t_test(seed: int, count: int, noise: float, confidence: float) -> None:
+    """It is where the paired t-test does not reject."""
     generator = np.random.default_rng(seed)
     differences = generator.normal(size=5) + noise * (generator.normal(size=(count, 5)) + generator.normal())
     found = crossings(differences, confidence=confidence)
@@ -103,7 +102,7 @@ def test_several_crossings_have_an_interval_each() -> None:
     assert len(list(found.rows())) == 3
 
 
-def test_crossings_that_are_not_told_apart_share_a_region() -> None:
+def test_crossings_not_told_apart_share_a_region() -> None:
     found = crossings(around([-1.0, 0.1, -0.1, 1.0, 1.0], 0.15))
     assert found.regions is not None
     (region,) = found.regions
@@ -113,7 +112,7 @@ def test_crossings_that_are_not_told_apart_share_a_region() -> None:
     assert {row[1:] for row in found.rows()} == {(region.low, region.high)}
 
 
-def test_arms_told_apart_everywhere_have_an_empty_interval() -> None:
+def test_arms_told_apart_everywhere_do_not_cross() -> None:
     found = crossings(around([-1.0, -2.0, -1.0, -1.0, -1.0], 0.1))
     assert (found.at, found.regions, found.ahead) == ([], [], ["gfe"])
     assert found.text == (
@@ -123,7 +122,7 @@ def test_arms_told_apart_everywhere_have_an_empty_interval() -> None:
     assert all(math.isnan(number) for row in found.rows() for number in row)
 
 
-def test_arms_told_apart_nowhere_have_an_unbounded_interval() -> None:
+def test_arms_told_apart_nowhere_have_no_bounds() -> None:
     found = crossings(around([-1.0, -1.0, 0.5, 1.0, 1.0], 5.0))
     assert found.regions is not None
     assert [(region.low, region.high) for region in found.regions] == [(100, 10_000)]
@@ -131,7 +130,7 @@ def test_arms_told_apart_nowhere_have_an_unbounded_interval() -> None:
     assert "unbounded: they are told apart at no size" in found.text
 
 
-def test_an_interval_that_reaches_an_end_may_go_on_beyond_it() -> None:
+def test_an_interval_at_an_end_may_go_beyond_it() -> None:
     found = crossings(around([0.1, 0.3, -2.0, -2.0, -2.0], 0.2))
     assert found.regions is not None
     (region,) = found.regions
@@ -139,7 +138,8 @@ def test_an_interval_that_reaches_an_end_may_go_on_beyond_it() -> None:
     assert "interval from 100 or below to " in found.text
 
 
-def test_means_that_do_not_cross_may_cross_where_they_are_not_told_apart() -> None:
+def test_means_may_cross_where_not_told_apart() -> None:
+    """Even if the means that were observed do not cross."""
     found = crossings(around([-2.0, -2.0, -0.1, -2.0, -2.0], 0.2))
     assert found.at == []
     assert found.regions is not None
@@ -149,14 +149,14 @@ def test_means_that_do_not_cross_may_cross_where_they_are_not_told_apart() -> No
     assert "where they may cross" in found.text
 
 
-def test_a_region_without_a_crossing_is_told_beside_one_with() -> None:
+def test_a_region_without_a_crossing_is_told_too() -> None:
     found = crossings(around([2.0, -2.0, -0.1, -2.0, -2.0], 0.2))
     assert found.regions is not None
     assert [len(region.crossings) for region in found.regions] == [1, 0]
     assert "either (95 %" in found.text
 
 
-def test_curves_that_touch_or_coincide_do_not_cross() -> None:
+def test_touching_or_equal_curves_do_not_cross() -> None:
     assert crossings([[1.0, 1.0, 0.0, 1.0, 1.0]] * 2).at == []
     same = crossings(np.zeros((3, 5)))
     assert (same.at, same.ahead) == ([], ["neither"])
@@ -166,7 +166,7 @@ def test_curves_that_touch_or_coincide_do_not_cross() -> None:
     assert crossings([[1.0, 0.0, 0.0, 0.0, -1.0]]).at == pytest.approx([math.sqrt(9e5)])
 
 
-def test_means_that_cancel_but_for_rounding_do_not_cross() -> None:
+def test_rounding_alone_makes_no_crossing() -> None:
     """0.1 + 0.2 − 0.3 is 3e-17, and its negative is not."""
     seeds = np.outer([0.1, 0.2, -0.3], [1.0, -1.0, 1.0, -1.0, 1.0])
     assert (seeds.mean(axis=0) != 0).all()
@@ -203,7 +203,7 @@ def test_what_cannot_cross_says_why(sizes: NDArray[np.float64], seeds: int, said
 
 
 @pytest.mark.parametrize("count", [3, 5, 10])
-def test_the_true_crossing_is_covered_as_often_as_promised(count: int) -> None:
+def test_true_crossings_are_covered_as_promised(count: int) -> None:
     studies, generator = 1200, np.random.default_rng(count)
     true = np.array([-0.3, -0.2, 0.15, 0.3, 0.2])
     crossing = math.exp(np.interp(0.0, true[1:3], np.log(SIZES[1:3])))

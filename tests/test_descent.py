@@ -25,7 +25,7 @@ from gfe_study.solvers.spectral import SpectralAMD
 
 
 @pytest.mark.parametrize("solver", [AMD(), SpectralAMD(), NesterovAMD(), LBFGS(), GaussNewton()], ids=str)
-def test_a_solver_that_descends_refuses_the_flow_that_does_not(solver: Solver) -> None:
+def test_descending_solvers_refuse_nesterov_flow(solver: Solver) -> None:
     problem = image_problem()
     with pytest.raises(ValueError, match=f"{solver.name} cannot follow"):
         solver.solve(NesterovFlow(), problem.objective(), problem.start())
@@ -52,7 +52,7 @@ MONOTONE = [SpectralAMD(memory=1, max_nfe=40), NesterovAMD(max_nfe=80), LBFGS(ma
 
 @pytest.mark.parametrize("solver", MONOTONE, ids=lambda solver: solver.name)
 @pytest.mark.parametrize("seed", range(5))
-def test_every_accepted_step_lowers_the_loss_of_its_sample(solver: Solver, seed: int) -> None:
+def test_every_accepted_step_lowers_the_loss(solver: Solver, seed: int) -> None:
     for losses in losses_of_accepted_steps(solver, image_problem(batch=8, seed=seed, gain=4)):
         assert len(losses) > 3
         assert all(later < sooner for sooner, later in itertools.pairwise(losses))
@@ -72,12 +72,14 @@ spectral_settings = st.builds(
 
 @properties
 @given(spectral_settings, image_problems)
-def test_a_spectral_step_is_the_secants_and_passes_its_test(solver: SpectralAMD, problem: Problem) -> None:
+def test_a_spectral_step_is_that_of_the_secant(solver: SpectralAMD, problem: Problem) -> None:
+    """It also passes the test of a non-monotone search, as the oracle does."""
     solution = oracles.check_followed(partial(oracles.spectral, solver), solver, problem, rel=1e-8, latent_rel=1e-6)
     assert bool((solution.time_B <= solver.tau).all())
 
 
-def test_a_longer_memory_accepts_rises_and_the_best_point_is_returned() -> None:
+def test_a_search_that_rises_returns_its_best() -> None:
+    """A longer memory accepts steps that raise the loss."""
     problem, rises = image_problem(batch=32, gain=6), 0
     solver = SpectralAMD(memory=10, max_nfe=40, min_slope=0)
     solution = solve(solver, problem)
@@ -112,7 +114,7 @@ def scaled(problem: Problem, factor: float, dtype: torch.dtype) -> Problem:
 
 
 @pytest.mark.parametrize("name", ["amd", "amd_spectral", "amd_nesterov", "lbfgs"])
-def test_the_last_round_takes_no_gradient_and_finds_the_same(name: str) -> None:
+def test_the_last_round_needs_no_gradient(name: str) -> None:
     problem = image_problem()
 
     def rounds(max_nfe: int) -> tuple[list[int], list[list[list[float]]]]:
@@ -140,7 +142,7 @@ def test_the_last_round_takes_no_gradient_and_finds_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("name", "factor"), [("amd", 1e6), ("amd_nesterov", 1e6), ("amd_spectral", 1e8)])
-def test_steps_that_are_all_too_long_are_no_minimum(name: str, factor: float, dtype: torch.dtype) -> None:
+def test_steps_all_too_long_are_no_minimum(name: str, factor: float, dtype: torch.dtype) -> None:
     """40 times 0.75 or 20 times 0.25 of the first step do not reach the one that this decoder bears."""
     problem = scaled(image_problem(), factor, dtype)
     solution = solve(SEARCHING[name], problem)
@@ -155,7 +157,8 @@ def test_steps_that_are_all_too_long_are_no_minimum(name: str, factor: float, dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_lbfgs_bears_any_scale_of_a_decoder_and_stalls_on_steps_far_too_long(dtype: torch.dtype) -> None:
+def test_lbfgs_bears_any_scale_of_a_decoder(dtype: torch.dtype) -> None:
+    """But first steps that are far too long stall it."""
     plain, problem = (scaled(image_problem(gain=1), factor, dtype) for factor in (1.0, 1e8))
     found = solve(LBFGS(max_nfe=30, min_slope=0), problem)
     torch.testing.assert_close(found.loss_B, solve(LBFGS(max_nfe=30, min_slope=0), plain).loss_B, rtol=1e-4, atol=0)
@@ -186,7 +189,7 @@ def test_where_the_latent_rounds_is_no_stall(name: str) -> None:
     assert solution.result_B.tolist() == [Result.STALLED]
 
 
-def test_no_search_calls_its_end_a_stall_where_it_could_see_no_fall() -> None:
+def test_no_visible_fall_is_not_called_a_stall() -> None:
     """A first step far too short promises a fall below rounding: the message leaves both open."""
     for name in ("amd", "amd_nesterov", "amd_spectral", "lbfgs"):
         solution = solve(SEARCHING[name], scaled(image_problem(), 1e-6, torch.float32))
@@ -194,7 +197,7 @@ def test_no_search_calls_its_end_a_stall_where_it_could_see_no_fall() -> None:
     assert "at a minimum, or the first step far too short" in MESSAGES[Result.NO_DESCENT]
 
 
-def test_gauss_newton_that_may_not_damp_enough_stalls() -> None:
+def test_too_little_damping_stalls_gauss_newton() -> None:
     """From a start where its first steps overshoot, with no room for damping."""
     problem = image_problem(gain=5)
     start_BL = 3 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -203,7 +206,7 @@ def test_gauss_newton_that_may_not_damp_enough_stalls() -> None:
     assert Result.STALLED in results
 
 
-def test_momentum_is_dropped_where_the_loss_would_rise() -> None:
+def test_momentum_is_dropped_before_a_rise() -> None:
     problem, momentum = image_problem(gain=2), []
     solve(
         NesterovAMD(max_nfe=150, min_slope=0),
@@ -229,7 +232,7 @@ def test_lbfgs_asks_for_sufficient_descent(s_initial: float, sigma: float, first
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 6])
-def test_the_compact_form_is_the_two_loop_recursion(pairs: int) -> None:
+def test_compact_form_is_the_two_loop_recursion(pairs: int) -> None:
     generator = torch.Generator().manual_seed(pairs)
     basis = torch.randn(5, 4, 4, dtype=torch.float64, generator=generator)
     hessian = basis @ basis.mT + 0.1 * torch.eye(4)
@@ -268,7 +271,8 @@ lbfgs_settings = st.builds(
 
 @properties
 @given(lbfgs_settings, image_problems)
-def test_lbfgs_is_the_two_loop_recursion_in_the_metric_of_the_origin(solver: LBFGS, problem: Problem) -> None:
+def test_lbfgs_is_the_two_loop_recursion(solver: LBFGS, problem: Problem) -> None:
+    """Its metric is that of the origin."""
     solution = solve(solver, problem)
     for sample in range(len(problem.target_BD)):
         path = oracles.lbfgs(solver, problem, sample)
@@ -280,7 +284,7 @@ def test_lbfgs_is_the_two_loop_recursion_in_the_metric_of_the_origin(solver: LBF
         assert solution.result_B[sample] == path.result
 
 
-def test_gauss_newton_needs_one_step_where_the_problem_is_linear() -> None:
+def test_gauss_newton_needs_one_step_when_linear() -> None:
     problem = linear_problem()
     solution = solve(GaussNewton(damping=1e-12, max_nfe=8), problem)
     _, minimiser = problem._gram_and_end()

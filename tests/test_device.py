@@ -53,7 +53,7 @@ def test_lbfgs_waits_once_a_round() -> None:
     assert counts[10] <= 10 + 6
 
 
-def test_a_batch_of_the_best_preset_waits_for_its_rounds_and_little_else(digits: Splits) -> None:
+def test_a_batch_waits_for_little_but_its_rounds(digits: Splits) -> None:
     solver = {"train_max_nfe": 10, "resume_max_nfe": 4, "min_slope": 0}
     trial = Trial.build({"preset": "best", "model": {"hidden": [16]}, "solver": solver, "budget": {"images": 640}})
     steps = train(trial, digits)
@@ -65,9 +65,7 @@ def test_a_batch_of_the_best_preset_waits_for_its_rounds_and_little_else(digits:
     assert found.count <= rounds + 6 * 6
 
 
-def test_a_split_that_is_kept_on_its_device_gives_the_same_batches(
-    digits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_split_on_a_device_gives_equal_batches(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, device = np.array([3, 1, 4, 1]), torch.device("cpu")
     expected = [digits.train.batch(rows, device), digits.train.batch(slice(2, 5), device)]
     kept = digits.train.take(slice(None))
@@ -88,9 +86,8 @@ def test_a_split_that_is_kept_on_its_device_gives_the_same_batches(
     assert len(pickle.dumps(kept)) < 1.1 * len(pickle.dumps(digits.train.take(slice(None))))
 
 
-def test_a_warm_up_changes_no_number_and_takes_no_time_of_the_budget(
-    digits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_up_changes_no_number(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it take time of the budget."""
     changes = {"model": {"hidden": [16]}, "budget": {"images": 96}, "eval": {"val_images": 20, "test_images": 20}}
     plain = [step.metrics for step in train(Trial.build(changes), digits)][-1]
     trial = Trial.build(changes, {"budget": {"seconds": 1000}})

@@ -84,12 +84,12 @@ def test_a_healthy_sweep_shows_no_sign(arms: tuple[str, ...]) -> None:
     assert diagnose(sweep(arms=arms), RANGES) == []
 
 
-def test_a_healthy_sweep_of_a_metric_to_maximise_shows_no_sign() -> None:
+def test_a_healthy_maximising_sweep_shows_no_sign() -> None:
     trials = sweep(arms=("amd", "rk4"))
     assert diagnose(trials.assign(value=-trials["value"]), RANGES, "max") == []
 
 
-def test_a_healthy_sweep_with_one_seed_shows_no_sign() -> None:
+def test_a_healthy_one_seed_sweep_shows_no_sign() -> None:
     assert diagnose(sweep(seeds=1), RANGES) == []
 
 
@@ -130,7 +130,7 @@ def test_trials_without_arms_are_one_group(label: Any) -> None:
         (BETA, -0.5, "is -0.5, within 5% of the lower end"),
     ],
 )
-def test_a_best_value_at_the_edge_of_its_range_is_named(key: str, value: float, expected: str) -> None:
+def test_a_best_value_at_the_edge_is_named(key: str, value: float, expected: str) -> None:
     assert expected in one("boundary", with_best(**{key: value})).text
 
 
@@ -141,7 +141,7 @@ def test_a_best_value_off_the_edge_is_not(key: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int", "logint"])
-def test_a_best_integer_counts_at_the_very_end_only(kind: str) -> None:
+def test_a_best_integer_counts_only_at_the_end(kind: str) -> None:
     ranges = {SLICES: drawn(kind, 2, 1000)}
     for value, side in ((2, "lower"), (1000, "upper")):
         assert f"is {value}, at the {side} end: widen" in one("boundary", with_best(**{SLICES: value}), ranges).text
@@ -149,12 +149,12 @@ def test_a_best_integer_counts_at_the_very_end_only(kind: str) -> None:
         assert found("boundary", with_best(**{SLICES: value}), ranges) == []
 
 
-def test_a_choice_and_a_key_that_is_not_active_have_no_edge() -> None:
+def test_choices_and_inactive_keys_have_no_edge() -> None:
     ranges = {**RANGES, NAME: drawn("choice", "adam", "rmsprop"), SLICES: drawn("int", 2, 6)}
     assert found("boundary", with_best(**{NAME: "adam", SLICES: math.nan}), ranges) == []
 
 
-def test_the_best_configuration_is_best_over_its_seeds_and_none_of_them_blown_up() -> None:
+def test_the_best_is_best_over_all_its_seeds() -> None:
     trials = sweep()
     at_the_edge = trials["number"] == 19
     trials.loc[at_the_edge, LR] = 9.9e-3
@@ -173,14 +173,14 @@ def test_the_best_configuration_is_best_over_its_seeds_and_none_of_them_blown_up
 # Flat.
 
 
-def test_a_search_that_gains_less_than_the_seeds_make_is_flat() -> None:
+def test_gains_below_the_spread_of_seeds_are_flat() -> None:
     values = [mean + noise for mean in (1.2, 1.0, 1.1, 1.4, 1.3) for noise in (-0.3, 0.0, 0.3)]
     expected = "best 1, median 1.2, 0.2 apart, less than the 0.3 (s.d.) that the seed alone causes"
     assert expected in one("flat", sweep(configurations=5, value=values)).text
     assert found("flat", sweep(configurations=5, value=np.repeat([3.2, 1.0, 2.1, 4.4, 3.3], 3) + values)) == []
 
 
-def test_a_search_with_one_seed_that_gains_next_to_nothing_is_flat() -> None:
+def test_next_to_no_gain_with_one_seed_is_flat() -> None:
     trials = sweep(seeds=1)
     assert found("flat", trials) == []
     flattened = trials.assign(value=2 + 0.05 * trials["value"])
@@ -238,7 +238,7 @@ def kinds(verdict: Verdict) -> list[str]:
     return [sign.kind for sign in doubts(verdict)]
 
 
-def test_seeds_that_move_more_than_the_arms_differ_are_noise() -> None:
+def test_seeds_that_outweigh_the_arms_are_noise() -> None:
     # By seed, the arms differ by 0.3, -0.3 and 0.15: 0.05 in the mean.
     (sign,) = doubts(judged(amd=[1.0, 1.0, 1.0], rk4=[1.3, 0.7, 1.15]))
     assert (sign.kind, sign.arm) == ("noise", None)
@@ -270,7 +270,7 @@ def test_a_decision_is_no_noise() -> None:
     assert kinds(judged(0.99, amd=[0.0] * 12, rk4=differences)) == ["noise"]
 
 
-def test_arms_with_one_seed_or_none_in_common_have_no_noise() -> None:
+def test_one_seed_or_none_in_common_has_no_noise() -> None:
     assert kinds(judged(a=[1.0], b=[1.5])) == ["few"]
     assert kinds(judged(a=[1.0, None, 1.0, None], b=[None, 1.5, None, 1.6])) == ["few"]
 
@@ -313,7 +313,7 @@ def blown_up(trials: pd.DataFrame, rows: Any, failed: bool = False) -> pd.DataFr
     return trials
 
 
-def test_divergence_is_put_down_to_the_side_of_the_range_where_it_happens() -> None:
+def test_divergence_is_put_down_to_half_a_range() -> None:
     trials = sweep(seeds=1)
     text = one("diverged", blown_up(trials, trials[LR] > 5e-3)).text
     assert text == (
@@ -332,7 +332,7 @@ def test_divergence_is_put_down_to_a_choice() -> None:
     assert "7 of them, and 0 of the other 13, with optim.name = adam: exclude adam" in text
 
 
-def test_divergence_everywhere_is_put_down_to_nothing() -> None:
+def test_divergence_everywhere_has_no_known_cause() -> None:
     trials = sweep(seeds=1)
     diagnostic = one("diverged", blown_up(trials, trials["number"] % 4 == 0))
     assert diagnostic.text == (
@@ -350,13 +350,13 @@ def test_failures_count_and_running_trials_do_not() -> None:
     assert "of 16 trials 2 diverged and 1 failed (19%)" in one("diverged", trials).text
 
 
-def test_a_trial_in_twenty_may_diverge_but_not_one_in_ten() -> None:
+def test_one_in_twenty_may_diverge_not_one_in_ten() -> None:
     trials = sweep(seeds=1)
     assert found("diverged", blown_up(trials, [0])) == []
     assert "2 diverged (10%)" in one("diverged", blown_up(trials, [0, 12])).text
 
 
-def test_trials_that_all_diverged_are_said_to_have() -> None:
+def test_a_sweep_that_wholly_diverged_is_named() -> None:
     signs = diagnose(blown_up(sweep(), slice(None)), RANGES)
     assert [sign.kind for sign in signs] == ["diverged", "few"]
     assert "60 diverged (100%): read" in signs[0].text
@@ -374,14 +374,16 @@ def test_few_configurations_for_the_keys_searched() -> None:
     assert "for 1 searched key: run at least 7" in one("few", sweep(configurations=6), {LR: RANGES[LR]}).text
 
 
-def test_only_finished_configurations_and_keys_searched_in_the_arm_count() -> None:
+def test_only_the_finished_and_searched_count() -> None:
+    """Configurations that finished, and keys that are searched in the arm."""
     trials = sweep(configurations=10)
     assert len(found("few", blown_up(trials, trials.index[-1:]))) == 1
     idle = {**RANGES, SLICES: drawn("int", 1, 9), NAME: drawn("choice", "adam", "rmsprop")}
     assert found("few", trials.assign(**{SLICES: math.nan}), idle) == []
 
 
-def test_a_space_that_is_exhausted_is_not_short_of_configurations() -> None:
+def test_an_exhausted_space_needs_no_more() -> None:
+    """It has no configurations left to try."""
     ranges = {NAME: drawn("choice", "adam", "rmsprop"), SLICES: drawn("int", 2, 3)}
     keys: dict[str, Any] = {NAME: np.repeat(["adam", "rmsprop"], 6), SLICES: np.tile(np.repeat([2, 3], 3), 2)}
     assert found("few", sweep(configurations=4, **keys), ranges) == []

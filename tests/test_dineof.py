@@ -23,7 +23,7 @@ def samples(seed: int = 0) -> tuple[Any, Any]:
     return values_ND, draw.random(values_ND.shape) < 0.6
 
 
-def test_gaps_hold_what_the_truncated_svd_makes_of_them() -> None:
+def test_gaps_hold_what_the_truncated_svd_gives() -> None:
     """The fixed point: gaps and the approximation of rank two agree, and numpy finds the same."""
     values_ND, known_ND = samples()
     filled_ND = np.where(known_ND, values_ND, 0.0)
@@ -54,7 +54,8 @@ def test_of_complete_samples_it_is_pca() -> None:
     )
 
 
-def test_what_a_gap_holds_plays_no_part_and_modes_beyond_the_rank_are_zero() -> None:
+def test_what_a_gap_holds_plays_no_part() -> None:
+    """And modes beyond the rank are zero."""
     values_ND, known_ND = samples()
     spoiled_ND = np.where(known_ND, values_ND, 1e3)
     first, second = (

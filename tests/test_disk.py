@@ -11,7 +11,7 @@ from gfe_study.study import disk
 from gfe_study.study.disk import WAIT_PER_CHECK, DiskWatch
 
 
-def test_a_check_is_repeated_after_a_multiple_of_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longer_a_check_the_longer_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, checks = 100.0, 0
 
     def walk(_: Path) -> int:

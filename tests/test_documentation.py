@@ -183,7 +183,7 @@ def test_a_wrong_command_is_not_understood() -> None:
     assert "--trials 3" in expanded("make sweep SPACE=amd TRIALS=3")[-1]
 
 
-def test_code_that_is_shown_is_that_of_the_example_package() -> None:
+def test_shown_code_is_from_the_example_package() -> None:
     example = ROOT / "examples" / "gfe_study_example" / "gfe_study_example" / "conjugate.py"
     assert own_files(ROOT / "docs" / "own_solver.md")["my_solvers.py"] == example.read_text(encoding="utf-8")
 
@@ -196,7 +196,7 @@ def test_study_files_in_the_pages_load(page: Path) -> None:
             Study.build(parse_yaml(block.text, page.name), page.name)
 
 
-def test_the_site_builds_and_asks_nobody_for_anything(tmp_path: Path) -> None:
+def test_the_site_builds_and_is_self_contained(tmp_path: Path) -> None:
     """Every page is in its contents, every link and anchor leads somewhere, and generated pages are there."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(
@@ -237,7 +237,7 @@ def test_the_keys_in_the_reference_exist() -> None:
                 assert int(shown) == info.default, f"{section}.{field}"
 
 
-def test_the_metrics_in_the_reference_are_those_there_are() -> None:
+def test_the_reference_lists_every_metric() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     for group in get_args(Group):
         assert f"\n\n{reference(group)}\n" in text, f"docs/metrics.md lacks this table:\n{reference(group)}"

@@ -52,7 +52,7 @@ def renames(disk: list[Call], name: str) -> list[bool]:
     return [Call("flush", call.file, call.size) in disk[:place] for place, call in enumerate(disk) if call.name == name]
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, disk: list[Call]) -> None:
+def test_a_checkpoint_is_flushed_before_renaming(tmp_path: Path, disk: list[Call]) -> None:
     path, previous = tmp_path / "new.pt", tmp_path / "old.pt"
     for number in range(2):
         write_checkpoint(path, {"number": number}, previous)
@@ -60,9 +60,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, d
     assert renames(disk, previous.name) == [True]
 
 
-def test_what_a_trial_goes_on_from_is_on_the_disk_before_its_point_is_told(
-    tmp_path: Path, disk: list[Call], digits: Splits
-) -> None:
+def test_a_point_is_told_after_its_checkpoint(tmp_path: Path, disk: list[Call], digits: Splits) -> None:
+    """What the trial goes on from is on the disk by then."""
     told = 0
     for report in run_trial(tiny(), digits, Mirror(tmp_path)):
         told += len(report.points)
@@ -73,7 +72,7 @@ def test_what_a_trial_goes_on_from_is_on_the_disk_before_its_point_is_told(
     assert all(kept)
 
 
-def test_every_record_of_a_journal_is_on_the_disk_when_it_is_made(tmp_path: Path, disk: list[Call]) -> None:
+def test_every_journal_record_is_flushed_at_once(tmp_path: Path, disk: list[Call]) -> None:
     with Journal.open(tmp_path) as journal:
         configuration = Configuration(0, "", 0, {}, [0], ["aa"])
         records: list[tuple[str, tuple[Any, ...]]] = [

@@ -58,7 +58,8 @@ def test_the_order_of_the_rows_does_not_count(two_arms: DataEfficiency) -> None:
     assert curves(pd.concat([first, others])).losses.equals(two_arms.losses)
 
 
-def test_the_area_is_a_mean_loss_over_the_logarithm() -> None:
+def test_an_area_is_a_mean_over_the_logarithm() -> None:
+    """The mean loss over the logarithm of the size."""
     flat, straight = [[0.3] * 4] * 3, [[0.0, 1.0, 2.0, 4.0]] * 3  # log2 of the sizes
     found = curves(frame(flat=flat, straight=straight)).areas_by_seed()
     assert found["flat"].tolist() == pytest.approx([0.3] * 3)
@@ -68,7 +69,7 @@ def test_the_area_is_a_mean_loss_over_the_logarithm() -> None:
     assert bent.areas_by_seed()["bent"].tolist() == pytest.approx([1.5 / 4] * 3)
 
 
-def test_areas_have_intervals_and_are_compared_in_pairs(two_arms: DataEfficiency) -> None:
+def test_areas_have_intervals_and_are_paired(two_arms: DataEfficiency) -> None:
     by_seed = two_arms.areas_by_seed()
     assert list(by_seed.columns) == ["gfe", "ae"]
     assert list(by_seed.index) == list(SEEDS)
@@ -79,7 +80,7 @@ def test_areas_have_intervals_and_are_compared_in_pairs(two_arms: DataEfficiency
     assert two_arms.compare_areas("gfe", "ae") == paired(by_seed["gfe"], by_seed["ae"])
 
 
-def test_areas_are_over_the_sizes_that_all_arms_have() -> None:
+def test_areas_are_over_the_sizes_all_arms_have() -> None:
     rows = frame(gfe=noisy(0), ae=noisy(1))
     short = rows[(rows["arm"] != "ae") | (rows[IMAGES_SEEN] > 1)]
     found = curves(short)
@@ -90,7 +91,7 @@ def test_areas_are_over_the_sizes_that_all_arms_have() -> None:
 
 
 @pytest.mark.parametrize("gap", [math.nan, math.inf, None])
-def test_a_loss_that_is_not_there_is_named_and_its_seed_has_no_area(gap: float | None) -> None:
+def test_a_missing_loss_costs_its_seed_the_area(gap: float | None) -> None:
     rows = frame(gfe=noisy(0), ae=noisy(1))
     hole = (rows["arm"] == "gfe") & (rows["seed"] == 2) & (rows[IMAGES_SEEN] == 4)
     rows = rows[~hole] if gap is None else rows.assign(test_loss=rows[TEST_LOSS].where(~hole, gap))
@@ -122,7 +123,7 @@ def test_one_size_has_no_area_and_no_crossing() -> None:
         found.compare_areas("gfe", "ae")
 
 
-def test_arms_without_a_common_size_or_seed_are_not_compared() -> None:
+def test_arms_need_a_common_size_and_seed() -> None:
     rows = frame(gfe=noisy(0), ae=noisy(1))
     apart = rows[(rows["arm"] == "gfe") == (rows[IMAGES_SEEN] < 4)]
     assert len(curves(apart).differences("gfe", "ae")) == 0
@@ -142,7 +143,7 @@ def test_differences_are_paired_at_every_size(two_arms: DataEfficiency) -> None:
     assert table["p_holm"].tolist() == pytest.approx(holm(table["p_value"].tolist()))
 
 
-def test_the_crossing_of_two_arms_agrees_with_their_differences() -> None:
+def test_crossings_agree_with_differences() -> None:
     generator = np.random.default_rng(5)
     falling = np.linspace(0.9, 0.3, 4) + 0.02 * generator.normal(size=(3, 4))
     level = 0.62 + 0.02 * generator.normal(size=(3, 4))

@@ -45,7 +45,7 @@ def test_the_size_of_latents_does_not_count(scale: float, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e300])
-def test_doubles_are_not_rounded_to_single_numbers(scale: float) -> None:
+def test_doubles_are_not_rounded_to_float32(scale: float) -> None:
     assert apart(embed(scale * groups()))
     assert label_accuracy(scale * groups(), LABEL_N) == 1
 
@@ -69,7 +69,7 @@ def test_latents_that_do_not_differ_have_no_map(latent_NL: Floats) -> None:
     assert np.isnan(label_accuracy(latent_NL, LABEL_N[: len(latent_NL)]))
 
 
-def test_a_dimension_that_differs_by_rounding_does_not_count() -> None:
+def test_dimensions_of_mere_rounding_do_not_count() -> None:
     constant_N1 = (1e6 + np.random.default_rng(1).standard_normal((60, 1)) * 0.3).astype(np.float32)
     assert np.ptp(constant_N1) > 0
     latent_NL = np.hstack([groups(1).astype(np.float32) / 10, constant_N1])
@@ -82,7 +82,7 @@ def test_where_latents_lie_does_not_count() -> None:
     assert trusted(groups() + 1e9, map_N2) == pytest.approx(trusted(groups(), map_N2), abs=0.01)
 
 
-def test_one_latent_far_out_leaves_the_others_apart() -> None:
+def test_an_outlier_leaves_the_others_apart() -> None:
     latent_NL = groups()
     latent_NL[0] = 1e30
     assert label_accuracy(latent_NL, LABEL_N) >= 59 / 60

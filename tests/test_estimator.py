@@ -84,7 +84,7 @@ def test_missing_values_are_filled_in(fitted: GradientFlowEncoder) -> None:
     assert GradientFlowEncoder().__sklearn_tags__().input_tags.allow_nan
 
 
-def test_what_stands_in_for_a_missing_value_has_no_influence(fitted: GradientFlowEncoder) -> None:
+def test_what_fills_a_missing_value_is_ignored(fitted: GradientFlowEncoder) -> None:
     gone = plane()
     gone[:, 3] = np.nan
     first = fitted.transform(gone)
@@ -92,7 +92,7 @@ def test_what_stands_in_for_a_missing_value_has_no_influence(fitted: GradientFlo
     assert np.allclose(first[:5], fitted.transform(gone[:5]), atol=1e-9)  # nor have the neighbours
 
 
-def test_standard_deviations_are_those_of_the_data_s_own_model() -> None:
+def test_standard_deviations_are_exact() -> None:
     """A linear decoder and errors of a known size give the closed form of probabilistic PCA."""
     X = plane(200)
     X += np.random.default_rng(1).normal(size=X.shape)
@@ -161,7 +161,7 @@ def test_held_out_is_the_gap_of_another_sample() -> None:
     assert kept.observed_ND.any(1).all()
 
 
-def test_the_last_that_is_known_of_a_feature_is_not_held_out() -> None:
+def test_a_features_only_value_is_not_held_out() -> None:
     for seed in range(20):
         observed_ND = np.random.default_rng(seed).random((300, 40)) < 0.5
         observed_ND[:, 7] = np.arange(300) == 5
@@ -275,7 +275,8 @@ def test_what_cannot_be_trained_is_one_line(settings: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_by_name_alone_a_likelihood_learns_its_scale_and_few_samples_are_seen_often() -> None:
+def test_the_defaults_suit_likelihood_and_samples() -> None:
+    """By name alone a likelihood learns its scale, and few samples are seen often."""
     fitted = encoder(epochs=None, hidden_layer_sizes=(), batch_size=400).fit(plane(1600)[:, :3])
     assert (fitted.n_iter_, fitted.trial_.budget.images) == (20, 32_000)
     assert fitted.trial_.likelihood.model_dump() == {"name": "gaussian", "sigma": "learned"}

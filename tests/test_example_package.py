@@ -77,7 +77,7 @@ def test_an_error_in_its_set_up_is_one_line(site: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "plan", "smoke", "--no-probe", PYTHONPATH=str(broken)).returncode == 0
 
 
-def test_a_class_of_the_working_directory_reaches_the_workers(tmp_path: Path) -> None:
+def test_workers_import_from_the_working_folder(tmp_path: Path) -> None:
     shutil.copy(EXAMPLE / "gfe_study_example" / "heavy_ball.py", tmp_path / "mine.py")
     space = SPACE.replace("heavy_ball", "mine:HeavyBall").replace("{name: rings, count: 200}", "digits")
     space = space.replace("{name: laplace, scale: 0.5}", "gaussian")

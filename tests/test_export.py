@@ -56,7 +56,7 @@ def test_tables_hold_every_trial(searched: Any, tmp_path: Path, form: Any) -> No
     assert read["value"].to_numpy() == pytest.approx(searched.trials["value"].to_numpy())
 
 
-def test_optuna_reads_values_parameters_and_curves(searched: Any, tmp_path: Path) -> None:
+def test_optuna_reads_parameters_and_curves(searched: Any, tmp_path: Path) -> None:
     file = export(searched, "optuna", tmp_path / "mine.log")
     for arm in ("one", "other"):
         study = loaded(file, f"mine: {arm}")
@@ -74,7 +74,7 @@ def test_optuna_reads_values_parameters_and_curves(searched: Any, tmp_path: Path
             assert [*trial.intermediate_values.values()] == pytest.approx(list(curve["val_loss"]))
 
 
-def test_what_was_stopped_is_pruned_and_what_failed_has_failed(searched: Any, tmp_path: Path) -> None:
+def test_stopped_is_pruned_and_failed_is_failed(searched: Any, tmp_path: Path) -> None:
     searched.trials.loc[0, "state"] = "stopped"
     searched.trials.loc[1, ["failed", "state"]] = True, "failed"
     file = export(searched, "optuna", tmp_path / "mine.log")

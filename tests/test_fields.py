@@ -20,7 +20,7 @@ def test_alpha(schedule: Alpha, t: float) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_gradient_flow_is_minus_alpha_times_the_gradient(schedule: Alpha) -> None:
+def test_gradient_flow_descends_at_the_rate_alpha(schedule: Alpha) -> None:
     problem = image_problem()
     z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     rate = GradientFlow(alpha=schedule).derivative(problem.objective(), 3.0, 10.0, z)
@@ -58,7 +58,7 @@ def test_nesterov_flow_hits_its_closed_form(t: float) -> None:
 
 
 @pytest.mark.parametrize("first_step", [1e-6, 1e-2, 1.0])
-def test_first_step_of_the_nesterov_flow_goes_downhill(first_step: float) -> None:
+def test_the_first_nesterov_step_goes_downhill(first_step: float) -> None:
     problem, flow = image_problem(), NesterovFlow()
     state = RK4(tau=10).step(flow, problem.objective(), 0.0, first_step, flow.lift(problem.start()))
     moved = flow.latent(state) - problem.start()

@@ -57,7 +57,7 @@ def test_fixed_grids_are_of_their_textbook_order(
 
 
 @pytest.mark.parametrize("alpha", ["constant", "exponential"])
-def test_dopri5_hits_the_closed_form_within_its_tolerance(alpha: str) -> None:
+def test_dopri5_is_exact_within_its_tolerance(alpha: str) -> None:
     problem = linear_problem(batch=2)
     exact, errors = problem.gradient_flow(clock(alpha, 2)), []
     for tolerance in (1e-4, 1e-7, 1e-10):
@@ -70,7 +70,8 @@ def test_dopri5_hits_the_closed_form_within_its_tolerance(alpha: str) -> None:
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
-def test_dopri5_ends_at_its_cap_with_the_last_state_it_accepted() -> None:
+def test_dopri5_ends_at_its_cap_in_its_last_state() -> None:
+    """The last that it accepted."""
     problem, seen = image_problem(gain=5), []
     stiff = Dopri5(tau=1e6, max_nfe=100)
     solution = solve(stiff, problem, observe=lambda step: seen.append((step["row"].item(), step["latent"][0])))
@@ -119,7 +120,7 @@ def test_flow_solvers_agree_with_torchdiffeq(flow: Any, solver: Any, method: str
 
 
 @pytest.mark.parametrize("kind", [AMD, SpectralAMD])
-def test_amd_of_one_step_length_is_torchdiffeqs_euler(kind: Any) -> None:
+def test_amd_of_equal_steps_is_torchdiffeqs_euler(kind: Any) -> None:
     problem, step = image_problem(), 1 / 16
     lengths = {"s_initial": step, "s_max": step, "min_slope": 0, "tau": 4}
     solution = solve(kind(**lengths, **({"s_min": step} if kind is SpectralAMD else {})), problem)
@@ -131,7 +132,7 @@ def test_amd_of_one_step_length_is_torchdiffeqs_euler(kind: Any) -> None:
 
 @given(st.floats(1e-3, 1e6), st.integers(2, 200))
 @properties
-def test_logarithmic_grid_ends_exactly_and_its_steps_grow_to_base_4(tau: float, slices: int) -> None:
+def test_logarithmic_steps_grow_to_base_4(tau: float, slices: int) -> None:
     grid = logarithmic_grid(tau, slices)
     assert (grid[0], grid[-1], len(grid)) == (0.0, tau, slices)
     steps = [b - a for a, b in itertools.pairwise(grid)]
@@ -139,7 +140,7 @@ def test_logarithmic_grid_ends_exactly_and_its_steps_grow_to_base_4(tau: float, 
     assert ratios == pytest.approx([4 ** (1 / (slices - 1))] * (slices - 2), rel=1e-6)
 
 
-def test_rk4_shows_its_observer_every_time_of_the_grid() -> None:
+def test_rk4_shows_every_time_of_the_grid() -> None:
     seen: list[float] = []
     solve(RK4(tau=3, slices=6), image_problem(), observe=lambda step: seen.append(step["time"][0].item()))
     assert seen == logarithmic_grid(3, 6)[1:]

@@ -81,7 +81,8 @@ def of(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     return table_2(tmp_path_factory.mktemp("given"))
 
 
-def test_arms_stand_beside_the_papers_table_by_their_method(of: Evidence) -> None:
+def test_arms_stand_beside_the_paper_by_method(of: Evidence) -> None:
+    """Each has the row of its method in the paper's table, whatever the arm is called."""
     exhibit = shown(entropy, of)["entropy"]
     assert exhibit.table is not None
     assert list(exhibit.table["arm"]) == ["adversary", "pulled", "samples of the normal", "plain"]
@@ -100,7 +101,7 @@ def test_arms_stand_beside_the_papers_table_by_their_method(of: Evidence) -> Non
 
 
 @pytest.mark.parametrize("other", [{"dataset": "digits"}, {"latent_dim": 10}, {"data.held_out": 3}], ids=str)
-def test_the_papers_numbers_stand_beside_nothing_else(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_the_paper_stands_beside_nothing_else(tmp_path: Path, other: dict[str, Any]) -> None:
     exhibit = shown(entropy, table_2(tmp_path, **other))["entropy"]
     assert exhibit.table is not None
     assert not [column for column in exhibit.table if "paper" in str(column)]
@@ -108,7 +109,8 @@ def test_the_papers_numbers_stand_beside_nothing_else(tmp_path: Path, other: dic
     assert "Table 2" not in exhibit.title + exhibit.caption
 
 
-def test_loss_and_distance_stand_beside_those_of_the_autoencoder_and_real_images(of: Evidence) -> None:
+def test_loss_and_distance_have_a_reference(of: Evidence) -> None:
+    """The loss of the autoencoder, and the Fréchet distance of real images."""
     table = shown(entropy, of)["generation"].table
     assert table is not None
     row = table.set_index("arm").loc["pulled"]
@@ -119,7 +121,7 @@ def test_loss_and_distance_stand_beside_those_of_the_autoencoder_and_real_images
     assert not {"FID", "of reconstructions"} & {*table}
 
 
-def test_entropy_over_images_has_the_normal_as_a_line(of: Evidence) -> None:
+def test_entropy_over_images_shows_the_normal(of: Evidence) -> None:
     figure = shown(entropy, of)["entropy_over_images"].figure
     assert figure is not None
     lines = {str(line.get_label()): np.asarray(line.get_ydata()) for line in figure.axes[0].lines}
@@ -140,7 +142,8 @@ def test_few_test_images_give_the_entropy_of_all(tmp_path: Path) -> None:
     }
 
 
-def test_latents_that_collapsed_have_no_entropy_whatever_they_had_before(tmp_path: Path) -> None:
+def test_collapsed_latents_have_no_entropy(tmp_path: Path) -> None:
+    """Not even the one from before they collapsed."""
     alive = [point(480, 0.2, **entropies(1.0)), point(960, 0.2, **entropies(0.5))]
     collapsed = [point(480, 0.2, **entropies(0.0)), point(960, 0.2)]
     deliveries = [
@@ -206,7 +209,8 @@ DECLARED_FRONT = (
 )
 
 
-def test_the_front_is_of_loss_and_entropy_where_the_search_was_for_these(tmp_path: Path) -> None:
+def test_the_front_is_of_what_was_searched_for(tmp_path: Path) -> None:
+    """Here of loss and entropy, and not of seconds."""
     gaps = [(0.3, 0.1), (0.2, 1.0), (0.25, 1.5), (0.1, None)]
     deliveries = [
         run(
@@ -234,7 +238,7 @@ def test_the_front_is_of_loss_and_entropy_where_the_search_was_for_these(tmp_pat
     assert figure.axes[0].get_xlabel() == "entropy gap of validation images to the normal (nats)"
 
 
-def test_a_front_of_which_nothing_has_an_entropy_is_not_drawn(tmp_path: Path) -> None:
+def test_a_front_without_entropies_is_not_drawn(tmp_path: Path) -> None:
     deliveries = [
         run("", "gen", "digits", 0, [point(480, loss)], number=number, fingerprint=number)
         for number, loss in enumerate((0.3, 0.2))
@@ -261,7 +265,7 @@ def held_out(folder: Path, areas: dict[tuple[str, int], tuple[float, float]]) ->
     return evidence(folder, deliveries, space_files()["novelty"].read_text().replace("seeds: 1", "seeds: 2"))
 
 
-def test_novelty_stands_beside_reconstruction_for_every_class_and_method(tmp_path: Path) -> None:
+def test_novelty_stands_beside_reconstruction(tmp_path: Path) -> None:
     areas = {("ae", 0): (0.8, 0.7), ("ae", 1): (0.6, 0.9), ("gen", 0): (0.9, 0.7), ("gen", 1): (0.95, 0.9)}
     exhibit = shown(novelty, held_out(tmp_path, areas))["novelty"]
     assert exhibit.table is not None
@@ -284,20 +288,21 @@ def test_a_difference_that_is_rounding_is_none(tmp_path: Path) -> None:
     assert "novelty higher in 1 of 2 classes." in exhibit.caption
 
 
-def test_novelty_is_shown_where_a_class_was_held_out_and_measured(of: Evidence, tmp_path: Path) -> None:
+def test_novelty_is_shown_only_where_measured(of: Evidence, tmp_path: Path) -> None:
     assert not shown(novelty, of)
     unmeasured = [run("a", "ae", "digits", 0, [point(480)], params={"data.held_out": 1})]
     assert not shown(novelty, evidence(tmp_path, unmeasured))
 
 
-def test_a_study_without_measures_has_none_of_their_exhibits_or_columns(tmp_path: Path) -> None:
+def test_without_measures_there_are_no_exhibits(tmp_path: Path) -> None:
     of = evidence(tmp_path, [run("a", "ae", "mnist", 0, [point(480)])])
     assert not {**shown(entropy, of), **shown(novelty, of)}
     assert not measured(of.points)
     assert not {*trials_table(of)} & {LATENT_ENTROPY, FID, NOVELTY_AUROC}
 
 
-def test_measures_are_told_from_other_metrics_and_stand_in_the_table_of_trials(of: Evidence) -> None:
+def test_measures_stand_in_the_table_of_trials(of: Evidence) -> None:
+    """They are told from other metrics; what they are compared with is not in the table."""
     columns = [
         VAL_LOSS,
         "test_rmse",
@@ -315,7 +320,8 @@ def test_measures_are_told_from_other_metrics_and_stand_in_the_table_of_trials(o
     assert of.chosen_ends.groupby(RUN_ID).size().eq(1).all()
 
 
-def test_methods_of_one_colour_are_told_apart_by_another() -> None:
+def test_methods_of_one_colour_are_told_apart() -> None:
+    """One of them gets another colour, but only where both are shown."""
     trials = pd.DataFrame({names.ARM: ["one", "two"], names.METHOD: ["gfe_gen", "gfe"], "params.solver.name": "amd"})
     assert colour_of("method", "gfe_gen") == colour_of("solver", "amd")
     look = styles(trials, ["one", "two"])

@@ -91,7 +91,8 @@ def solved(request: pytest.FixtureRequest) -> tuple[Problem, Solution]:
     return problem, solve(problem, request.param)
 
 
-def test_discrete_adjoint_is_autograd_through_the_solve(solved: tuple[Problem, Solution]) -> None:
+def test_adjoint_is_autograd_through_the_solve(solved: tuple[Problem, Solution]) -> None:
+    """In its discrete form, the default."""
     problem, solution = solved
     adjoint, unrolled = (differentiate(problem, gradient, solution) for gradient in (Adjoint(), Unrolled()))
     assert relative(adjoint, unrolled) < 1e-11
@@ -100,7 +101,8 @@ def test_discrete_adjoint_is_autograd_through_the_solve(solved: tuple[Problem, S
 
 
 @pytest.mark.parametrize("case", [*FIXED_STEPS, (AMD(s_max=9, tau=20, min_slope=0), CONSTANT)], ids=label)
-def test_discrete_adjoint_is_the_slope_of_the_loss(case: Case) -> None:
+def test_adjoint_is_the_slope_of_the_loss(case: Case) -> None:
+    """In its discrete form, the default."""
     problem = image_problem(batch=3)
     adjoint = differentiate(problem, Adjoint(), solve(problem, case))
     # What is wrong with any weight shows along a random direction.
@@ -117,7 +119,7 @@ def exact_gradient(flow: Flow) -> Tensor:
 
 
 @pytest.mark.parametrize("flow", FLOWS[:2], ids=label)
-def test_adjoint_of_an_error_controlled_solve_is_the_flows(flow: Flow) -> None:
+def test_adjoint_of_adaptive_steps_is_the_flows(flow: Flow) -> None:
     problem, exact = smooth_problem(), exact_gradient(flow)
     controlled = differentiate(problem, Adjoint(), solve(problem, (Dopri5(tau=3, rtol=1e-9, atol=1e-10), flow)))
     assert relative(controlled, exact) < 1e-7
@@ -125,7 +127,7 @@ def test_adjoint_of_an_error_controlled_solve_is_the_flows(flow: Flow) -> None:
 
 @pytest.mark.parametrize("base", [UNIFORM, LOGARITHMIC])
 @pytest.mark.parametrize("alpha", ["constant", "exponential"])
-def test_adjoint_of_euler_is_eq_2_to_4_written_out(alpha: str, base: float) -> None:
+def test_adjoint_of_euler_is_equations_2_to_4(alpha: str, base: float) -> None:
     problem, flow = image_problem(), GradientFlow(alpha=alpha)
     solution = solve(problem, (Euler(tau=6, slices=9, base=base), flow))
     path = solution.path
@@ -148,7 +150,7 @@ def closed_form(problem: LinearProblem, flow_end: Callable[[], Tensor]) -> Tenso
 
 
 @pytest.mark.parametrize("form", ["discrete", "continuous"])
-def test_adjoint_of_a_linear_decoder_has_its_closed_form(form: str) -> None:
+def test_a_linear_decoder_meets_its_closed_form(form: str) -> None:
     problem = linear_problem()
     (layer,) = problem.decoder.linears()
     weight, bias = layer.weight, layer.bias
@@ -169,9 +171,7 @@ def test_adjoint_of_a_linear_decoder_has_its_closed_form(form: str) -> None:
     ("solver", "form", "order"),
     [(Euler, "continuous", 1), (Euler, "discrete", 1), (RK4, "continuous", 2), (RK4, "discrete", 4)],
 )
-def test_adjoint_tends_to_the_flows_at_the_order_that_theory_gives(
-    solver: type[FixedGrid], form: str, order: int, flow: Flow
-) -> None:
+def test_adjoint_converges_at_the_order_of_theory(solver: type[FixedGrid], form: str, order: int, flow: Flow) -> None:
     problem, exact = smooth_problem(), exact_gradient(flow)
     slices = (21, 41) if order < 4 else (17, 33)
     errors = [
@@ -182,7 +182,8 @@ def test_adjoint_tends_to_the_flows_at_the_order_that_theory_gives(
 
 
 @pytest.mark.parametrize("flow", [CONSTANT, NesterovFlow()], ids=label)
-def test_approximate_gradient_tends_to_the_exact_one_as_the_flow_converges(flow: Flow) -> None:
+def test_approximate_gradient_tends_to_the_exact(flow: Flow) -> None:
+    """As the flow converges."""
     problem = linear_problem()
     errors = []
     for tau in (2.0, 8.0, 32.0, 128.0):
@@ -206,9 +207,7 @@ def company(request: pytest.FixtureRequest) -> list[tuple[Problem, Solution]]:
 
 
 @pytest.mark.parametrize("gradient", [Approximate(), Adjoint(), Adjoint(form="continuous"), Unrolled()], ids=str)
-def test_the_gradient_of_a_sample_ignores_its_neighbours(
-    company: list[tuple[Problem, Solution]], gradient: Gradient
-) -> None:
+def test_a_gradient_ignores_neighbouring_samples(company: list[tuple[Problem, Solution]], gradient: Gradient) -> None:
     together, *alone = (differentiate(problem, gradient, solution) for problem, solution in company)
     assert relative(together, torch.stack(alone).sum(0)) < 1e-11
 
@@ -226,7 +225,7 @@ def test_path_ends_where_the_solution_is(solved: tuple[Problem, Solution]) -> No
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
-def test_the_steps_of_a_path_lead_from_node_to_node_in_float32_too(case: Case) -> None:
+def test_float32_steps_lead_from_node_to_node(case: Case) -> None:
     double = image_problem(batch=3, gain=3)
     problem = Problem(copy.deepcopy(double.decoder).float(), double.loss, Observed(double.target_BD.float()))
     solution = solve(problem, case)
@@ -247,7 +246,7 @@ def passes(gradient: Gradient, problem: Problem, solution: Solution) -> int:
     return int(sum(count[0] for count in counts))
 
 
-def test_adjoint_costs_five_decoder_passes_a_slice() -> None:
+def test_adjoint_costs_five_passes_a_slice() -> None:
     problem, steps = image_problem(), 40
     solution = solve(problem, (Euler(tau=6, slices=steps + 1), GradientFlow()))
     # And three at the end: the loss there, and its gradient.
@@ -299,7 +298,8 @@ def saved_bytes(run: Callable[[], Any], there: Sequence[Tensor]) -> int:
     return worst
 
 
-def test_adjoint_keeps_at_most_twice_what_approx_keeps_whatever_the_slices() -> None:
+def test_the_memory_of_adjoint_ignores_the_slices() -> None:
+    """It is at most twice that of approx; that of unrolling grows with the slices."""
     torch.manual_seed(0)
     decoder = MLPDecoder([20, 150, 300, 600, 784]).double()
     base = image_problem(batch=1)

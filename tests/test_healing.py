@@ -132,7 +132,7 @@ def test_a_failure_outlives_a_kill(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert list(Store().frames("edited")[0]["failed"]).count(True) == 2
 
 
-def test_a_store_that_failed_once_is_level_in_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_failed_once_is_made_level(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_one_route, "made_up", trials())
     sweep(TWO_ARMS, folder)
     edited = {**TWO_ARMS, "seeds": 2}
@@ -179,7 +179,7 @@ def test_diverged_trials_are_no_best(folder: Path, monkeypatch: pytest.MonkeyPat
     assert outcome.plan.best() is None
 
 
-def test_a_test_loss_that_is_lost_at_the_end_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_loss_lost_at_the_end_stays_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It overflowed, which ends no trial; nothing takes the one of an earlier point for it."""
 
     def points(run: TrialRun) -> tuple[list[dict[str, float]], str | None]:

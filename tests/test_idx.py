@@ -56,7 +56,7 @@ def test_files_are_what_torchvision_reads(kind: str, shape: tuple[int, ...], tmp
 @pytest.mark.parametrize("test", ["t10k", "test"])
 @pytest.mark.parametrize("prefix", ["", "emnist-letters-"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_images_of_any_size_and_labels_of_any_number(test: str, prefix: str, ending: str, tmp_path: Path) -> None:
+def test_images_of_any_size_and_labels_are_read(test: str, prefix: str, ending: str, tmp_path: Path) -> None:
     write(tmp_path, test, prefix, ending)
     splits = load(tmp_path)
     assert splits.shape == Shape(1, (5, 9))
@@ -69,7 +69,7 @@ def test_images_of_any_size_and_labels_of_any_number(test: str, prefix: str, end
     assert seen == {image.tobytes() for image in TRAIN}
 
 
-def test_one_of_several_datasets_is_named_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_several_is_named_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "raw", "test", "emnist-letters-", ".gz")
     write(tmp_path / "raw", "test", "emnist-digits-", ".gz")
     with pytest.raises(DataError, match=r"several datasets; allowed: one of .*/emnist-digits, .*/emnist-letters$"):

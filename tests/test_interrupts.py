@@ -25,7 +25,7 @@ def test_a_module_is_not_left_half_loaded(tmp_path: Path) -> None:
     assert "Interrupted" in done.stderr
 
 
-def test_a_library_that_does_not_return_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_library_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
     """It holds the main thread, so that no handler of Python's can run."""
     kill = "import threading, os; threading.Timer(0.5, os.kill, (os.getpid(), 15)).start(); "
     busy = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**31 - 1)"
@@ -34,7 +34,7 @@ def test_a_library_that_does_not_return_is_not_waited_for(tmp_path: Path) -> Non
     assert done.stderr.endswith("run the same command to continue\n")
 
 
-def test_a_deferred_signal_is_noted_and_repeated_ones_change_nothing(tmp_path: Path) -> None:
+def test_a_deferred_signal_counts_once(tmp_path: Path) -> None:
     code = f"with interrupts.deferred():\n    {TERMINATE}\n    {TERMINATE}\n    print(interrupts.asked())\n"
     code += "try:\n    interrupts.check()\nexcept interrupts.Interrupted:\n    print('at the end')\n"
     code += f"{TERMINATE}\nprint('still here')\n"
@@ -42,7 +42,7 @@ def test_a_deferred_signal_is_noted_and_repeated_ones_change_nothing(tmp_path: P
 
 
 @pytest.mark.parametrize("ignored", [True, False])
-def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path, ignored: bool) -> None:
+def test_a_hangup_ignored_by_nohup_stays_ignored(tmp_path: Path, ignored: bool) -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('went on')"
     begin = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {BEGIN}" if ignored else BEGIN
     done = subprocess.run(

@@ -34,7 +34,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert journal.outcomes["aa"].state == FINISHED
 
 
-def test_points_already_recorded_are_not_recorded_again(tmp_path: Path) -> None:
+def test_recorded_points_are_not_recorded_again(tmp_path: Path) -> None:
     filled(tmp_path)
     with Journal.open(tmp_path) as journal:
         assert journal.record_points("aa", [point(480), point(960), point(1920)]) == [point(1920)]
@@ -43,7 +43,7 @@ def test_points_already_recorded_are_not_recorded_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])
-def test_a_line_cut_short_by_a_kill_is_dropped_and_writing_goes_on(tmp_path: Path, cut: int) -> None:
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, cut: int) -> None:
     filled(tmp_path)
     path = tmp_path / JOURNAL_FILE
     path.write_bytes(path.read_bytes()[:-cut])
@@ -61,13 +61,14 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
         Journal.read(tmp_path)
 
 
-def test_a_second_writer_is_refused_and_the_lock_is_given_back(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    """Once the first is done, another may write."""
     with Journal.open(tmp_path), pytest.raises(InputError, match="another sweep of this study is running"):
         Journal.open(tmp_path)
     filled(tmp_path)
 
 
-def test_a_failed_trial_that_is_tried_again_has_no_outcome(tmp_path: Path) -> None:
+def test_a_retried_trial_has_no_outcome(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         journal.record_outcome("aa", Outcome("failed", "out of memory"))
         journal.record_retry("aa")
@@ -146,7 +147,7 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, line: str) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_a_fork_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_a_fork_is_refused_without_overwriting(tmp_path: Path) -> None:
     """Two machines went on from the same journal; neither may erase what the other one finished."""
     remote = f"file://{tmp_path / 'shared'}"
     with Journal.open(Mirror(tmp_path / "one", remote)) as journal:
@@ -166,7 +167,7 @@ def test_a_fork_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in kept} == kept
 
 
-def test_a_driver_does_not_overwrite_what_another_added(tmp_path: Path) -> None:
+def test_a_driver_keeps_what_another_added(tmp_path: Path) -> None:
     """A machine that was away comes back while its study runs elsewhere: its own copy is not brought there."""
     remote = f"file://{tmp_path / 'shared'}"
     first = Journal.open(Mirror(tmp_path / "one", remote))

@@ -129,7 +129,7 @@ def test_the_verdict_is_that_of_the_last_stage() -> None:
     assert [len(each.seeds) for each in verdict.rows] == [5, 5]
 
 
-def test_a_configuration_that_failed_or_was_stopped_is_not_complete() -> None:
+def test_failures_and_stops_count_for_no_tuning() -> None:
     """What was stopped early takes part in no comparison; what failed does, and counts for no tuning."""
     trials = search(a=BOWL, b=BOWL)
     trials[2] |= {"state": "stopped", TEST_LOSS: 0.0}
@@ -146,7 +146,7 @@ def test_a_configuration_that_failed_or_was_stopped_is_not_complete() -> None:
 
 
 @pytest.mark.parametrize(("metric", "there"), [("val_r2", True), ("val_rmse", False)])
-def test_the_keys_searched_are_those_of_the_best_trial(metric: str, there: bool) -> None:
+def test_the_best_trial_tells_the_keys_searched(metric: str, there: bool) -> None:
     """The trial with the high value searched β; it is the best by one metric and the worst by the other."""
     study = Study.build(
         {
@@ -205,7 +205,7 @@ def test_a_sign_is_told_once() -> None:
 
 
 @pytest.mark.parametrize(("losses", "enough"), [([2 * loss for loss in LEFT], True), (RIGHT, False)])
-def test_where_nothing_is_better_than_pca_it_says_that_pca_is_enough(losses: list[float], enough: bool) -> None:
+def test_pca_is_enough_where_nothing_is_better(losses: list[float], enough: bool) -> None:
     study = Study.build(
         {"question": "Which?", "scientific": {"arms": {"a": {"method": "pca"}, "b": {}}}, "seeds": 5}, "my.yaml"
     )

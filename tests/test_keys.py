@@ -31,7 +31,7 @@ def test_every_key_of_a_trial_is_listed() -> None:
             assert path in paths or path.endswith(".name"), path
 
 
-def test_a_component_has_its_keys_with_their_range_default_and_meaning() -> None:
+def test_a_key_has_a_range_default_and_meaning() -> None:
     found = {key.path: key for key in keys("solver.lbfgs")}
     fields = registry.component("solver", "lbfgs").model_fields
     assert set(found) == {f"solver.{name}" for name in fields} - {"solver.name"}
@@ -41,14 +41,14 @@ def test_a_component_has_its_keys_with_their_range_default_and_meaning() -> None
     assert "null: `max_nfe`" in found["solver.train_max_nfe"].text
 
 
-def test_keys_that_components_share_are_listed_once() -> None:
+def test_shared_keys_are_listed_once() -> None:
     (fraction,) = keys("data.hide.fraction")
     assert set(fraction.names) == set(registry.names("data"))
     assert [key.path for key in keys("data.observe.blur.width")] == ["data.observe.width"]
     assert [key.path for key in keys("eval.measures.fid.weights")] == ["eval.measures.weights"]
 
 
-def test_what_is_no_key_is_one_line_with_the_nearest() -> None:
+def test_an_unknown_key_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"given 'solver\.lbgfs'; did you mean 'solver\.lbfgs'"):
         keys("solver.lbgfs")
 
@@ -62,7 +62,7 @@ def test_the_commands_print_them() -> None:
     assert json.loads(CliRunner().invoke(app, ["schema"]).output) == schema()
 
 
-def test_the_file_for_editors_is_the_schema_and_every_space_names_it() -> None:
+def test_every_space_names_the_schema_for_editors() -> None:
     """`gfe-study schema > search_spaces/schema.json` regenerates it."""
     assert json.loads((SPACES / "schema.json").read_text(encoding="utf-8")) == schema()
     for file in SPACES.glob("*.yaml"):

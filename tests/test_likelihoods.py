@@ -98,7 +98,8 @@ every = pytest.mark.parametrize("likelihood", CASES.values(), ids=CASES)
 
 @every
 @either
-def test_a_loss_is_the_mean_negative_log_probability_of_what_is_observed(likelihood: Likelihood, missing: bool) -> None:
+def test_a_loss_is_a_mean_negative_log_likelihood(likelihood: Likelihood, missing: bool) -> None:
+    """Of what is observed: missing values do not count."""
     target, output_BD = observed(likelihood, missing=missing), outputs()
     log_BD = distribution(likelihood, output_BD, target).log_prob(target.value_BD)
     known_BD = torch.ones(B, D, dtype=torch.bool) if target.known_BD is None else target.known_BD
@@ -109,9 +110,8 @@ def test_a_loss_is_the_mean_negative_log_probability_of_what_is_observed(likelih
 
 @every
 @either
-def test_gradient_and_hessian_are_autograds_and_the_curvature_is_not_negative(
-    likelihood: Likelihood, missing: bool
-) -> None:
+def test_gradient_and_hessian_are_autograds(likelihood: Likelihood, missing: bool) -> None:
+    """And the curvature is never negative."""
     target, loss = observed(likelihood, missing=missing), made(likelihood)
     output_BD = outputs().requires_grad_()
     (slope_BD,) = torch.autograd.grad(loss(output_BD, target).sum(), output_BD, create_graph=True)
@@ -127,7 +127,8 @@ def test_gradient_and_hessian_are_autograds_and_the_curvature_is_not_negative(
     assert torch.equal(target.value_BD, kept[1])
 
 
-def test_the_curvature_of_student_t_is_the_expected_hessian() -> None:
+def test_student_t_takes_the_expected_hessian() -> None:
+    """For its curvature: the mean of the Hessian over the distribution."""
     likelihood = CASES["student_t"]
     assert isinstance(likelihood, StudentT)
     assert not isinstance(likelihood.scale, str)
@@ -141,7 +142,7 @@ def test_the_curvature_of_student_t_is_the_expected_hessian() -> None:
 
 
 @every
-def test_the_mean_and_its_slope_are_the_distributions(likelihood: Likelihood) -> None:
+def test_the_mean_and_its_slope_are_exact(likelihood: Likelihood) -> None:
     target, output_BD, loss = observed(likelihood, missing=False), outputs().requires_grad_(), made(likelihood)
     mean_BD = distribution(likelihood, output_BD, target).mean
     torch.testing.assert_close(loss.mean(output_BD), mean_BD)
@@ -150,7 +151,7 @@ def test_the_mean_and_its_slope_are_the_distributions(likelihood: Likelihood) ->
 
 
 @every
-def test_samples_have_the_distributions_mean_and_spread(likelihood: Likelihood) -> None:
+def test_samples_have_the_right_mean_and_spread(likelihood: Likelihood) -> None:
     if likelihood == CASES["student_t learned"]:
         likelihood = StudentT(dof=8, scale="learned")  # a variance that few draws find
     if likelihood == CASES["student_t"]:
@@ -178,14 +179,14 @@ def test_the_floor_is_the_loss_of_the_best_output(likelihood: Likelihood, missin
 
 
 @pytest.mark.parametrize("count", [0.0, 1.0, 1e3, 1e5])
-def test_the_loss_of_large_counts_keeps_its_digits_in_float32(count: float) -> None:
+def test_large_counts_lose_no_digits_in_float32(count: float) -> None:
     count_BD = torch.full((1, 1), count)
     rate_BD = torch.full((1, 1), math.log(max(count, 0.1)) + 1e-3)
     exact = Poisson().loss()(rate_BD.double(), Observed(count_BD.double()))
     assert float(Poisson().loss()(rate_BD, Observed(count_BD))) == pytest.approx(float(exact), rel=1e-5)
 
 
-def test_far_above_a_count_the_loss_is_a_straight_line() -> None:
+def test_far_above_a_count_the_loss_is_linear() -> None:
     target, loss = Observed(torch.tensor([[0.0, 3.0]]).double()), Poisson().loss()
     edge_BD = target.value_BD.log1p() + 5
     for step in (-1e-6, 1e-6, 2.0, 80.0):
@@ -200,7 +201,8 @@ def test_far_above_a_count_the_loss_is_a_straight_line() -> None:
         torch.testing.assert_close(value_B.detach(), straight_B, rtol=1e-5, atol=0)
 
 
-def test_gradient_flow_encoding_learns_counts_whose_first_rates_are_far_off() -> None:
+def test_counts_are_learned_from_a_far_off_start() -> None:
+    """Gradient flow encoding recovers from first rates that are far off."""
     generator = torch.Generator().manual_seed(0)
     rate_ND = (1 + torch.randn(160, 2, generator=generator) @ torch.randn(2, 8, generator=generator) / 2).exp()
     split = Split(torch.poisson(rate_ND, generator=generator).numpy())
@@ -231,14 +233,14 @@ def test_a_likelihood_knows_its_domain(likelihood: Likelihood, inside: list[floa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cross_entropy_is_exact_where_logits_are_huge(dtype: torch.dtype) -> None:
+def test_cross_entropy_of_huge_logits_is_exact(dtype: torch.dtype) -> None:
     output = torch.tensor([[1e4], [-1e4], [1e4], [-1e4]], dtype=dtype)
     target = Observed(torch.tensor([[1.0], [0.0], [0.0], [1.0]], dtype=dtype))
     assert BernoulliLoss()(output, target).tolist() == [0, 0, 1e4, 1e4]
     assert BernoulliLoss().gradient(output, target).flatten().tolist() == [0, 0, 1, -1]
 
 
-def test_squared_error_is_half_the_squared_distance() -> None:
+def test_squared_error_is_half_a_squared_distance() -> None:
     output_BD, target = outputs(), Observed(outputs(2))
     expected = [torch.dist(a, b).item() ** 2 / 2 for a, b in zip(output_BD, target.value_BD, strict=True)]
     assert SquaredError()(output_BD, target).tolist() == pytest.approx(expected)
@@ -250,7 +252,7 @@ def test_squared_error_is_half_the_squared_distance() -> None:
 
 
 @every
-def test_what_a_missing_value_holds_changes_nothing_to_the_bit(likelihood: Likelihood) -> None:
+def test_a_missing_values_content_changes_nothing(likelihood: Likelihood) -> None:
     target, loss = observed(likelihood, missing=True), made(likelihood)
     assert target.known_BD is not None
     output_BD = outputs()
@@ -262,7 +264,7 @@ def test_what_a_missing_value_holds_changes_nothing_to_the_bit(likelihood: Likel
 
 
 @every
-def test_an_output_that_overflows_where_nothing_is_observed_does_no_harm(likelihood: Likelihood) -> None:
+def test_overflow_at_a_missing_value_does_no_harm(likelihood: Likelihood) -> None:
     target, loss = observed(likelihood, missing=True), made(likelihood)
     assert target.known_BD is not None
     output_BD = outputs().masked_fill(~target.known_BD, 1e30).requires_grad_()
@@ -280,7 +282,7 @@ def test_an_encoder_reads_what_is_observed() -> None:
     assert Observed(target.value_BD).as_input(mask=True).tolist() == [[1, 0, 3, 1, 1, 1]]
 
 
-def test_rows_of_a_batch_keep_what_belongs_to_them() -> None:
+def test_rows_of_a_batch_keep_what_is_theirs() -> None:
     target = observed(CASES["gaussian of the data"], missing=True)
     rows = torch.tensor([3, 1])
     loss, output_BD = made(CASES["gaussian of the data"]), outputs()
@@ -374,7 +376,7 @@ class _Autograd:
 
 
 @every
-def test_the_objectives_gradient_and_matrix_are_autograds(likelihood: Likelihood) -> None:
+def test_the_objective_agrees_with_autograd(likelihood: Likelihood) -> None:
     problem = problem_of(likelihood)
     count_B = problem.target.known_BD.sum(1)  # type: ignore[union-attr]
     latent_BL = torch.randn(B, L, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -432,7 +434,7 @@ def test_every_solver_descends_every_likelihood(name: str, likelihood: Likelihoo
     ],
     ids=lambda each: each["name"],
 )
-def test_latents_under_a_linear_decoder_are_probabilistic_pcas_posterior_means(solver: dict[str, Any]) -> None:
+def test_linear_decoding_is_probabilistic_pca(solver: dict[str, Any]) -> None:
     """With λ = 1: ⟨z⟩ = (WᵀW + σ²I)⁻¹ Wᵀ(y − μ), over the observed values of each sample."""
     settings = {key: value for key, value in solver.items() if key != "name"}
     found = registry.component("solver", solver["name"]).model_validate({"name": solver["name"], **settings})
@@ -457,7 +459,8 @@ def test_latents_under_a_linear_decoder_are_probabilistic_pcas_posterior_means(s
 # In a configuration
 
 
-def test_a_likelihood_is_a_section_and_bernoulli_the_default() -> None:
+def test_bernoulli_is_the_default_likelihood() -> None:
+    """A likelihood is a section of the settings, and decides how the data may be scaled."""
     assert Trial.build().likelihood == Bernoulli()
     assert Trial.build({"likelihood": {"name": "gaussian", "sigma": "learned"}}).likelihood == Gaussian(sigma="learned")
     assert Trial.build({"likelihood": "gaussian"}).data.scale == "standard"
@@ -469,7 +472,7 @@ def test_a_likelihood_is_a_section_and_bernoulli_the_default() -> None:
         Trial.build({"likelihood": "poisson", "data": {"scale": "standard"}})
 
 
-def test_a_likelihood_and_a_prior_are_part_of_a_trials_identity() -> None:
+def test_likelihood_and_prior_identify_a_trial() -> None:
     trial = Trial.build({"seed": 3})
     assert trial.fingerprint("x") != Trial.build({"seed": 3, "likelihood": "gaussian"}).fingerprint("x")
     assert trial.fingerprint("x") != Trial.build({"seed": 3, "prior_precision": 1.0}).fingerprint("x")
@@ -482,7 +485,7 @@ def test_cross_entropy_is_torchs() -> None:
     assert torch.equal(BernoulliLoss()(output_BD, target), expected)
 
 
-def test_an_objective_refuses_what_is_observed_and_not_finite() -> None:
+def test_observed_values_must_be_finite() -> None:
     value_BD = torch.tensor([[1.0, 2.0], [math.nan, 1.0], [0.0, math.inf]])
     with pytest.raises(ValueError, match="NaN or infinite values in sample 1, 2 of the batch"):
         Objective(MLPDecoder([1, 2]), Gaussian().loss(), Observed(value_BD))
@@ -490,7 +493,7 @@ def test_an_objective_refuses_what_is_observed_and_not_finite() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1e-30, math.nan])
-def test_the_error_of_a_missing_value_has_no_influence(sigma: float) -> None:
+def test_the_error_of_a_missing_value_is_ignored(sigma: float) -> None:
     """In units of another size it may be scaled to 0, or to what has no square."""
     target, loss = observed(CASES["gaussian of the data"], missing=True), made(CASES["gaussian of the data"])
     assert target.sigma_BD is not None

@@ -64,9 +64,7 @@ def without_bulk(address: str) -> Iterator[tuple[str, Counter[str]]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_study_read_through_a_server_is_the_one_in_its_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_gives_what_its_database_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = fresh(tmp_path / "server.db")
     tracker = opened(uri)
     many = [

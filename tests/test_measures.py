@@ -98,7 +98,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def test_frechet_distance_of_normals_is_the_closed_form() -> None:
+def test_frechet_of_normals_is_the_closed_form() -> None:
     one, other = normals(50, 3, 0), normals(70, 3, 1)
     width, shift = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([3.0, 0.0, -4.0])
     expected = 25 + float((width - 1).square().sum())
@@ -111,7 +111,7 @@ def test_frechet_distance_of_normals_is_the_closed_form() -> None:
     assert frechet_distance(one @ mix[0], other @ mix[1]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_distance_of_fewer_images_than_features() -> None:
+def test_frechet_takes_fewer_images_than_features() -> None:
     u, v = torch.randn(2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = 2 * float(u @ u + v @ v - 2 * (u @ v).abs())  # Σ = 2uuᵀ and 2vvᵀ, of rank one
     assert frechet_distance(torch.stack([u, -u]), torch.stack([v, -v])) == pytest.approx(expected, rel=1e-12)
@@ -120,7 +120,7 @@ def test_frechet_distance_of_fewer_images_than_features() -> None:
 
 
 @pytest.mark.parametrize("features", [torch.ones(1, 4), torch.full((5, 4), math.nan)])
-def test_frechet_distance_refuses_what_has_no_covariance(features: Tensor) -> None:
+def test_frechet_refuses_what_has_no_covariance(features: Tensor) -> None:
     with pytest.raises(ValueError, match="fewer than two images"):
         frechet_distance(torch.ones(5, 4), features)
 
@@ -140,7 +140,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_classifier_learns_from_training_images_alone(digits: Splits) -> None:
+def test_a_classifier_sees_training_images_alone(digits: Splits) -> None:
     before = torch.get_rng_state()
     weights = trained(digits)
     assert torch.equal(torch.get_rng_state(), before)
@@ -196,7 +196,7 @@ def test_a_study_keeps_its_classifier(
         found(FRECHET, Mirror(tmp_path / "there" / "two"))
 
 
-def test_no_other_classifier_takes_the_place_of_one_that_is_missing(digits: Splits) -> None:
+def test_no_classifier_replaces_a_missing_one(digits: Splits) -> None:
     with pytest.raises(InputError, match=r"^eval\.measures: given frechet, and its classifier did not come"):
         next(step for step in train(FRECHET, digits) if step.metrics is not None)
 
@@ -222,7 +222,7 @@ def test_the_classifier_of_mnist_finds_98_percent(mnist_folder: Path) -> None:
     assert float(np.mean(torch.cat(parts).numpy() == splits.test.labels_N)) >= 0.98
 
 
-def test_samples_are_the_same_whatever_their_number(digits: Splits) -> None:
+def test_the_number_of_samples_changes_none(digits: Splits) -> None:
     trial = Trial.build(SMALL)
     learner = trial.method.create(trial, digits.shape, CPU)
     few, many = sampled_images(learner, 7, CPU), sampled_images(learner, 600, CPU)
@@ -233,7 +233,8 @@ def test_samples_are_the_same_whatever_their_number(digits: Splits) -> None:
     assert len(many.unique(dim=0)) == 600
 
 
-def test_frechet_is_of_samples_reconstructions_and_real_images(cached: Path, digits: Splits) -> None:
+def test_frechet_is_also_of_real_images(cached: Path, digits: Splits) -> None:
+    """Theirs is the floor, below that of samples and of reconstructions; an autoencoder has no samples."""
     whole = {"data": {"held_out": None}, "eval": {"measures": ["frechet"]}}
     name = classifier_distance("digits")
     assert name == "fd_digits_classifier"
@@ -244,7 +245,7 @@ def test_frechet_is_of_samples_reconstructions_and_real_images(cached: Path, dig
     assert {key for key in alone if key.startswith("fd_")} == {f"{name}_floor", f"{name}_reconstruction"}
 
 
-def test_frechet_is_that_of_as_many_images_of_the_right_splits(cached: Path) -> None:
+def test_frechet_takes_images_of_the_right_splits(cached: Path) -> None:
     trial = Trial.build(FRECHET.dump(), {"eval": {"measures": [{"name": "frechet", "images": 60}]}})
     splits = prepared(trial, trial.data.load())
     learner, latents = learned(Trial.build(trial.dump(), {"eval": {"measures": None}}), splits)
@@ -265,7 +266,8 @@ def test_frechet_is_that_of_as_many_images_of_the_right_splits(cached: Path) -> 
     assert measure.values(learner, splits, latents) == pytest.approx(expected, rel=1e-6)
 
 
-def test_entropies_are_of_the_first_latents_beside_as_many_of_the_normal(digits: Splits) -> None:
+def test_entropies_are_of_the_first_latents(digits: Splits) -> None:
+    """Beside each is that of as many samples of the normal."""
     trial = Trial.build(SMALL, {"data": {"held_out": None}})
     learner = trial.method.create(trial, digits.shape, CPU)
     draw = torch.Generator().manual_seed(0)
@@ -287,7 +289,7 @@ def full_jacobian(decoder: nn.Module, latent_L: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("problem", [image_problem, smooth_problem])
-def test_the_log_probability_is_that_of_equations_10_and_11(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equations_10_and_11_give_the_probability(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given = problem(batch=5)
     draw = torch.Generator().manual_seed(1)
     latent_NL, train_ML, val_VL = (torch.randn(n, 2, dtype=torch.float64, generator=draw) for n in (5, 30, 20))
@@ -308,7 +310,7 @@ def test_the_log_probability_is_that_of_equations_10_and_11(problem: Any, monkey
     )
 
 
-def test_no_linear_map_of_the_latent_space_changes_the_probability() -> None:
+def test_no_linear_map_changes_the_probability() -> None:
     given = image_problem(batch=6)
     draw = torch.Generator().manual_seed(3)
     latent_NL, train_ML, val_VL = (torch.randn(n, 2, dtype=torch.float64, generator=draw) for n in (6, 40, 25))
@@ -327,7 +329,7 @@ def test_no_linear_map_of_the_latent_space_changes_the_probability() -> None:
     )
 
 
-def test_a_decoder_that_ignores_a_latent_has_no_volume() -> None:
+def test_a_latent_that_is_ignored_has_no_volume() -> None:
     decoder, loss = image_problem().decoder, image_problem().loss
     assert isinstance(decoder, MLPDecoder)
     with torch.no_grad():
@@ -335,7 +337,7 @@ def test_a_decoder_that_ignores_a_latent_has_no_volume() -> None:
     assert decoded_with_volume(decoder, loss, torch.ones(3, 2, dtype=torch.float64))[1].tolist() == [-math.inf] * 3
 
 
-def test_a_decoder_that_sees_two_latents_as_one_has_no_volume() -> None:
+def test_two_latents_seen_as_one_have_no_volume() -> None:
     """Their slopes are parallel but for the rounding of float32, and not however small one of them is."""
     decoder, loss = image_problem().decoder, image_problem().loss
     assert isinstance(decoder, MLPDecoder)
@@ -351,7 +353,7 @@ def test_a_decoder_that_sees_two_latents_as_one_has_no_volume() -> None:
     assert decoded_with_volume(decoder, loss, latent_NL)[1].tolist() == [-math.inf] * 3
 
 
-def test_a_density_of_collapsed_latents_is_refused() -> None:
+def test_collapsed_latents_have_no_density() -> None:
     flat = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     flat[:, 1] = 0
     with pytest.raises(ValueError, match="fewer than 2 dimensions"):
@@ -382,12 +384,12 @@ def test_the_noise_of_independent_pixels_is_found() -> None:
 
 
 @pytest.mark.parametrize("errors", [torch.tensor([0.1]), 0.1 + 1e-8 * torch.arange(9), torch.zeros(5)])
-def test_errors_that_vary_by_rounding_have_no_noise(errors: Tensor) -> None:
+def test_rounding_of_errors_is_no_noise(errors: Tensor) -> None:
     assert noise_variance(errors, 50) == 0
 
 
 @pytest.mark.parametrize("method", ["vae", "ae", "gfe"])
-def test_novelty_tells_the_class_that_was_held_out(without_threes: Splits, method: str) -> None:
+def test_novelty_tells_the_held_out_class(without_threes: Splits, method: str) -> None:
     flow = {"preset": "best", "solver": {"name": "lbfgs", "max_nfe": 10}}
     metrics = last_point(
         without_threes,
@@ -423,7 +425,7 @@ def test_novelty_is_the_share_of_pairs_in_order(without_threes: Splits) -> None:
     assert measure.values(learner, without_threes, latents) == pytest.approx(expected, abs=1e-9)
 
 
-def test_novelty_of_latents_without_a_density_is_left_out(without_threes: Splits) -> None:
+def test_novelty_is_left_out_without_a_density(without_threes: Splits) -> None:
     trial = Trial.build(SMALL, {"eval": {"measures": ["novelty"]}})
     learner = trial.method.create(trial, without_threes.shape, CPU)
     with torch.no_grad():
@@ -438,7 +440,7 @@ def test_novelty_of_latents_without_a_density_is_left_out(without_threes: Splits
     assert measure.values(learner, without_threes, Latents(val_VL, test_NL[:1])) == {}
 
 
-def test_novelty_without_a_class_that_is_held_out_is_refused() -> None:
+def test_novelty_needs_a_class_that_is_held_out() -> None:
     with pytest.raises(InputError, match=r"novelty .*data\.held_out"):
         Trial.build({"eval": {"measures": ["novelty"]}})
 
@@ -479,7 +481,7 @@ def test_fid_refuses_weights_that_it_cannot_use(fid_of: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_fid_is_the_distance_in_the_networks_features(fid_of: Any, digits: Splits, tmp_path: Path) -> None:
+def test_fid_is_a_distance_of_inception_features(fid_of: Any, digits: Splits, tmp_path: Path) -> None:
     extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     file = tmp_path / "weights.pth"
     torch.save({}, file)

@@ -103,7 +103,7 @@ def test_what_a_study_may_use_is_declared_whole() -> None:
             assert info_of(name).description, name
 
 
-def test_a_metric_has_a_counterpart_on_the_test_images() -> None:
+def test_metrics_have_counterparts_on_test_images() -> None:
     pairs = {
         TRAIN_LOSS: TEST_LOSS,
         VAL_LOSS: TEST_LOSS,
@@ -120,7 +120,7 @@ def test_a_metric_has_a_counterpart_on_the_test_images() -> None:
     assert {name: counterpart_on_test(name) for name in pairs} == pairs
 
 
-def test_only_the_share_of_variance_and_detections_are_better_when_higher() -> None:
+def test_only_r2_and_auroc_are_better_when_higher() -> None:
     usable = {name for use in ("search", "against", "compare") for name in choices(use)}
     higher = {name for name in usable if mode_of(name) == "max"}
     assert higher == {"val_r2", "test_r2", "novelty_auroc", "reconstruction_auroc"}
@@ -162,14 +162,14 @@ def test_members_of_a_family_are_known() -> None:
     assert not is_known(f"{LATENT_ENTROPY}_many")
 
 
-def test_an_unknown_metric_has_its_name_and_nothing_else() -> None:
+def test_an_unknown_metric_has_only_its_name() -> None:
     info = info_of("my_own_metric")
     assert (info.label, info.unit, info.better, info.uses) == ("my own metric", "", None, ())
     assert not is_known("my_own_metric")
     assert text_of("my_own_metric", 0.123456) == "0.1235"
 
 
-def test_the_order_is_that_of_the_reference_with_unknown_names_last() -> None:
+def test_metrics_are_ordered_as_in_the_reference() -> None:
     given = ["zeta", FID, f"{LATENT_ENTROPY}_10000", "alpha", f"{LATENT_ENTROPY}_2000", "test_r2", VAL_LOSS]
     assert ordered(given) == [
         VAL_LOSS,
@@ -234,7 +234,7 @@ def test_a_measure_brings_its_metrics() -> None:
         ({"metric": {"mode": "max"}}, "metric.mode: given 'max'; allowed: 'min', because lower val_loss is better"),
     ],
 )
-def test_a_metric_that_a_study_may_not_use_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_metric_a_study_may_not_use_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^mine.yaml: {message}"):
         Study.build({**SEARCH, **changes}, "mine.yaml")
 
@@ -284,7 +284,7 @@ def test_a_front_is_of_high_values_and_low_costs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("forgotten")
-def test_a_second_objective_may_be_better_when_higher(tmp_path: Path) -> None:
+def test_a_second_objective_may_be_maximised(tmp_path: Path) -> None:
     """Of two configurations with the same direction in both metrics, only the better one is on the front."""
     register(MetricInfo("spread", "spread", better="higher", uses=("against",)))
     with Journal.open(tmp_path) as journal:
@@ -296,7 +296,7 @@ def test_a_second_objective_may_be_better_when_higher(tmp_path: Path) -> None:
         assert plan.value("unknown", "spread") is None
 
 
-def test_a_diverged_trial_is_infinitely_bad_in_every_metric(tmp_path: Path) -> None:
+def test_a_diverged_trial_is_bad_in_every_metric(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         plan = run_three(by_r2(), journal, (math.nan,))
         name = next(iter(plan.jobs))
@@ -322,7 +322,7 @@ def test_higher_is_better_in_a_verdict() -> None:
     assert found.as_dict()["better"] == "higher"
 
 
-def test_lost_seeds_forbid_what_favours_the_arm_also_when_higher_is_better() -> None:
+def test_lost_seeds_forbid_what_favours_the_arm() -> None:
     """Nothing but "better" can be said of an arm whose reference lost the larger share; nothing of the arm itself."""
     rows = [row("a", seed, 0.1, test_r2=value, val_r2=value) for seed, value in enumerate(LEFT)]
     rows += [row("b", seed, 0.1, test_r2=value + 0.3, val_r2=value) for seed, value in enumerate(LEFT)]
@@ -341,7 +341,7 @@ def test_lost_seeds_forbid_what_favours_the_arm_also_when_higher_is_better() -> 
     assert (verdict_of("b", "a"), verdict_of("a", "b")) == ("undecided", "undecided")
 
 
-def test_the_crossing_of_curves_names_the_better_arm() -> None:
+def test_crossings_of_curves_name_the_better_arm() -> None:
     sizes, differences = np.array([10.0, 1000.0]), np.array([[-1.0, 1.0], [-1.1, 0.9]])
     lower = find_crossings("x", "y", "images", sizes, differences, 0.95)
     higher = find_crossings("x", "y", "images", sizes, differences, 0.95, "higher")
@@ -379,7 +379,8 @@ def regression(folder: Path, declared: str | None, **tags: Any) -> Evidence:
     return evidence(folder, deliveries, declared)
 
 
-def test_runs_say_what_their_values_are_called_where_the_declaration_is_lost(tmp_path: Path) -> None:
+def test_runs_tell_what_their_values_are_called(tmp_path: Path) -> None:
+    """Where the declaration of the study is lost."""
     assert regression(tmp_path, None).values == METRES
 
 
@@ -420,7 +421,7 @@ def test_the_floor_is_shown_where_there_is_one(tmp_path: Path) -> None:
     assert "less the lowest that any decoder can reach (-1.5000 on heights)" in told
 
 
-def test_the_table_of_trials_is_sorted_by_the_studys_metric(tmp_path: Path) -> None:
+def test_trials_are_sorted_by_the_studys_metric(tmp_path: Path) -> None:
     declared = f"{ARMS}metric: {{name: val_r2}}\ncompare: {{metric: test_r2}}\n"
     of = regression(tmp_path, declared)
     table = trials_table(of)
@@ -468,7 +469,7 @@ def test_a_search_for_higher_values_in_a_report(tmp_path: Path) -> None:
     assert of.chosen["value"].tolist() == [0.95]
 
 
-def test_several_datasets_rank_the_higher_mean_first(tmp_path: Path) -> None:
+def test_datasets_rank_the_higher_mean_first(tmp_path: Path) -> None:
     sets = ["digits", "mnist", "fashion_mnist", "seg_mnist", "svhn", "celeba"]
     levels = "{" + ", ".join(f"method {place}: {{solver.beta: 0.{place + 1}}}" for place in range(4)) + "}"
     declared = (
@@ -549,7 +550,7 @@ def test_a_view_in_mlflow_sorts_by_direction() -> None:
     assert state["orderByAsc"] is False
 
 
-def test_losses_that_may_be_negative_have_a_linear_axis() -> None:
+def test_negative_losses_have_a_linear_axis() -> None:
     study = Study.build({**SEARCH, "fixed": {"likelihood": "gaussian"}}, "mine.yaml")
     _, state = views.views(study)[views.COMPARISON]
     drawn = {chart["metricKey"]: chart["scaleType"] for chart in state["compareRunCharts"] if "metricKey" in chart}

@@ -52,7 +52,7 @@ def test_its_bound_is_that_of_the_paper() -> None:
             assert float(found_BK[row, k].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
-def test_an_update_evaluates_the_decoder_for_every_draw() -> None:
+def test_an_update_decodes_every_draw() -> None:
     learner, target = learner_of()
     before = {name: each.clone() for name, each in learner.networks.state_dict().items()}
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def test_an_update_evaluates_the_decoder_for_every_draw() -> None:
     assert any(not torch.equal(before[name], each) for name, each in learner.networks.state_dict().items())
 
 
-def test_more_draws_never_loosen_the_bound_in_the_mean() -> None:
+def test_more_draws_never_loosen_the_mean_bound() -> None:
     learner, target = learner_of()
     moments = learner.posterior.moments(target.as_input(mask=True))
     noise_BKL = torch.randn(8, 4000, 2, generator=torch.Generator().manual_seed(0))
@@ -72,7 +72,7 @@ def test_more_draws_never_loosen_the_bound_in_the_mean() -> None:
     assert bounds == sorted(bounds)
 
 
-def test_what_it_imputes_is_the_posterior_mean_by_importance() -> None:
+def test_imputed_values_are_the_posterior_mean() -> None:
     """Against a sum over a grid of all latents."""
     learner, target = learner_of()
     found_BD = learner.predict(target, learner.encode(target).latent_BL)
@@ -89,7 +89,7 @@ def test_what_it_imputes_is_the_posterior_mean_by_importance() -> None:
         assert float((found_BD[row] - expected_D).abs().max()) < 0.5 * spread
 
 
-def test_what_it_imputes_does_not_depend_on_the_batch() -> None:
+def test_imputation_does_not_depend_on_the_batch() -> None:
     learner, target = learner_of(likelihood="bernoulli")
     together = learner.predict(target, learner.encode(target).latent_BL)
     alone = torch.cat([learner.predict(target[slice(i, i + 1)], torch.zeros(1, 2)) for i in range(8)])

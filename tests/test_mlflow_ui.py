@@ -75,7 +75,7 @@ def states(study: Study) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("space", sorted(space_files()))
-def test_every_space_gets_views_that_fit_a_tag_and_can_be_read_back(space: str) -> None:
+def test_the_views_of_every_space_fit_a_tag(space: str) -> None:
     study = Study.load(space_files()[space])
     tags = tags_of(study)
     assert max(map(len, tags.values())) <= SHORTEST_LIMIT
@@ -99,9 +99,7 @@ def test_every_space_gets_views_that_fit_a_tag_and_can_be_read_back(space: str) 
         ("amd", [], False),  # a search
     ],
 )
-def test_only_runs_that_differ_in_their_seed_are_grouped(
-    space: str, groups: list[tuple[str, str]], last_stage: bool
-) -> None:
+def test_only_runs_differing_in_seed_are_grouped(space: str, groups: list[tuple[str, str]], last_stage: bool) -> None:
     shown = states(Study.load(space_files()[space]))
     given = shown[COMPARISON]["groupBy"] or {"groupByKeys": []}
     assert [(key["mode"], key["groupByData"]) for key in given["groupByKeys"]] == groups
@@ -111,12 +109,12 @@ def test_only_runs_that_differ_in_their_seed_are_grouped(
         assert shown[TRIALS]["groupBy"] is None
 
 
-def test_a_search_with_seeds_is_grouped_by_configuration() -> None:
+def test_searches_with_seeds_group_configurations() -> None:
     study = Study.load(space_files()["amd"], seeds=3)
     assert views.grouping(study) == [("tag", names.ARM)]
 
 
-def test_many_arms_are_counted_where_they_are_not_named() -> None:
+def test_arms_that_are_not_named_are_counted() -> None:
     arms = {f"rate {k}": {"optim.lr": 1e-3 * k} for k in range(1, 41)}
     study = Study.build({**TWO_ARMS, "scientific": {"arms": arms}}, "many.yaml")
     told = views.description(study, "many", "7")
@@ -125,7 +123,7 @@ def test_many_arms_are_counted_where_they_are_not_named() -> None:
     assert max(map(len, tags_of(study).values())) <= SHORTEST_LIMIT
 
 
-def test_the_description_is_written_again_and_notes_stay() -> None:
+def test_notes_stay_when_a_description_is_renewed() -> None:
     study = Study.build(TWO_ARMS, "two.yaml")
     first = tags_of(study)
     assert first[NOTE].startswith(TWO_ARMS["question"])
@@ -139,14 +137,14 @@ def test_the_description_is_written_again_and_notes_stay() -> None:
     assert tags_of(more, again)[NOTE] == again
 
 
-def test_a_description_that_a_person_wrote_is_kept() -> None:
+def test_a_persons_own_description_is_kept() -> None:
     study = Study.build(TWO_ARMS, "two.yaml")
     note = tags_of(study, "My own words.")[NOTE]
     assert note.endswith(f"{KEEP}\n\nMy own words.")
     assert tags_of(study, f"{study.question}\n")[NOTE] == tags_of(study)[NOTE]
 
 
-def test_the_tracker_writes_what_has_changed_alone(tmp_path: Path) -> None:
+def test_the_tracker_writes_only_what_changed(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'store.db'}"
     declared = yaml.safe_dump(TWO_ARMS)
     for _ in range(2):
@@ -174,7 +172,7 @@ def test_the_tracker_writes_what_has_changed_alone(tmp_path: Path) -> None:
         ({}, "", "gfe·amd_spectral seed 2"),
     ],
 )
-def test_a_run_is_named_after_what_tells_it_from_others(params: dict[str, Any], arm: str, name: str) -> None:
+def test_a_run_is_named_after_what_sets_it_apart(params: dict[str, Any], arm: str, name: str) -> None:
     trial = Trial.build({"method": "gfe", "solver": {"name": "amd_spectral"}}, where="test")
     job = Job(0, 2, params, trial, "f", "d", arm)
     assert run_name(job) == name
@@ -246,7 +244,7 @@ def assert_well_behaved(opened: Opened) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_whoever_opens_the_experiment_gets_to_the_comparison(server: Server) -> None:
+def test_the_experiment_leads_to_the_comparison(server: Server) -> None:
     with open_page(server.at("#/experiments")) as listed:
         listed.wait_for("two")
         listed.page.get_by_role("link", name="two").click()
@@ -304,7 +302,7 @@ def test_the_menu_lists_the_views(server: Server) -> None:
         ("", "Group: gfe"),  # ours, with a field more and one less
     ],
 )
-def test_a_view_of_another_format_leaves_the_page_usable(server: Server, tag: str, shown: str) -> None:
+def test_a_foreign_view_leaves_the_page_usable(server: Server, tag: str, shown: str) -> None:
     client = MlflowClient(tracking_uri=server.store)
     if not tag:
         state = states(Study.build(TWO_ARMS, "two.yaml"))[COMPARISON]

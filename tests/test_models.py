@@ -37,7 +37,7 @@ def latents() -> Tensor:
 
 @pytest.mark.parametrize("selected", SELECTIONS, ids=str)
 @pytest.mark.parametrize("linearize", [MLPDecoder.linearize, Decoder.linearize], ids=["mlp", "by autograd"])
-def test_linearize_is_the_decoder_and_its_derivative(
+def test_linearize_gives_output_and_derivative(
     linearize: Callable[..., Any], decoder: MLPDecoder, latents: Tensor, selected: Tensor | None
 ) -> None:
     output, vjp = linearize(decoder, latents)
@@ -53,7 +53,7 @@ def test_linearize_is_the_decoder_and_its_derivative(
 
 
 @pytest.mark.parametrize("jacobian", [MLPDecoder.jacobian, Decoder.jacobian], ids=["mlp", "by autograd"])
-def test_jacobian_is_the_derivative_by_every_latent(
+def test_jacobian_is_the_derivative_by_latents(
     jacobian: Callable[..., Any], decoder: MLPDecoder, latents: Tensor
 ) -> None:
     output, tangents = jacobian(decoder, latents)
@@ -65,9 +65,8 @@ def test_jacobian_is_the_derivative_by_every_latent(
 
 
 @pytest.mark.parametrize("loss", [BernoulliLoss(), SquaredError()], ids=lambda loss: type(loss).__name__)
-def test_latent_gradient_is_autograds_and_so_is_its_derivative(
-    loss: Loss, decoder: MLPDecoder, latents: Tensor
-) -> None:
+def test_latent_gradient_is_autograds(loss: Loss, decoder: MLPDecoder, latents: Tensor) -> None:
+    """And so is its derivative."""
     generator = torch.Generator().manual_seed(2)
     target = Observed(torch.rand(5, 7, dtype=torch.float64, generator=generator))
     direction = torch.randn(5, 3, dtype=torch.float64, generator=generator)
@@ -83,7 +82,7 @@ def test_latent_gradient_is_autograds_and_so_is_its_derivative(
     torch.testing.assert_close([product, *into], found[1][1:])
 
 
-def test_elu_stands_between_the_layers_and_a_skip_goes_past_them(decoder: MLPDecoder, latents: Tensor) -> None:
+def test_a_skip_bypasses_the_layers_and_their_elu(decoder: MLPDecoder, latents: Tensor) -> None:
     *inner, last = decoder.linears()
     chain = nn.Sequential(*(layer for linear in inner for layer in (linear, nn.ELU())), last)
     past = 0.0 if decoder.skip is None else latents @ decoder.skip.weight.t()
@@ -111,7 +110,7 @@ def test_the_encoder_mirrors_the_decoder() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_values_that_are_not_finite_are_refused_by_sample(bad: float) -> None:
+def test_a_sample_that_is_not_finite_is_named(bad: float) -> None:
     problem = image_problem()
     problem.target_BD[3, 0] = bad
     with pytest.raises(ValueError, match=r"values in sample 3\b"):
@@ -120,7 +119,7 @@ def test_values_that_are_not_finite_are_refused_by_sample(bad: float) -> None:
 
 @pytest.mark.parametrize("evaluated", [None, torch.tensor([4, 1, 2])], ids=str)
 @pytest.mark.parametrize("selected", [None, torch.tensor([2, 0])], ids=str)
-def test_pullback_is_the_gradient_of_the_rows_asked_for(evaluated: Tensor | None, selected: Tensor | None) -> None:
+def test_pullback_is_the_gradient_of_chosen_rows(evaluated: Tensor | None, selected: Tensor | None) -> None:
     problem = image_problem(batch=5)
     rows = torch.arange(5) if evaluated is None else evaluated
     z = torch.randn(len(rows), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -76,7 +76,7 @@ def test_noise_changes_training_and_no_evaluation(method: str, setting: str, dig
         assert evaluate(learner, digits.val, 20, CPU).loss == evaluate(clean, digits.val, 20, CPU).loss == losses[-1]
 
 
-def test_a_setting_that_is_off_is_no_part_of_a_trial() -> None:
+def test_a_setting_that_is_off_changes_no_trial() -> None:
     off = dict.fromkeys(ALL)
     assert trial_of("ae", **off).fingerprint("") == trial_of("ae").fingerprint("")
     assert trial_of("ae", **ALL).fingerprint("") != trial_of("ae").fingerprint("")
@@ -99,7 +99,7 @@ def test_noise_out_of_range_is_refused(method: str, settings: dict[str, float], 
 # Masking noise
 
 
-def test_a_masked_value_is_missing_and_others_stay() -> None:
+def test_masking_hides_a_share_and_keeps_the_rest() -> None:
     """Of the values a share is missing on average, those missing before all are, and the batch itself is as it was."""
     value_BD = torch.rand(400, 50) + 0.5
     known_BD = torch.rand(400, 50) < 0.8
@@ -116,7 +116,7 @@ def test_a_masked_value_is_missing_and_others_stay() -> None:
     assert masked(target, None) is masked(target, 0.0) is target
 
 
-def test_masking_keeps_a_value_with_its_probability() -> None:
+def test_masking_has_the_probability_asked_for() -> None:
     """E[input] = (1 - p) y, value by value."""
     value_BD = torch.rand(1, 30)
     share, draws = 0.25, 4000
@@ -133,7 +133,7 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*[part for layer in layers for part in (layer, nn.ELU())][:-1])
 
 
-def test_hidden_activations_drop_out_and_nothing_else() -> None:
+def test_only_hidden_activations_drop_out() -> None:
     """By hand: neither the input, nor the output, and the rest is divided by the share that is kept."""
     network, input_BD = mlp(5, 8, 6, 4), torch.randn(3, 5)
     torch.manual_seed(7)
@@ -182,7 +182,7 @@ def test_latent_noise_has_its_standard_deviation() -> None:
     assert float(noise_BL.mean()) == pytest.approx(0.0, abs=5 * 0.7 / math.sqrt(noise_BL.numel()))
 
 
-def test_a_training_step_is_the_loss_under_all_noise(digits: Splits) -> None:
+def test_a_training_step_applies_all_noise(digits: Splits) -> None:
     """The gradients of ℓ(y, D̃(Ẽ(ỹ) + ε)), drawn in the order in which a pass needs them; y itself has no noise."""
     trial = trial_of("ae", **ALL)
     learner, before = learner_of(trial), learner_of(trial)
@@ -225,9 +225,8 @@ def test_denoising_learns_to_fill_in(digits: Splits) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"dropout": 0.4}, {"input_noise": 0.4}], ids=["dropout", "input_noise"])
-def test_gfe_finds_latents_with_a_whole_decoder_and_is_judged_on_whole_samples(
-    settings: dict[str, float], digits: Splits
-) -> None:
+def test_gfe_is_judged_on_whole_samples(settings: dict[str, float], digits: Splits) -> None:
+    """Dropout spares the search for latents, and masking the loss of the decoder."""
     plain, noisy = (
         Trial.build(TINY, {"method": {"name": "gfe", **each}, "optim": {"batch_size": 30}}) for each in ({}, settings)
     )

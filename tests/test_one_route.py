@@ -254,7 +254,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_trials_count_at_their_lowest_validation_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_count_at_their_lowest_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped by validation: everywhere, its value is the test loss where its validation loss was lowest."""
     monkeypatch.setenv(URI_VARIABLE, fresh(tmp_path / "store.db"))
     declared = {**copy.deepcopy(BASE), "scientific": {"arms": ARMS}, "seeds": 4}

@@ -63,9 +63,8 @@ def losses(trial: Trial) -> dict[str, float]:
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda each: each["name"])
 @pytest.mark.parametrize("settings", OPERATORS, ids=lambda each: each["name"])
-def test_the_loss_is_of_the_measured_mean_and_its_slopes_are_autograds(
-    settings: dict[str, Any], likelihood: dict[str, Any]
-) -> None:
+def test_the_loss_is_of_the_measured_mean(settings: dict[str, Any], likelihood: dict[str, Any]) -> None:
+    """Its slopes and their slopes are those that autograd finds."""
     loss = build("likelihood", likelihood).loss().double()  # type: ignore[attr-defined]
     seen = instrument(settings)
     draw = torch.Generator().manual_seed(3)
@@ -93,7 +92,7 @@ def test_the_loss_is_of_the_measured_mean_and_its_slopes_are_autograds(
 
 
 @pytest.mark.parametrize("settings", OPERATORS, ids=lambda each: each["name"])
-def test_an_instrument_is_differentiable_twice_in_both_directions(settings: dict[str, Any]) -> None:
+def test_an_instrument_is_twice_differentiable(settings: dict[str, Any]) -> None:
     """Against finite differences."""
     seen = instrument(settings, dims=(1, 4, 2))
     draw = torch.Generator().manual_seed(0)
@@ -107,9 +106,7 @@ def test_an_instrument_is_differentiable_twice_in_both_directions(settings: dict
 
 @pytest.mark.parametrize("settings", OPERATORS, ids=lambda each: each["name"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS[:3], ids=lambda each: each["name"])
-def test_the_curvature_through_an_instrument_is_that_of_a_linear_decoder(
-    settings: dict[str, Any], likelihood: dict[str, Any]
-) -> None:
+def test_the_curvature_includes_the_instrument(settings: dict[str, Any], likelihood: dict[str, Any]) -> None:
     """The Gauss–Newton matrix is Jᵀ diag(c) J, J by autograd through decoder, mean, operator and link."""
     loss = build("likelihood", likelihood).loss().double()  # type: ignore[attr-defined]
     seen = instrument(settings)
@@ -128,7 +125,7 @@ def test_the_curvature_through_an_instrument_is_that_of_a_linear_decoder(
         torch.testing.assert_close(normal_BLL[row], expected_LL, rtol=1e-8, atol=1e-10)
 
 
-def test_measured_values_are_of_the_data_s_own_units() -> None:
+def test_measured_values_are_in_the_datas_units() -> None:
     """The operator acts before scaling, whatever the scale of each value is."""
     draw = torch.Generator().manual_seed(5)
     scale = Scale(torch.randn(SIZE, generator=draw).double(), 0.5 + torch.rand(SIZE, generator=draw).double())
@@ -138,7 +135,7 @@ def test_measured_values_are_of_the_data_s_own_units() -> None:
     torch.testing.assert_close(measured, seen.apply(scale.apply(stored_ND)), rtol=1e-5, atol=1e-5)
 
 
-def test_files_of_measured_values_have_the_shape_that_the_instrument_gives() -> None:
+def test_files_have_the_shape_of_what_is_measured() -> None:
     colour = Shape(3, (6, 4), "last")
     for settings, file in (
         ({"name": "blur", "width": 1.0}, (6, 4, 3)),
@@ -152,7 +149,7 @@ def test_files_of_measured_values_have_the_shape_that_the_instrument_gives() -> 
         np.testing.assert_array_equal(measured.to_file(measured.from_file(values)), values)
 
 
-def test_a_measured_value_is_missing_if_it_depends_on_a_missing_one() -> None:
+def test_what_depends_on_a_gap_is_missing() -> None:
     known_ND = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     known_ND[0, 0, 0, 1] = False
     seen = instrument({"name": "downsample", "factor": 2}, dims=(1, 4, 4))
@@ -166,7 +163,7 @@ def test_a_measured_value_is_missing_if_it_depends_on_a_missing_one() -> None:
     ]
 
 
-def test_what_a_missing_value_holds_is_measured_by_nobody() -> None:
+def test_what_a_gap_holds_is_never_measured() -> None:
     trial = small({"data": {"observe": {"name": "blur", "width": 0.4}, "hide": {"fraction": 0.05}}})
     splits = load_splits(trial)
     spoiled = splits.changed(lambda _, split: _spoiled(split))
@@ -177,7 +174,7 @@ def test_what_a_missing_value_holds_is_measured_by_nobody() -> None:
         assert 0 < batch.known_BD.double().mean() < 0.9
 
 
-def test_nan_in_a_gap_spreads_to_no_measured_value() -> None:
+def test_nan_in_a_gap_spreads_to_no_measurement() -> None:
     """A product with a matrix would make NaN of 0 · NaN everywhere."""
     known = np.ones((1, 16), bool)
     known[0, 5] = False
@@ -195,9 +192,7 @@ def _spoiled(split: Any) -> Any:
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS[:3], ids=lambda each: each["name"])
 @pytest.mark.parametrize("solver", ["lbfgs", "amd_spectral", "gauss_newton"])
-def test_a_matrix_that_is_the_identity_is_the_identity_to_the_bit(
-    likelihood: dict[str, Any], solver: str, tmp_path: Path
-) -> None:
+def test_an_identity_matrix_equals_the_identity(likelihood: dict[str, Any], solver: str, tmp_path: Path) -> None:
     np.save(tmp_path / "eye.npy", np.eye(64))
     found = [
         losses(small({"data": {"observe": observe}, "likelihood": likelihood, "solver": {"name": solver}}))
@@ -210,7 +205,8 @@ def test_a_matrix_that_is_the_identity_is_the_identity_to_the_bit(
 
 
 @pytest.mark.parametrize("method", ["gfe", "ae", "vae", "miwae", "aae", "gen"])
-def test_every_method_trains_through_an_instrument_and_is_scored_at_every_value(method: str) -> None:
+def test_every_method_trains_with_an_instrument(method: str) -> None:
+    """Each is also scored at every value."""
     blurred = small({"method": method, "data": {"observe": {"name": "downsample", "factor": 2}}})
     found = losses(blurred)
     assert all(np.isfinite(found[f"{part}_withheld_{name}"]) for part in ("val", "test") for name in ("loss", "rmse"))
@@ -226,7 +222,7 @@ def test_closed_forms_are_fitted_to_whole_samples(method: str) -> None:
     assert np.isfinite(found["test_withheld_rmse"])
 
 
-def test_pca_through_an_instrument_is_least_squares_of_what_was_measured() -> None:
+def test_pca_fits_measurements_by_least_squares() -> None:
     settings = {"name": "blur", "width": 1.0, "splits": ["val", "test"]}
     trial = small(
         {"method": "pca", "likelihood": "gaussian", "data": {"observe": settings}, "prior_precision": 0.7},
@@ -244,7 +240,7 @@ def test_pca_through_an_instrument_is_least_squares_of_what_was_measured() -> No
     torch.testing.assert_close(learner.encode(target).latent_BL.double(), expected_BL, rtol=1e-3, atol=1e-4)
 
 
-def test_encoding_reads_what_the_instrument_measured(tmp_path: Path) -> None:
+def test_encoding_reads_what_was_measured(tmp_path: Path) -> None:
     """A decoder of whole samples finds them again in coarse ones: more than the coarse ones themselves say."""
     trained = train(small({"model": {"latent_dim": 10, "hidden": [60]}, "budget": {"images": 6000}}), device="cpu")
     images = load_splits(trained.trial).test.unmeasured.values_ND[:50].astype(np.float32) / 16
@@ -278,7 +274,7 @@ def test_what_an_instrument_cannot_do_is_one_line(tmp_path: Path) -> None:
         small({"data": {"observe": {"name": "identity"}}, "start": "nearest"})
 
 
-def test_the_content_of_a_matrix_identifies_a_trial_and_its_path_does_not(tmp_path: Path) -> None:
+def test_a_matrix_is_known_by_content_not_by_path(tmp_path: Path) -> None:
     prints = []
     for name, matrix in (("a", np.eye(64)), ("b", np.eye(64)), ("c", 0.5 * np.eye(64))):
         np.save(tmp_path / f"{name}.npy", matrix)
@@ -287,7 +283,7 @@ def test_the_content_of_a_matrix_identifies_a_trial_and_its_path_does_not(tmp_pa
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_a_search_may_use_what_is_scored_through_an_instrument() -> None:
+def test_an_instrument_allows_a_withheld_metric() -> None:
     study = Study.build(
         {
             "question": "?",
@@ -301,7 +297,7 @@ def test_a_search_may_use_what_is_scored_through_an_instrument() -> None:
     assert study.metric.name == "val_withheld_rmse"
 
 
-def test_pca_without_a_prior_is_the_same_through_sensors_and_with_gaps() -> None:
+def test_pca_without_a_prior_sees_sensors_as_gaps() -> None:
     """Fewer values than components: rounding must not be taken for a direction."""
     observe = {"name": "subsample", "fraction": 0.1, "splits": ["val", "test"]}
     trial = small({"method": "pca", "likelihood": "gaussian", "model": {"latent_dim": 12}, "budget": {"images": 900}})
@@ -316,7 +312,7 @@ def test_pca_without_a_prior_is_the_same_through_sensors_and_with_gaps() -> None
     )
 
 
-def test_an_encoder_is_told_where_nothing_was_measured() -> None:
+def test_an_encoder_is_told_what_was_not_measured() -> None:
     seen = instrument({"name": "subsample", "fraction": 0.25})
     target = Observed(seen.apply(torch.ones(2, SIZE)), instrument=seen)
     read_BD = target.as_input(mask=True)
@@ -326,7 +322,8 @@ def test_an_encoder_is_told_where_nothing_was_measured() -> None:
         small({"method": "ae", "data": {"observe": {"name": "blur", "width": 1, "splits": ["val", "test"]}}})
 
 
-def test_of_scales_of_their_own_the_identity_is_nothing() -> None:
+def test_the_identity_does_nothing_at_any_scale() -> None:
+    """Where each value has a scale of its own; the adjoint of a blur is right there as well."""
     scale = Scale(torch.zeros(SIZE).double(), torch.linspace(0.1, 90, SIZE).double())
     seen = instrument({"name": "identity"}, scale)
     values = torch.randn(3, SIZE, generator=torch.Generator().manual_seed(0))
@@ -346,7 +343,7 @@ def test_a_blur_ends_and_misses_only_what_is_near() -> None:
         load_splits(small({"data": {"observe": {"name": "blur", "width": 9}, "hide": {"fraction": 0.5}}}))
 
 
-def test_domains_are_those_of_the_samples_and_of_what_is_measured(tmp_path: Path) -> None:
+def test_a_domain_also_binds_what_is_measured(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(5, 64)))
     with pytest.raises(InputError, match=r"likelihood\.name: given 'bernoulli'"):
         load_splits(small({"data": {"observe": {"name": "matrix", "path": str(tmp_path / "a.npy")}}}))
@@ -355,7 +352,8 @@ def test_domains_are_those_of_the_samples_and_of_what_is_measured(tmp_path: Path
     load_splits(small({"data": {"observe": {"name": "blur", "width": 1.2}}}))
 
 
-def test_white_regions_keep_their_gradient_and_rates_beyond_float32_are_no_nan() -> None:
+def test_extreme_outputs_stay_finite_when_blurred() -> None:
+    """White regions keep their gradient, and rates beyond float32 do not become NaN."""
     loss = build("likelihood", {"name": "bernoulli"}).loss()  # type: ignore[attr-defined]
     for width, dims in ((1.0, (1, 28, 28)), (2.3, (1, 28, 28)), (1.2, (1, 16, 16))):
         seen = instrument({"name": "blur", "width": width}, dims=dims)
@@ -368,12 +366,13 @@ def test_white_regions_keep_their_gradient_and_rates_beyond_float32_are_no_nan()
     assert counts.through(output, instrument({"name": "blur", "width": 1.0}, dims=(1, 28, 28))).isfinite().all()
 
 
-def test_arms_with_other_operators_are_evaluated_on_other_samples() -> None:
+def test_other_operators_give_other_test_samples() -> None:
+    """So arms that differ in their operator are evaluated on different samples."""
     hashes = {load_splits(small({"data": {"observe": each}})).test.digest() for each in OPERATORS}
     assert len(hashes) == len(OPERATORS)
 
 
-def test_a_search_needs_validation_samples_that_are_measured() -> None:
+def test_a_search_needs_measured_validation_data() -> None:
     with pytest.raises(InputError, match=r"eval\.withhold: given null with metric\.name=val_withheld_rmse"):
         Study.build(
             {

@@ -51,7 +51,8 @@ def trained_on(path: Path, **changes: Any) -> Path:
     return path.parent / names.BEST_CHECKPOINT
 
 
-def test_columns_are_those_that_the_decoder_was_trained_on(tmp_path: Path) -> None:
+def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
+    """They are those that the decoder was trained on, in whatever order."""
     rows = "".join(f"{i},{'xy'[i % 2]},{i % 7},{i % 3}\n" for i in range(40))
     (tmp_path / "a.csv").write_text("id,kind,a,b\n" + rows)
     (tmp_path / "b.csv").write_text("b,a\n" + "".join(f"{i % 3},{i % 7}\n" for i in range(40)))
@@ -64,7 +65,7 @@ def test_columns_are_those_that_the_decoder_was_trained_on(tmp_path: Path) -> No
     np.testing.assert_array_equal(*found)
 
 
-def test_standard_deviations_are_written_in_the_units_of_the_file(tmp_path: Path) -> None:
+def test_standard_deviations_have_the_files_units(tmp_path: Path) -> None:
     values = 50 + 10 * np.random.default_rng(1).normal(size=(60, 5)) @ np.random.default_rng(2).normal(size=(5, 5))
     values[::3, 2] = np.nan
     np.save(tmp_path / "a.npy", values)
@@ -97,7 +98,7 @@ def test_standard_deviations_are_written_in_the_units_of_the_file(tmp_path: Path
         encode_file(trained_on(tmp_path / "a.npy"), tmp_path / "a.npy", tmp_path / "out.npz", {}, std=True)
 
 
-def test_the_prior_is_chosen_for_the_gaps_of_a_file(tmp_path: Path) -> None:
+def test_the_prior_is_tuned_to_the_gaps_of_a_file(tmp_path: Path) -> None:
     """Few values are observed there, so that a stronger prior than the trial's does better; it is found again."""
     draw = np.random.default_rng(1)
     values = draw.normal(size=(300, 3)) @ draw.normal(size=(3, 10)) + 0.7 * draw.normal(size=(300, 10))
@@ -142,7 +143,7 @@ def test_a_mask_is_called_as_the_decoders_was(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-def test_a_file_without_the_errors_that_the_decoder_needs_is_one_line(tmp_path: Path) -> None:
+def test_a_file_without_needed_errors_is_one_line(tmp_path: Path) -> None:
     values = np.random.default_rng(1).normal(size=(40, 5))
     np.savez(tmp_path / "a.npz", x=values, sigma=np.full(values.shape, 0.3))
     np.save(tmp_path / "b.npy", values)
@@ -152,7 +153,8 @@ def test_a_file_without_the_errors_that_the_decoder_needs_is_one_line(tmp_path: 
     assert encode_file(decoder, tmp_path / "b.npy", tmp_path / "out.npz", {"likelihood": {"sigma": 0.3}})["rmse"] < 5
 
 
-def test_outputs_are_taken_for_what_the_decoder_was_trained_to_give(tmp_path: Path) -> None:
+def test_outputs_keep_their_meaning_from_training(tmp_path: Path) -> None:
+    """Another scale is refused, and so is a likelihood that takes outputs for something else."""
     np.save(tmp_path / "a.npy", np.random.default_rng(1).random((40, 5)))
     decoder = trained_on(tmp_path / "a.npy")
     for changes, told in (
@@ -172,7 +174,7 @@ def encoded(decoder: Path, images: np.ndarray, **changes: Any) -> dict[str, np.n
         return dict(found)
 
 
-def test_an_encoders_decoder_encodes_as_its_trial_does(tmp_path: Path) -> None:
+def test_a_decoder_encodes_as_its_trial_does(tmp_path: Path) -> None:
     """By flow where the trial says so or whoever encodes asks for it, and by the encoder again on demand."""
     images = np.random.default_rng(1).random((40, 5))
     found = {}
@@ -193,7 +195,7 @@ def test_an_encoders_decoder_encodes_as_its_trial_does(tmp_path: Path) -> None:
     assert (found[None, "flow"]["loss"] < found[None, None]["loss"]).mean() > 0.9
 
 
-def test_whole_numbers_are_scaled_as_the_decoders_data_was(decoder: Path, digits: Splits) -> None:
+def test_whole_numbers_are_scaled_as_in_training(decoder: Path, digits: Splits) -> None:
     """White is 16 in scikit-learn's digits, so the same picture as floats gives the same latents."""
     values_ND = digits.test.values_ND[:20]
     whole, real = encoded(decoder, values_ND), encoded(decoder, (values_ND / 16).astype(np.float32))
@@ -240,9 +242,8 @@ def idx(file: Path, content: np.ndarray) -> None:
         ((28, 28), 5, "given 5 training and 20 test images; allowed: at least 6 of each"),
     ],
 )
-def test_sound_files_that_do_not_fit_are_not_called_damaged(
-    tmp_path: Path, shape: tuple[int, int], count: int, message: str
-) -> None:
+def test_sound_files_are_not_called_damaged(tmp_path: Path, shape: tuple[int, int], count: int, message: str) -> None:
+    """Not even where they do not fit."""
     for part, images in (("train", count), ("t10k", 20)):
         idx(tmp_path / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", np.zeros((images, *shape)))
         idx(tmp_path / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.zeros(images))
@@ -253,7 +254,7 @@ def test_sound_files_that_do_not_fit_are_not_called_damaged(
     shutil.rmtree(tmp_path / "MNIST")
 
 
-def test_an_instrument_may_be_given_for_encoding_alone(tmp_path: Path) -> None:
+def test_encoding_may_have_its_own_instrument(tmp_path: Path) -> None:
     """Whatever the training withheld, and however the method was trained."""
     values = np.random.default_rng(1).normal(size=(60, 8))
     values[::2, :3] = np.nan

@@ -19,7 +19,7 @@ def pace(**seconds: list[float]) -> Pace:
     return told
 
 
-def test_arms_take_as_long_as_their_own_trials_did() -> None:
+def test_arms_take_as_long_as_their_trials_did() -> None:
     told = pace(quick=[1.0, 3.0], slow=[100.0])
     assert told.left({(0, "quick"): 10, (0, "slow"): 1}, [], slots=1) == pytest.approx(10 * 2 + 100)
     assert told.left({(1, "slow"): 2}, [], slots=1) == pytest.approx(200)  # winners are like what they have won over
@@ -32,7 +32,7 @@ def test_nothing_is_told_before_anything_is_known() -> None:
     assert Pace().left({}, [], 1) == 0.0
 
 
-def test_the_first_trials_tell_before_any_has_ended() -> None:
+def test_unfinished_trials_already_tell_the_pace() -> None:
     """5 s for a quarter: 15 s are left of it, and 20 for each of the three that wait."""
     assert Pace().left({(0, "a"): 3}, [Begun((0, "a"), 5.0, 0.25)], 1) == pytest.approx(15 + 60)
 
@@ -43,7 +43,7 @@ def test_trials_side_by_side_share_the_time() -> None:
     assert told.left({(0, "a"): 1}, [Begun((0, "a"), 2.0, 0.1)], 4) == pytest.approx(8)  # the longest ends last
 
 
-def test_what_ran_before_an_interruption_is_not_run_again() -> None:
+def test_interrupted_work_is_not_done_again() -> None:
     """Four tenths were done before; a tenth took 10 s since, so a whole one takes 100: 50 s are left."""
     assert Pace().left({}, [Begun((0, "a"), 10.0, 0.1, before=0.4)], 1) == pytest.approx(50)
 
@@ -57,7 +57,7 @@ def test_more_slots_never_take_longer(share: float, seconds: float, slots: int, 
     assert 0 <= more <= one * (1 + 1e-12)
 
 
-def test_the_nearest_limit_tells_how_much_of_a_budget_is_spent() -> None:
+def test_the_nearest_limit_tells_the_share_spent() -> None:
     point = {IMAGES_SEEN: 100.0, TRAIN_SECONDS: 3.0, NFE_FORWARD: 2.0, NFE_BACKWARD: 1.0}
     assert share_of(Budget(images=1000), point) == pytest.approx(0.1)
     assert share_of(Budget(images=1000, seconds=6), point) == pytest.approx(0.5)

@@ -77,7 +77,7 @@ def waited(losses: list[float]) -> list[int]:
     return [place - min(range(place + 1), key=losses.__getitem__) for place in range(len(losses))]
 
 
-def test_a_trial_ends_when_validation_has_not_improved(whole: list[Metrics], stopped: list[Metrics]) -> None:
+def test_a_trial_ends_without_improvement(whole: list[Metrics], stopped: list[Metrics]) -> None:
     """The same trial to the bit, as far as it goes."""
     losses = [point[VAL_LOSS] for point in whole]
     counts = waited(losses)
@@ -90,7 +90,7 @@ def test_a_trial_ends_when_validation_has_not_improved(whole: list[Metrics], sto
     assert not any(SINCE_BEST in point for point in whole)
 
 
-def test_the_result_is_at_the_lowest_validation_loss(whole: list[Metrics], stopped: list[Metrics]) -> None:
+def test_the_result_is_at_the_lowest_loss(whole: list[Metrics], stopped: list[Metrics]) -> None:
     assert result_of(stopped) == min(stopped, key=lambda point: point[VAL_LOSS]) != stopped[-1]
     assert result_of(whole) == whole[-1]
     assert result_of([*stopped, {**stopped[-1], DIVERGED: 1.0}])[DIVERGED] == 1
@@ -108,7 +108,7 @@ def test_an_interruption_keeps_the_patience(batches: int, stopped: list[Metrics]
     assert list(train(trial, trial.data.load(), last.state.state_dict())) == []
 
 
-def test_patience_ends_no_trial_that_goes_on_improving(whole: list[Metrics]) -> None:
+def test_patience_lets_improving_trials_go_on(whole: list[Metrics]) -> None:
     longest = max(waited([point[VAL_LOSS] for point in whole]))
     assert len(points_of(overfitting(patience=longest + 1))) == len(whole)
     assert len(points_of(overfitting(images=300, patience=longest))) == 5
@@ -131,7 +131,7 @@ TRIALS = st.lists(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size
 
 
 @given(TRIALS, st.booleans())
-def test_tables_and_lists_of_points_have_one_result(trials: list[list[tuple[int, bool]]], patient: bool) -> None:
+def test_tables_and_lists_have_the_same_result(trials: list[list[tuple[int, bool]]], patient: bool) -> None:
     """Of each trial the last row of `until_result` is `result_of`, also where some trials have no patience."""
     points: dict[str, list[dict[str, Any]]] = {}
     for run, given_points in enumerate(trials):
@@ -153,7 +153,7 @@ def test_tables_and_lists_of_points_have_one_result(trials: list[list[tuple[int,
     assert last.to_dict() == {run: result_of(own)[IMAGES_SEEN] for run, own in points.items()}
 
 
-def test_unequal_budgets_are_cut_before_results_are_taken() -> None:
+def test_budgets_are_cut_before_results_are_taken() -> None:
     """Within the smaller budget, each trial counts where its validation loss had been lowest by then."""
     rows = [row("a", seed, 0.3 + seed / 100, images=400) for seed in range(3)]
     rows += [row("b", seed, 0.2 + seed / 100, images=800) for seed in range(3)]

@@ -40,7 +40,8 @@ def factors(number: int, size: int, count: int, noise: float, seed: int = 0) -> 
     return latent @ axes + 3 + noise * torch.randn(number, size, dtype=torch.float64, generator=generator)
 
 
-def test_a_ridge_and_fewer_rounds_hold_axes_of_few_samples_together() -> None:
+def test_a_ridge_helps_axes_of_few_samples() -> None:
+    """It holds them together, and so do fewer rounds."""
     generator = torch.Generator().manual_seed(0)
     axes_DL = torch.randn(20, 3, generator=generator, dtype=torch.float64)
     value = torch.randn(60, 3, generator=generator, dtype=torch.float64) @ axes_DL.t()
@@ -72,7 +73,7 @@ def test_axes_and_noise_are_sklearns() -> None:
     np.testing.assert_allclose(covariance, theirs.get_covariance() * unbiased, atol=1e-10)
 
 
-def test_fewer_samples_than_components_leave_components_zero() -> None:
+def test_components_beyond_the_samples_are_zero() -> None:
     weight, mean, noise = principal_axes(factors(3, 9, 3, 0.3), 5)
     assert torch.equal(weight[:, 3:], torch.zeros(9, 2).double())
     assert bool(weight.isfinite().all())
@@ -80,7 +81,8 @@ def test_fewer_samples_than_components_leave_components_zero() -> None:
     assert float(noise) >= 0
 
 
-def test_expectation_maximisation_on_complete_samples_ends_at_the_closed_form() -> None:
+def test_complete_samples_reach_the_closed_form() -> None:
+    """Expectation maximisation ends where the closed form is."""
     value = factors(80, 7, 2, 0.5)
     weight, mean, noise = principal_axes(value, 2)
     found, centre, spread = axes_with_gaps(value, torch.ones(80, 7, dtype=torch.bool), 2)
@@ -89,7 +91,8 @@ def test_expectation_maximisation_on_complete_samples_ends_at_the_closed_form() 
     np.testing.assert_allclose(found @ found.t(), weight @ weight.t(), atol=2e-2)
 
 
-def test_gaps_are_filled_from_the_axes_and_their_content_plays_no_part() -> None:
+def test_what_stands_in_gaps_plays_no_part() -> None:
+    """The axes and the noise are found in spite of the gaps."""
     value = factors(300, 12, 2, 0.05)
     known = torch.rand(300, 12, generator=torch.Generator().manual_seed(1)) < 0.7
     weight, mean, noise = axes_with_gaps(value, known, 2)
@@ -111,7 +114,7 @@ def log_likelihood(value: np.ndarray, known: np.ndarray, weight: np.ndarray, mea
     return total
 
 
-def test_the_likelihood_of_samples_with_gaps_never_falls_and_ends_at_its_maximum() -> None:
+def test_the_likelihood_climbs_to_its_maximum() -> None:
     """Against the marginal likelihood by scipy, which no part of the method computes."""
     value = factors(60, 8, 2, 0.4)
     known = torch.rand(60, 8, generator=torch.Generator().manual_seed(2)) < 0.6
@@ -136,7 +139,7 @@ def test_the_likelihood_of_samples_with_gaps_never_falls_and_ends_at_its_maximum
             )
 
 
-def test_a_round_with_gaps_is_that_of_the_equations_sample_by_sample() -> None:
+def test_a_round_with_gaps_follows_the_equations() -> None:
     """Tipping & Bishop's equations in loops, in float64."""
     value, known = factors(40, 6, 2, 0.4).numpy(), np.random.default_rng(3).random((40, 6)) < 0.7
     known[~known.any(1), 0] = True
@@ -176,7 +179,7 @@ def test_gaps_are_filled_alike_in_any_unit(unit: float) -> None:
     assert float(spread / unit**2) == pytest.approx(float(noise), rel=1e-3)
 
 
-def test_values_that_are_all_the_same_have_axes_of_length_zero() -> None:
+def test_equal_values_have_axes_of_length_zero() -> None:
     weight, mean, noise = axes_with_gaps(torch.full((9, 4), 3.0).double(), torch.eye(9, 4) == 0, 2)
     assert torch.equal(weight, torch.zeros(4, 2).double())
     np.testing.assert_allclose(mean, 3.0)
@@ -188,7 +191,7 @@ def last(trial: Trial, splits: Splits, **more: Any) -> tuple[Metrics, TrainingSt
     return end
 
 
-def test_a_trial_of_it_is_sklearns_projection_of_the_samples_seen(digits: Splits) -> None:
+def test_a_trial_matches_sklearn_on_samples_seen(digits: Splits) -> None:
     trial = Trial.build(SMALL)
     splits = trial.data.load()
     metrics, state = last(trial, splits)
@@ -207,7 +210,7 @@ def test_a_trial_of_it_is_sklearns_projection_of_the_samples_seen(digits: Splits
     assert metrics[TRAIN_SECONDS] > 0
 
 
-def test_an_interrupted_trial_of_it_ends_where_another_does() -> None:
+def test_an_interrupted_trial_ends_the_same() -> None:
     trial = Trial.build(SMALL)
     splits = trial.data.load()
     whole, _ = last(trial, splits)
@@ -218,7 +221,7 @@ def test_an_interrupted_trial_of_it_ends_where_another_does() -> None:
         assert resumed[name] == whole[name]
 
 
-def test_latents_of_samples_with_gaps_are_least_squares_over_what_is_observed() -> None:
+def test_latents_are_least_squares_over_the_known() -> None:
     trial = Trial.build(SMALL)
     learner = trial.method.create(trial, trial.data.load().shape, CPU)
     learner.see(Split(factors(50, 64, 4, 0.1).float().numpy()))
@@ -249,13 +252,14 @@ def test_what_it_cannot_do_is_refused(changes: dict[str, Any], complaint: str) -
         Trial.build(SMALL, changes)
 
 
-def test_it_implies_squared_errors_of_standardised_values() -> None:
+def test_pca_squares_errors_of_standardised_data() -> None:
     trial = Trial.build({"method": "pca"})
     assert trial.likelihood.name == "gaussian"
     assert trial.data.scale == "standard"
 
 
-def test_what_it_imputes_may_be_kept_within_the_range_of_the_data(tmp_path: Path) -> None:
+def test_imputed_values_may_be_kept_within_range(tmp_path: Path) -> None:
+    """The range is that of the training data observed."""
     hide = {"data": {"hide": {"fraction": 0.5}}, "eval": {"withhold": {"fraction": 0.3}}}
     given: list[dict[str, Any]] = [{}, {"method": {"name": "pca", "clip": True}}]
     free, kept = (Trial.build(SMALL, hide, changes) for changes in given)

@@ -58,7 +58,7 @@ def loss(job: Job) -> float:
     return abs(math.log10(job.params["solver.s_max"]) - 2) + abs(math.log10(job.params["optim.lr"]) + 3)
 
 
-def test_the_first_trial_is_the_spaces_starting_point(tmp_path: Path) -> None:
+def test_the_first_trial_is_the_starting_point(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         plan = run_all(smoke(), journal)
     first = next(iter(plan.jobs.values()))
@@ -66,7 +66,7 @@ def test_the_first_trial_is_the_spaces_starting_point(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 3, 6, 9])
-def test_the_search_goes_on_as_if_it_had_never_stopped(tmp_path: Path, killed_after: int) -> None:
+def test_a_search_resumes_as_if_never_stopped(tmp_path: Path, killed_after: int) -> None:
     with Journal.open(tmp_path / "whole") as journal:
         whole = run_all(smoke(trials=10), journal)
     with Journal.open(tmp_path / "cut") as journal:
@@ -78,7 +78,7 @@ def test_the_search_goes_on_as_if_it_had_never_stopped(tmp_path: Path, killed_af
     assert len(cut.finished()) == 10
 
 
-def test_the_search_finds_better_than_where_it_started(tmp_path: Path) -> None:
+def test_the_search_improves_on_its_start(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         plan = run_all(smoke(trials=30), journal)
     best = plan.best()
@@ -87,7 +87,7 @@ def test_the_search_finds_better_than_where_it_started(tmp_path: Path) -> None:
     assert best[1] < loss(first) / 2
 
 
-def test_more_seeds_run_what_is_known_again_with_the_new_seeds_only(tmp_path: Path) -> None:
+def test_more_seeds_run_only_the_new_seeds(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         run_all(smoke(trials=3), journal)
         extended = Plan.make(smoke(trials=3, seeds=2), SHA, journal)
@@ -96,7 +96,7 @@ def test_more_seeds_run_what_is_known_again_with_the_new_seeds_only(tmp_path: Pa
     assert extended.unasked() == 0
 
 
-def test_a_changed_study_keeps_what_still_belongs_and_names_the_rest(tmp_path: Path) -> None:
+def test_a_changed_study_keeps_what_still_belongs(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         run_all(smoke(trials=4), journal)
         same = Plan.make(smoke(trials=6), SHA, journal)
@@ -121,7 +121,7 @@ def test_unfinished_trials_come_first(tmp_path: Path) -> None:
         assert [job.number for job in Plan.make(smoke(), SHA, journal).missing()] == [2, 0, 1]
 
 
-def test_a_diverged_trial_is_infinitely_bad_and_the_search_goes_on(tmp_path: Path) -> None:
+def test_a_diverged_trial_is_infinitely_bad(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         plan = Plan.make(smoke(), SHA, journal)
         suggester = Suggester(plan)
@@ -138,7 +138,7 @@ def test_a_diverged_trial_is_infinitely_bad_and_the_search_goes_on(tmp_path: Pat
     assert best[0].fingerprint != job.fingerprint
 
 
-def test_a_finite_space_ends_when_everything_is_known(tmp_path: Path) -> None:
+def test_a_finite_space_ends_when_all_is_known(tmp_path: Path) -> None:
     declared = smoke().model_dump()
     declared |= {"nuisance": {"optim.lr": {"choice": [1e-3, 5e-4]}}, "trials": 5}
     with Journal.open(tmp_path) as journal:
@@ -219,7 +219,7 @@ def run_in_any_order(study: Study, folder: Path, draw: random.Random, slots: int
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_search_does_not_depend_on_which_trial_ends_first_or_on_kills(tmp_path: Path, seed: int) -> None:
+def test_neither_order_nor_kills_change_a_search(tmp_path: Path, seed: int) -> None:
     arms = {"arms": {"a": {"optim.batch_size": 16}, "b": {"optim.batch_size": 8}}}
     study = conditional(trials=14, scientific=arms, seeds=2, scheduler="none")
     draw = random.Random(seed)
@@ -269,7 +269,7 @@ def test_two_objectives_are_searched_together(tmp_path: Path) -> None:
     assert len(plan.finished()) == 12
 
 
-def test_a_fixed_design_is_known_whole_and_ordered_for_pairing(tmp_path: Path) -> None:
+def test_a_fixed_design_is_ordered_for_pairing(tmp_path: Path) -> None:
     arms = {"arms": {"a": {}, "b": {"optim.lr": 1e-3}}}
     study = Study.build({"question": "?", "scientific": arms, "seeds": 3}, "arms.yaml")
     plan = Plan.make(study, SHA, Journal(Mirror(tmp_path)))
@@ -277,7 +277,8 @@ def test_a_fixed_design_is_known_whole_and_ordered_for_pairing(tmp_path: Path) -
     assert (plan.total, plan.unasked()) == (6, 0)
 
 
-def test_the_winners_of_the_first_stage_are_replicated_in_the_second(tmp_path: Path) -> None:
+def test_the_second_stage_replicates_the_winners(tmp_path: Path) -> None:
+    """They are the best of the first stage."""
     then = {"best": 2, "seeds": 3, "budget": {"images": 128}}
     study = conditional(trials=5, then=then, scheduler="none")
     with Journal.open(tmp_path) as journal:
@@ -303,7 +304,8 @@ def test_the_winners_of_the_first_stage_are_replicated_in_the_second(tmp_path: P
         assert again.orphaned == set()
 
 
-def test_winners_are_chosen_among_equally_many_of_each_arm(tmp_path: Path) -> None:
+def test_winners_are_chosen_among_equally_many(tmp_path: Path) -> None:
+    """Of each arm, only as many trials count as the arm with the fewest has."""
     arms = {"arms": {"a": {"optim.batch_size": 16}, "b": {"optim.batch_size": 8}}}
     study = conditional(trials=4, scientific=arms, then={"best": 1, "seeds": 2}, scheduler="none")
     with Journal.open(tmp_path) as journal:
@@ -321,7 +323,8 @@ def test_winners_are_chosen_among_equally_many_of_each_arm(tmp_path: Path) -> No
         assert not [job for job in Plan.make(study, SHA, journal).jobs.values() if job.stage]  # failures go first
 
 
-def test_an_arm_that_searches_nothing_has_one_configuration_and_limits_nobody(tmp_path: Path) -> None:
+def test_an_arm_without_a_search_limits_nobody(tmp_path: Path) -> None:
+    """It has one configuration, and the other arms keep all of theirs."""
     arms = {"arms": {"a": {"method": "gfe"}, "b": {"method": "pca"}}}
     nuisance = {"optim.lr": {"loguniform": [1e-4, 1e-2], "when": {"method": "gfe"}}}
     study = conditional(nuisance=nuisance, trials=4, scientific=arms, then={"best": 1, "seeds": 2}, scheduler="none")
@@ -341,7 +344,7 @@ def test_an_arm_that_searches_nothing_has_one_configuration_and_limits_nobody(tm
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_small_space_is_searched_to_its_last_point(tmp_path: Path, sampler: str) -> None:
+def test_a_small_space_is_searched_to_the_end(tmp_path: Path, sampler: str) -> None:
     nuisance = {"model.latent_dim": {"int": [1, 40]}}
     study = conditional(nuisance=nuisance, trials=60, scheduler="none", sampler=sampler)
     with Journal.open(tmp_path) as journal:
@@ -353,7 +356,7 @@ def test_a_small_space_is_searched_to_its_last_point(tmp_path: Path, sampler: st
     assert sorted(job.params["model.latent_dim"] for job in plan.jobs.values()) == list(range(1, 41))
 
 
-def test_a_point_that_gives_no_trial_is_drawn_again(tmp_path: Path) -> None:
+def test_an_impossible_point_is_drawn_again(tmp_path: Path) -> None:
     nuisance = {
         "gradient.name": {"choice": ["approx", "adjoint"]},
         "solver.name": {"choice": ["amd", "lbfgs"]},
@@ -368,14 +371,15 @@ def test_a_point_that_gives_no_trial_is_drawn_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("space", "said"), [("data_scarce", "digits: 50 to 1,000 training, "), ("ae_fair", "digits: 1,197 training, ")]
 )
-def test_it_opens_with_the_training_sizes_of_all_arms(space: str, said: str, tmp_path: Path) -> None:
+def test_it_opens_with_training_sizes_of_all_arms(space: str, said: str, tmp_path: Path) -> None:
     study = Study.load(find_space(space))
     with Journal.open(tmp_path) as journal:
         blocks = opening(Plan.make(study, SHA, journal), load_splits(study.example(study.arms[0])))
     assert any(block[1].startswith(said) for block in blocks)
 
 
-def test_status_tells_what_runs_from_what_was_interrupted_and_what_is_to_come(tmp_path: Path) -> None:
+def test_status_tells_running_from_interrupted(tmp_path: Path) -> None:
+    """And both from what is still to come."""
     study = smoke(trials=5, seeds=2)
     with Journal.open(tmp_path) as journal:
         source = {"source": study.source, "source_sha256": study.source_sha256}

@@ -58,7 +58,7 @@ def test_the_worked_example() -> None:
     assert "they differ (Friedman χ²(3) = 10.2" in found.text
 
 
-def test_at_five_per_cent_the_example_differs_in_no_pair() -> None:
+def test_no_pair_differs_at_five_per_cent() -> None:
     found = friedman(DEMSAR, "max")
     assert found.critical_difference == pytest.approx(1.25, abs=5e-3)
     assert found.cliques == [list(found.mean_ranks)]
@@ -67,13 +67,14 @@ def test_at_five_per_cent_the_example_differs_in_no_pair() -> None:
 @pytest.mark.parametrize(
     ("methods", "quantile"), [(3, 2.343), (4, 2.569), (5, 2.728), (6, 2.850), (8, 3.031), (10, 3.164)]
 )
-def test_the_critical_difference_is_that_of_the_tables(methods: int, quantile: float) -> None:
+def test_critical_difference_matches_the_tables(methods: int, quantile: float) -> None:
     found = friedman(agreed(9, methods))
     expected = quantile * math.sqrt(methods * (methods + 1) / (6 * 9))
     assert found.critical_difference == pytest.approx(expected, abs=1e-3)
 
 
-def test_cliques_are_the_largest_runs_below_the_critical_difference() -> None:
+def test_cliques_are_the_largest_close_runs() -> None:
+    """The mean ranks of a run differ by less than the critical difference."""
     rows = [[1, 2, 3, 4, 5], [1, 3, 2, 5, 4]]
     few, many = (friedman(pd.DataFrame(rows * times, columns=list("abcde"))) for times in (5, 10))
     assert few.mean_ranks == many.mean_ranks == {"a": 1.0, "b": 2.5, "c": 2.5, "d": 4.5, "e": 4.5}
@@ -82,7 +83,7 @@ def test_cliques_are_the_largest_runs_below_the_critical_difference() -> None:
     assert many.cliques == [["b", "c"], ["d", "e"]]
 
 
-def test_without_a_rejection_all_methods_are_one_clique() -> None:
+def test_without_a_rejection_there_is_one_clique() -> None:
     found = friedman(pd.DataFrame(list(permutations([1.0, 2.0, 3.0])), columns=list("abc")))
     assert found.p_permutation == 1
     assert not found.rejected
@@ -100,7 +101,8 @@ def test_the_permutation_test_is_exact() -> None:
         assert np.mean(p_values <= p_value + 1e-12) == pytest.approx(p_value)
 
 
-def test_drawn_permutations_are_drawn_alike_and_never_give_zero() -> None:
+def test_drawn_permutations_never_give_zero() -> None:
+    """Drawn once more, they are the same."""
     found = friedman(agreed(12, 5))
     assert found == friedman(agreed(12, 5))
     assert found.p_permutation == 1 / 10_000
@@ -112,7 +114,8 @@ def test_scores_in_either_direction() -> None:
     assert list(least.mean_ranks) == list(friedman(DEMSAR, "max").mean_ranks)[::-1]
 
 
-def test_a_dataset_without_a_score_is_left_out_and_an_infinite_score_is_last() -> None:
+def test_a_missing_score_drops_its_dataset() -> None:
+    """An infinite score does not: it ranks last."""
     scores = agreed(5, 3)
     scores.index = list("vwxyz")
     scores.loc["w", "b"] = math.nan
@@ -131,7 +134,7 @@ def test_a_dataset_without_a_score_is_left_out_and_an_infinite_score_is_last() -
         (agreed(4, 3) * 0, "every method ties"),
     ],
 )
-def test_what_is_impossible_is_said_and_not_computed(scores: pd.DataFrame, said: str) -> None:
+def test_the_impossible_is_said_and_not_computed(scores: pd.DataFrame, said: str) -> None:
     found = friedman(scores)
     assert found.reason is not None
     assert said in found.reason
@@ -144,7 +147,8 @@ def test_what_is_impossible_is_said_and_not_computed(scores: pd.DataFrame, said:
 
 @pytest.mark.parametrize("methods", [3, 4, 6])
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
-def test_the_fewest_datasets_are_those_at_which_something_can_be_found(methods: int, confidence: float) -> None:
+def test_the_fewest_datasets_suffice_and_no_fewer(methods: int, confidence: float) -> None:
+    """With one dataset less, no difference can be found."""
     needed = datasets_to_compare(methods, confidence)
 
     def of(datasets: int) -> Ranks:
@@ -155,7 +159,7 @@ def test_the_fewest_datasets_are_those_at_which_something_can_be_found(methods: 
     assert of(needed - 1).reason is not None
 
 
-def test_names_are_needed_once_and_options_within_bounds() -> None:
+def test_repeated_names_and_bad_options_fail() -> None:
     with pytest.raises(ValueError, match="every method must be named once"):
         friedman(agreed(4, 3).set_axis(["a", "a", "b"], axis="columns"))
     with pytest.raises(ValueError, match="every dataset must be named once"):

@@ -53,7 +53,7 @@ def end(recorder: Recorder, job: Job, outcome: Outcome) -> None:
     recorder.changed(job)
 
 
-def test_a_store_that_lost_everything_is_filled_again_from_the_journal(tmp_path: Path) -> None:
+def test_the_journal_refills_an_empty_store(tmp_path: Path) -> None:
     first, second = (fresh(tmp_path / f"{name}.db") for name in ("first", "second"))
     with Journal.open(tmp_path / "study") as journal:
         plan, job = planned(journal)
@@ -68,7 +68,8 @@ def test_a_store_that_lost_everything_is_filled_again_from_the_journal(tmp_path:
     assert stored(second, tracker) == {job.fingerprint: ("FINISHED", [32, 64])}
 
 
-def test_a_failure_is_a_tag_and_a_second_try_the_same_run(tmp_path: Path) -> None:
+def test_a_second_try_continues_the_same_run(tmp_path: Path) -> None:
+    """The failure of the first try is a tag."""
     uri = fresh(tmp_path / "store.db")
     with Journal.open(tmp_path / "study") as journal:
         plan, job = planned(journal)
@@ -89,9 +90,8 @@ def test_a_failure_is_a_tag_and_a_second_try_the_same_run(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_points_outlast_a_server_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are delivered later, in their order."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -118,7 +118,7 @@ def test_points_reached_while_the_server_is_down_are_delivered_in_order_later(
             assert stored(uri, tracker) == {job.fingerprint: ("FINISHED", [32, 64, 128, 256])}
 
 
-def test_runs_of_trials_that_no_longer_belong_are_closed(tmp_path: Path) -> None:
+def test_runs_that_no_longer_belong_are_closed(tmp_path: Path) -> None:
     uri = fresh(tmp_path / "store.db")
     with Journal.open(tmp_path / "study") as journal:
         _, job = planned(journal)

@@ -110,14 +110,15 @@ def test_every_figure_and_table_is_there(folder: Path) -> None:
         assert r"\begin{tabular}" in (report / f"{name}.tex").read_text()
 
 
-def test_the_page_opens_with_question_and_verdict_and_is_whole_by_itself(folder: Path) -> None:
+def test_the_page_opens_with_question_and_verdict(folder: Path) -> None:
+    """And it is whole by itself: its images are part of it."""
     page = (folder / "results" / STUDY / "report" / PAGE_FILE).read_text()
     assert "Is an encoder needed for &lt; 500 images &amp; why?" in page
     assert page.index("Verdict by") < page.index("data:image/") < page.index('id="trials"')
     assert re.search(r"<b>gfe</b>: 0\.\d{4}, (better|worse|equivalent|undecided)", page)
 
 
-def test_the_best_trial_comes_with_commands_that_work(folder: Path) -> None:
+def test_the_commands_for_the_best_trial_work(folder: Path) -> None:
     """Typed beside the store, the commands on the page fetch the best decoder, train its trial again, and encode."""
     page = (folder / "results" / STUDY / "report" / PAGE_FILE).read_text()
     best = re.search(r"Best trial</b>: trial (\d+) seed (\d+) of (\w+), val_loss (0\.\d{4})", page)
@@ -135,7 +136,8 @@ def test_the_best_trial_comes_with_commands_that_work(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1400, 400])
-def test_the_page_works_in_a_browser_without_an_error_or_a_request(folder: Path, width: int) -> None:
+def test_the_page_works_in_a_browser(folder: Path, width: int) -> None:
+    """Without an error, and without a request to anywhere else."""
     with open_page((folder / "results" / STUDY / "report" / PAGE_FILE).as_uri(), width=width) as opened:
         page = opened.page
         opened.wait_for("Verdict by")
@@ -165,7 +167,8 @@ def test_the_page_works_in_a_browser_without_an_error_or_a_request(folder: Path,
         assert opened.leaving() == []
 
 
-def test_links_of_the_page_lead_to_its_parts_its_files_and_the_runs(folder: Path) -> None:
+def test_every_link_of_the_page_leads_somewhere(folder: Path) -> None:
+    """To a part of the page, a file of the report or a run."""
     report = folder / "results" / STUDY / "report"
     page = re.sub(r"<script.*?</script>", "", (report / PAGE_FILE).read_text(), flags=re.DOTALL)
     assert not re.findall(r'src="(?!data:)', page)
@@ -199,7 +202,7 @@ def test_charts_are_what_vega_lite_takes(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_watched_report_follows_the_study_to_its_end(tmp_path: Path) -> None:
+def test_a_watched_report_follows_its_study(tmp_path: Path) -> None:
     (tmp_path / "long.yaml").write_text(yaml.safe_dump({**SPACE, "budget": {"seconds": 8}, "seeds": 4}))
     page = tmp_path / "results" / "long" / "report" / PAGE_FILE
     with started(tmp_path, "sweep", "long.yaml") as sweep:
@@ -251,7 +254,7 @@ def test_the_report_is_kept_in_the_store(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_store_that_was_moved_gives_the_same_report(folder: Path, copied: tuple[Path, Store]) -> None:
+def test_a_moved_store_gives_the_same_report(folder: Path, copied: tuple[Path, Store]) -> None:
     elsewhere, store = copied
     files = write_report(store, STUDY, elsewhere / "report")
     before = folder / "results" / STUDY / "report"
@@ -260,7 +263,7 @@ def test_a_store_that_was_moved_gives_the_same_report(folder: Path, copied: tupl
         assert file.read_bytes() == (before / file.name).read_bytes(), file.name
 
 
-def test_what_is_wrong_with_runs_is_named_and_the_rest_reported(copied: tuple[Path, Store]) -> None:
+def test_bad_runs_are_named_and_the_rest_reported(copied: tuple[Path, Store]) -> None:
     elsewhere, store = copied
     client = MlflowClient(tracking_uri=store.uri)
     experiment = client.get_experiment_by_name(STUDY)
@@ -300,7 +303,7 @@ def test_what_is_wrong_with_runs_is_named_and_the_rest_reported(copied: tuple[Pa
     assert "0.0001" not in page[: page.index('id="trials"')]
 
 
-def test_a_study_without_a_result_is_refused_with_the_reason(copied: tuple[Path, Store]) -> None:
+def test_a_study_without_a_result_is_refused(copied: tuple[Path, Store]) -> None:
     elsewhere, store = copied
     client = MlflowClient(tracking_uri=store.uri)
     made = client.create_experiment("barren")
@@ -314,9 +317,7 @@ def test_a_study_without_a_result_is_refused_with_the_reason(copied: tuple[Path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_committed_without_outputs_and_run(
-    folder: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_notebooks_run_and_hold_no_outputs(folder: Path, notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = nbformat.read(notebook, as_version=4)
     code = [cell for cell in content.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
@@ -327,7 +328,7 @@ def test_notebooks_are_committed_without_outputs_and_run(
     assert sum("data:image/png" in output.data.get("text/html", "") for output in shown) >= 2
 
 
-def test_evidence_reads_searched_values_as_they_were_drawn(folder: Path) -> None:
+def test_evidence_reads_values_as_they_were_drawn(folder: Path) -> None:
     evidence = Evidence.load(Store(f"sqlite:///{folder / 'mlflow.db'}"), STUDY)
     first = evidence.trials[evidence.trials[names.STAGE] == 0]
     assert set(first["optim.batch_size"]) <= {8, 16}

@@ -68,7 +68,7 @@ def test_every_condition_of_this_machine_decides(tmp_path: Path, key: str, among
     assert reusable(images_journal, options)(images_job) is not None
 
 
-def test_seconds_of_an_unknown_place_are_not_reused(tmp_path: Path) -> None:
+def test_seconds_of_unknown_places_are_not_reused(tmp_path: Path) -> None:
     job, journal = job_with({"seconds": 5}, tmp_path / "mine")
     elsewhere(tmp_path, job, Outcome(FINISHED))
     found = finished_elsewhere(tmp_path / "mine", Options(str(tmp_path)))

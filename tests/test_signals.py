@@ -120,7 +120,7 @@ with ray_session(cpus=1) as ray:
 """
 
 
-def test_workers_end_with_a_raylet_that_cannot_end_them(tmp_path: Path) -> None:
+def test_workers_end_with_their_raylet(tmp_path: Path) -> None:
     """Ray kills a raylet that does not end its workers within a second, as on a busy machine."""
     command = [sys.executable, "-c", BUSY_ACTOR]
     with subprocess.Popen(command, cwd=tmp_path, env=environment(), start_new_session=True) as process:
@@ -128,7 +128,7 @@ def test_workers_end_with_a_raylet_that_cannot_end_them(tmp_path: Path) -> None:
         assert session(process.pid) == []
 
 
-def test_a_terminal_that_is_closed_ends_a_sweep_in_good_order(tmp_path: Path) -> None:
+def test_a_closed_terminal_ends_a_sweep_cleanly(tmp_path: Path) -> None:
     """Writing to a terminal that is gone fails, and Ray, journal and store are closed all the same."""
     longer_space(tmp_path)
     pid, terminal = pty.fork()
@@ -153,7 +153,7 @@ def test_a_terminal_that_is_closed_ends_a_sweep_in_good_order(tmp_path: Path) ->
     assert set(statuses(tmp_path)) <= {"KILLED", "FINISHED"}
 
 
-def test_a_reader_that_is_gone_does_not_break_the_end(tmp_path: Path) -> None:
+def test_a_sweep_ends_well_without_its_reader(tmp_path: Path) -> None:
     """Ctrl-C in `gfe-study sweep … | tee log` ends `tee` first."""
     longer_space(tmp_path)
     command = [sys.executable, "-m", "gfe_study", "sweep", "longer.yaml"]
@@ -171,7 +171,7 @@ def test_a_reader_that_is_gone_does_not_break_the_end(tmp_path: Path) -> None:
             process.wait()
 
 
-def test_who_has_no_token_cannot_enter_the_ray_of_a_sweep(tmp_path: Path) -> None:
+def test_no_one_enters_ray_without_its_token(tmp_path: Path) -> None:
     longer_space(tmp_path)
     with started(tmp_path, "sweep", "longer.yaml", "--set", "budget.images=100000") as process:
         wait_until(lambda: running(tmp_path), process, tmp_path / "output.log")

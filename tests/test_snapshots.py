@@ -55,7 +55,7 @@ def run(splits: Splits, folder: Path, **changes: object) -> TrainingState:
     return state
 
 
-def test_snapshots_hold_what_the_decoder_makes_of_the_test_images(splits: Splits, tmp_path: Path) -> None:
+def test_snapshots_hold_the_decoded_test_images(splits: Splits, tmp_path: Path) -> None:
     state = run(splits, tmp_path)
     with np.load(tmp_path / names.SNAPSHOTS) as found:
         assert {key.partition("/")[0] for key in found.files if "/" in key} == {"16", "32", "96"}
@@ -74,7 +74,7 @@ def test_snapshots_hold_what_the_decoder_makes_of_the_test_images(splits: Splits
         )
 
 
-def test_what_was_withheld_is_kept_beside_what_is_made_of_it(tmp_path: Path) -> None:
+def test_withheld_values_lie_beside_imputed_ones(tmp_path: Path) -> None:
     changes = {"eval": {**SMALL["eval"], "withhold": {"fraction": 0.4}}, "prior_precision": 1.0}  # type: ignore[dict-item]
     trial = Trial.build(SMALL, changes)
     splits = load_splits(trial)
@@ -93,7 +93,8 @@ def test_what_was_withheld_is_kept_beside_what_is_made_of_it(tmp_path: Path) -> 
     assert (std > 0).all()
 
 
-def test_flows_start_at_the_start_and_end_where_the_solver_does(splits: Splits, tmp_path: Path) -> None:
+def test_flows_end_where_the_solver_does(splits: Splits, tmp_path: Path) -> None:
+    """They begin where the solver starts."""
     learner = run(splits, tmp_path).learner
     target = splits.test.batch(slice(0, FLOWS))
     flows = observe_flows(learner, target)
@@ -128,7 +129,8 @@ def test_an_autoencoder_has_latents_and_no_flows(splits: Splits, tmp_path: Path)
         assert not [key for key in found.files if "flow" in key]
 
 
-def test_samples_are_of_the_target_and_interpolations_between_test_images(splits: Splits, tmp_path: Path) -> None:
+def test_snapshots_sample_and_interpolate(splits: Splits, tmp_path: Path) -> None:
+    """Samples are of the target, where there is one, and interpolations lie between test images."""
     run(splits, tmp_path, method="ae")
     with np.load(tmp_path / names.SNAPSHOTS) as found:
         assert not [key for key in found.files if key.endswith("/sample")]
@@ -149,7 +151,7 @@ def test_samples_are_of_the_target_and_interpolations_between_test_images(splits
             np.testing.assert_array_equal(second["96/sample"], found["96/sample"])
 
 
-def test_interpolated_latents_lie_on_straight_lines() -> None:
+def test_interpolations_lie_on_straight_lines() -> None:
     latent_NL = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     lines = straight_lines(latent_NL).view(2, STEPS, 3)
     for line, (start, end) in zip(lines, ((0, 1), (2, 3)), strict=True):
@@ -166,7 +168,7 @@ def test_a_file_that_cannot_be_read_is_begun_anew(splits: Splits, tmp_path: Path
         assert "96/latent" in found.files
 
 
-def test_points_that_are_kept_are_an_early_a_middle_and_the_last_one() -> None:
+def test_an_early_middle_and_last_point_are_kept() -> None:
     kept: set[int] = set()
     for point in (480, 960, 1920, 3840, 5760, 11520, 23040, 46080, 60000):
         kept = kept_points({*kept, point}, 60_000)
@@ -176,7 +178,8 @@ def test_points_that_are_kept_are_an_early_a_middle_and_the_last_one() -> None:
 
 
 @given(st.lists(st.integers(1, 100_000), min_size=1, max_size=12, unique=True), st.integers(10, 60_000))
-def test_of_any_schedule_the_last_point_and_that_nearest_to_one_percent_are_kept(points: list[int], size: int) -> None:
+def test_any_schedule_keeps_its_last_point(points: list[int], size: int) -> None:
+    """The point nearest to one percent of the training set is kept too."""
     kept: set[int] = set()
     nearest = math.inf
     for point in sorted(points):

@@ -32,7 +32,7 @@ MINIMISERS = [
 
 
 @pytest.mark.parametrize("solver", MINIMISERS, ids=str)
-def test_every_solver_reaches_the_minimiser_of_a_linear_decoder(solver: Solver) -> None:
+def test_every_solver_finds_the_linear_minimiser(solver: Solver) -> None:
     problem = linear_problem()
     _, minimiser = problem._gram_and_end()
     solution = solve(solver, problem)
@@ -40,7 +40,7 @@ def test_every_solver_reaches_the_minimiser_of_a_linear_decoder(solver: Solver) 
     torch.testing.assert_close(solution.loss_B, problem.loss(problem.decoder(minimiser), problem.target).detach())
 
 
-def test_different_solvers_agree_on_a_minimum_of_the_cross_entropy() -> None:
+def test_solvers_agree_on_a_cross_entropy_minimum() -> None:
     problem = image_problem(gain=1.0)
     # The loss of sample 0 has no minimiser: it falls on and on.
     problem = dataclasses.replace(problem, target=problem.target[1:])

@@ -73,7 +73,7 @@ def test_one_value_has_no_interval() -> None:
     assert astuple(mean_interval([0.3])) == (0.3, None, None, 1, 0.95)
 
 
-def test_equal_values_have_an_interval_of_no_width() -> None:
+def test_equal_values_give_a_point_interval() -> None:
     assert astuple(mean_interval([0.1] * 3)) == (0.1, 0.1, 0.1, 3, 0.95)
 
 
@@ -93,7 +93,7 @@ def test_a_confidence_is_a_probability(confidence: float) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 12])
-def test_a_paired_comparison_is_scipys_paired_t_test(count: int) -> None:
+def test_the_paired_comparison_is_scipys_t_test(count: int) -> None:
     treatment, reference = normal(count, 2, count)
     found = paired(treatment, reference)
     expected = stats.ttest_rel(treatment, reference)
@@ -122,7 +122,8 @@ def test_the_sign_flip_test_by_hand() -> None:
     assert paired([1.0, 2.0, 4.0], [0.0] * 3).p_permutation == 0.25
 
 
-def test_beyond_the_exact_test_signs_are_drawn_and_drawn_alike_every_time() -> None:
+def test_signs_are_drawn_alike_every_time() -> None:
+    """They are drawn where there are too many pairs for the exact test."""
     count = EXACT_UP_TO + 4
     treatment, reference = normal(3, 2, count) + np.array([[0.5], [0.0]])
     found = paired(treatment, reference)
@@ -139,7 +140,8 @@ def test_signs_drawn_never_give_a_p_value_of_zero() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 14])
-def test_a_sign_flip_test_of_a_few_pairs_has_a_smallest_p_value(count: int) -> None:
+def test_few_pairs_have_a_smallest_p_value(count: int) -> None:
+    """That of the sign-flip test."""
     found = paired(np.linspace(1, 2, count), np.zeros(count))
     assert found.p_permutation == found.smallest_p == smallest_p(count) == 2 / 2**count
 
@@ -160,14 +162,14 @@ def test_two_pairs_have_no_effect_size() -> None:
     assert paired([1.0, 2.0], [0.0, 0.5]).effect_size is None
 
 
-def test_one_pair_gives_its_difference_and_nothing_else() -> None:
+def test_one_pair_gives_only_its_difference() -> None:
     found = paired([0.2], [0.5])
     assert astuple(found) == (1, pytest.approx(-0.3), None, None, None, None, 1.0, 1.0, None)
 
 
 # 0.3 - 0.2 and 0.2 - 0.1 are not the same number.
 @pytest.mark.parametrize("reference", [[1.0, 2.0, 3.0], [0.1, 0.2, 0.7]])
-def test_equal_differences_have_an_interval_of_no_width(reference: list[float]) -> None:
+def test_equal_differences_give_a_point_interval(reference: list[float]) -> None:
     treatment = [value + 0.1 for value in reference]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -187,7 +189,7 @@ def test_equal_differences_have_an_interval_of_no_width(reference: list[float]) 
         ([1.0, 2.0], [1.0, -math.inf], "reference: every value must be finite"),
     ],
 )
-def test_a_comparison_needs_pairs_of_finite_numbers(treatment: list[float], reference: list[float], said: str) -> None:
+def test_a_comparison_needs_finite_pairs(treatment: list[float], reference: list[float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         paired(treatment, reference)
 
@@ -283,7 +285,7 @@ def test_seeds_to_reach_a_level_by_hand(level: float, family: int, expected: int
 
 
 @given(st.floats(1e-6, 0.5), st.integers(1, 50))
-def test_seeds_to_reach_are_the_fewest_that_holm_lets_through(level: float, family: int) -> None:
+def test_seeds_to_reach_are_the_fewest(level: float, family: int) -> None:
     def reached(count: int) -> bool:
         return min(holm([smallest_p(count)] + [1.0] * (family - 1))) <= level
 
@@ -369,7 +371,7 @@ def test_holm_takes_probabilities(wrong: float) -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_lies_between_no_adjustment_and_bonferronis(p_values: list[float]) -> None:
+def test_holm_lies_between_raw_and_bonferroni(p_values: list[float]) -> None:
     adjusted = holm(p_values)
     bonferroni = [min(1.0, len(p_values) * p) for p in p_values]
     assert all(p <= a <= b for p, a, b in zip(p_values, adjusted, bonferroni, strict=True))
@@ -421,13 +423,13 @@ def test_what_is_no_number_has_no_tie() -> None:
     np.testing.assert_array_equal(tied(values), [math.inf, 2.0, math.nan, 1.0, -math.inf, math.inf, 1.0])
 
 
-def test_small_differences_of_small_values_are_no_rounding() -> None:
+def test_small_differences_are_not_all_rounding() -> None:
     """Rounding goes by the two values, not by the largest of all."""
     assert tied([1e6, 0.1, 0.1 + 1e-12]).tolist() == [1e6, 0.1, 0.1 + 1e-12]
     assert subtract([1e6, 0.1], [1e6, 0.1 + 1e-12])[1] != 0
 
 
-def test_one_difference_among_others_that_are_rounding() -> None:
+def test_differences_that_are_rounding_are_zero() -> None:
     compared = paired([0.1 + 0.2, 0.5, 0.6], [0.3, 0.5, 0.5])
     assert compared.difference == pytest.approx(0.1 / 3)
     assert paired([0.3, 0.5, 0.6], [0.1 + 0.2, 0.5, 0.5]) == compared

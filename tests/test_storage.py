@@ -48,7 +48,7 @@ def write_text(file: Path, text: str) -> None:
     file.with_name("new").replace(file)
 
 
-def test_a_checkpoint_that_is_replaced_stays_as_the_previous_one(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "here", f"file://{tmp_path}/far")
     mirror.local.mkdir()
     for number in (1, 2, 3):
@@ -76,7 +76,7 @@ def test_s3_without_its_library_names_the_extra(
     assert err == f"error: --storage: given 's3://bucket/results'; {remedy}\n"
 
 
-def test_a_journal_goes_on_where_another_machine_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine_continues_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"file://{tmp_path}/shared"
     for machine, fingerprint in (("one", "aa"), ("two", "bb"), ("one", "cc")):
         folder = tmp_path / machine
@@ -89,9 +89,8 @@ def test_a_journal_goes_on_where_another_machine_left_it(tmp_path: Path, monkeyp
     assert len((tmp_path / "shared" / "amd" / JOURNAL_FILE).read_text().splitlines()) == 3
 
 
-def test_a_driver_killed_before_its_journal_was_brought_there_loses_nothing_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_before_an_upload_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal on this machine keeps what has not been pushed."""
     monkeypatch.chdir(tmp_path)
     url = f"file://{tmp_path}/shared"
     here = Storage(url).folder("amd")
@@ -103,7 +102,7 @@ def test_a_driver_killed_before_its_journal_was_brought_there_loses_nothing_here
     assert Journal.read(here).changed == ["aa", "bb"]
 
 
-def test_looking_at_a_running_study_on_a_url_disturbs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_disturbs_no_running_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     url = f"file://{tmp_path}/shared"
     here = Storage(url).folder("amd")
@@ -160,7 +159,7 @@ def test_uploads_wait_for_a_storage_that_is_away(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "far" / names.PREVIOUS_CHECKPOINT).read_text() == "2"
 
 
-def test_a_file_that_changes_while_it_is_uploaded_is_uploaded_again(tmp_path: Path) -> None:
+def test_a_change_during_upload_is_uploaded_again(tmp_path: Path) -> None:
     mirror = Flaky(tmp_path / "here", f"file://{tmp_path}/far")
     mirror.local.mkdir()
     mirror.up.set()
@@ -191,7 +190,7 @@ def test_a_file_at_a_url_is_downloaded(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("remote", [True, False])
-def test_what_only_this_machine_has_is_not_continued_from(tmp_path: Path, remote: bool) -> None:
+def test_a_local_copy_alone_is_not_continued(tmp_path: Path, remote: bool) -> None:
     """Where the storage is a URL, the local copy may be of a trial that has been run again since."""
     folder = Mirror(tmp_path / "here", f"file://{tmp_path}/far" if remote else None)
     folder.local.mkdir()
@@ -204,7 +203,7 @@ def test_what_only_this_machine_has_is_not_continued_from(tmp_path: Path, remote
     assert (folder.local / names.BEST_CHECKPOINT).read_text() == ("of now" if remote else "of an earlier time")
 
 
-def test_a_trial_waits_for_a_storage_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_first_waits_for_its_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "UPLOAD_RETRY_S", 0.0)
     told: list[StorageError | list[str]] = [StorageError("away"), StorageError("away"), []]
     folder, answers = Mirror(tmp_path), iter(told)

@@ -65,7 +65,8 @@ def test_smoke_sweep_and_extension(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_damaged_checkpoint_is_named_and_the_trial_goes_on_from_the_one_before(tmp_path: Path) -> None:
+def test_a_trial_outlives_a_damaged_checkpoint(tmp_path: Path) -> None:
+    """The file is named, and the trial goes on from the checkpoint before it."""
     longer_space(tmp_path)
     line = ["sweep", "longer.yaml", "--trials", "2"]
     trials = tmp_path / "results" / "longer" / "trials"
@@ -92,7 +93,7 @@ def test_a_damaged_checkpoint_is_named_and_the_trial_goes_on_from_the_one_before
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_says_so_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_sweep_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     longer_space(tmp_path)
     with started(tmp_path, "sweep", "longer.yaml", "--trials", "4") as process:
         reached = lambda: bool(Journal.read(tmp_path / "results" / "longer").points)  # noqa: E731
@@ -110,7 +111,7 @@ def test_an_interrupted_sweep_says_so_and_loses_nothing(tmp_path: Path, number: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_trial_that_raises_is_named_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_a_study_outlives_a_trial_that_raises(tmp_path: Path) -> None:
     longer_space(tmp_path)
     with started(tmp_path, "sweep", "longer.yaml", "--trials", "2") as process:
         asked = lambda: len(Journal.read(tmp_path / "results" / "longer").places) == 2  # noqa: E731
@@ -138,7 +139,8 @@ def test_a_trial_that_raises_is_named_and_the_study_goes_on(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_more_than_ray_has_or_a_ray_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_what_ray_cannot_give_is_one_line(tmp_path: Path) -> None:
+    """That is more than Ray has, or a Ray that is not there."""
     refused = gfe_study(tmp_path, "sweep", "smoke", "--gpus-per-trial", "64")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("error: --gpus-per-trial: given 64")
@@ -150,7 +152,7 @@ def test_more_than_ray_has_or_a_ray_that_is_not_there_is_one_line(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_resume_finds_the_images_where_the_sweep_found_them(tmp_path: Path, fashion_folder: Path) -> None:
+def test_resume_finds_images_where_the_sweep_did(tmp_path: Path, fashion_folder: Path) -> None:
     line = ["sweep", "smoke", "--trials", "1", "--set", "data.name=fashion_mnist"]
     given = environment(GFE_DATA_DIR=str(fashion_folder))
     first = subprocess.run([*COMMAND, *line], cwd=tmp_path, env=given, capture_output=True, text=True, timeout=200)

@@ -210,7 +210,7 @@ class Slow(Split):
         return super().batch(index, device)
 
 
-def test_the_time_to_encode_is_that_of_validation_images(digits: Splits) -> None:
+def test_encoding_is_timed_on_validation_images(digits: Splits) -> None:
     trial = tiny({"method": "ae", "budget": {"images": 16}, "eval": {"mixed": False}})
     for part, (least, most) in {"test": (0, 0.5), "val": (0.5, math.inf)}.items():
         parts = {
@@ -236,7 +236,7 @@ def test_the_same_seed_gives_the_same_numbers(variant: Trial, digits: Splits, un
 
 
 @pytest.mark.parametrize("batches", [1, 4])
-def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_trial_ends_the_same(
     batches: int, variant: Trial, digits: Splits, uninterrupted: Any, tmp_path: Path
 ) -> None:
     points, ended = uninterrupted
@@ -253,7 +253,7 @@ def test_a_finished_trial_has_nothing_left_to_do(digits: Splits) -> None:
     assert list(train(tiny(), digits, last.state.state_dict())) == []
 
 
-def test_methods_start_from_one_decoder_and_see_the_same_images(digits: Splits) -> None:
+def test_methods_share_their_start_and_images(digits: Splits) -> None:
     gfe, ae = (tiny({"method": method, "seed": 5}) for method in ("gfe", "ae"))
     learners = [trial.method.create(trial, SHAPE, torch.device("cpu")) for trial in (gfe, ae)]
     assert same(learners[0].decoder.state_dict(), learners[1].decoder.state_dict())
@@ -283,9 +283,8 @@ class Recording(Split):
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 60), st.lists(st.integers(1, 50), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-def test_training_order_is_a_permutation_in_every_epoch_however_it_is_cut(
-    seed: int, size: int, chunks: list[int]
-) -> None:
+def test_every_epoch_is_a_permutation(seed: int, size: int, chunks: list[int]) -> None:
+    """It is one however the training order is cut into chunks."""
     starts = itertools.accumulate(chunks, initial=0)
     parts = [training_order(seed, size, start, count) for start, count in zip(starts, chunks, strict=False)]
     order = training_order(seed, size, 0, 3 * size)
@@ -295,7 +294,7 @@ def test_training_order_is_a_permutation_in_every_epoch_however_it_is_cut(
         assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-def test_training_order_differs_between_epochs_and_seeds() -> None:
+def test_order_differs_between_epochs_and_seeds() -> None:
     order = training_order(0, 50, 0, 100).tolist()
     assert order[:50] != order[50:]
     assert order[:50] != training_order(1, 50, 0, 50).tolist()
@@ -304,7 +303,7 @@ def test_training_order_differs_between_epochs_and_seeds() -> None:
 # Points and metrics
 
 
-def test_points_are_hit_exactly_by_batches_that_do_not_divide_them(digits: Splits) -> None:
+def test_batches_are_cut_to_end_at_the_points(digits: Splits) -> None:
     trial = tiny({"optim": {"batch_size": 16}, "eval": {"schedule": [20, 50, 200]}})
     steps = list(train(trial, digits))
     assert [step.images_seen for step in steps] == [16, 20, 36, 50, 66, 82, 90]
@@ -323,7 +322,7 @@ def test_evaluation_does_not_change_training(variant: Trial, digits: Splits, uni
     assert same(weights(learner_of_more), ended)
 
 
-def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits) -> None:
+def test_training_loss_is_the_mean_between_points(digits: Splits) -> None:
     trial = tiny({"method": "ae", "eval": {"schedule": [32, 48]}, "budget": {"images": 48}})
     points, _ = run(train(trial, digits))
     learner = trial.method.create(trial, SHAPE, torch.device("cpu"))
@@ -336,9 +335,7 @@ def test_the_training_loss_of_a_point_is_the_mean_since_the_last(digits: Splits)
     assert reported == pytest.approx([(losses[0] + losses[1]) / 2, losses[2]], rel=1e-6)
 
 
-def test_evaluation_is_a_mean_over_images_and_no_matter_of_batches(
-    digits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_does_not_depend_on_batches(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = tiny().method.create(tiny(), SHAPE, torch.device("cpu"))
     together = evaluate(learner, digits.val, 40, torch.device("cpu"))
     encoded = learner.encode(digits.val.batch(slice(0, 40)))
@@ -349,7 +346,7 @@ def test_evaluation_is_a_mean_over_images_and_no_matter_of_batches(
     assert (in_parts.loss, in_parts.nfe) == pytest.approx((together.loss, together.nfe), rel=1e-5)
 
 
-def test_evaluation_takes_all_images_where_there_are_fewer(digits: Splits) -> None:
+def test_evaluation_takes_all_of_too_few_images(digits: Splits) -> None:
     learner = tiny({"method": "ae"}).method.create(tiny({"method": "ae"}), SHAPE, torch.device("cpu"))
     few = digits.val.take(slice(0, 9))
     asked_for_more = evaluate(learner, few, 1000, torch.device("cpu"))
@@ -358,7 +355,7 @@ def test_evaluation_takes_all_images_where_there_are_fewer(digits: Splits) -> No
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_evaluations_of_the_decoder_are_counted_per_image(updates: int, digits: Splits) -> None:
+def test_decoder_calls_are_counted_per_image(updates: int, digits: Splits) -> None:
     (*_, point), _ = run(train(tiny({"solver": RK4, "optim": {"updates_per_batch": updates}}), digits))
     # Three steps of four gradients and the loss at the end; one pass and one pullback for the weights.
     assert point[NFE_FORWARD] == updates * (3 * 4 + 1 + 1)
@@ -406,7 +403,7 @@ COUNTED: dict[str, tuple[dict[str, Any], Callable[[int], tuple[float, float, flo
 
 @pytest.mark.parametrize("updates", [1, 2])
 @pytest.mark.parametrize("name", COUNTED)
-def test_passes_through_decoder_and_encoder_are_counted(name: str, updates: int, digits: Splits) -> None:
+def test_decoder_and_encoder_passes_are_counted(name: str, updates: int, digits: Splits) -> None:
     changes, expected, to_encode = COUNTED[name]
     own = {"budget": {"images": 64}, "eval": {"schedule": [64]}, "optim": {"updates_per_batch": updates}}
     (point,), _ = run(train(tiny(changes, own), digits))
@@ -414,7 +411,8 @@ def test_passes_through_decoder_and_encoder_are_counted(name: str, updates: int,
     assert point[ENCODE_NFE] == to_encode
 
 
-def test_why_solvers_stopped_is_told_of_validation_and_training_images(digits: Splits) -> None:
+def test_points_tell_why_solvers_stopped(digits: Splits) -> None:
+    """They tell it of validation images and of training images, each on their own."""
     solver = {"name": "lbfgs", "max_nfe": 9, "train_max_nfe": 4, "min_slope": 3e-5}
     steps = list(train(tiny({"solver": solver, "eval": {"schedule": [90]}}), digits))
     (point,) = steps[-1].state.points
@@ -427,7 +425,7 @@ def test_why_solvers_stopped_is_told_of_validation_and_training_images(digits: S
     assert sum(point[f"{TRAIN_STOPPED}_{result.name.lower()}"] for result in Result) == 1
 
 
-def test_shares_of_why_training_solvers_stopped_are_since_the_last_point(digits: Splits) -> None:
+def test_reasons_to_stop_are_since_the_last_point(digits: Splits) -> None:
     """Up to the first point, by steps too short to be seen; then by a cap."""
     blind = tiny(
         {"solver": {"name": "amd", "s_initial": 1e-30, "s_max": 1e-30, "max_nfe": 60}, "eval": {"schedule": [16, 20]}}
@@ -440,7 +438,7 @@ def test_shares_of_why_training_solvers_stopped_are_since_the_last_point(digits:
     assert [point[f"{TRAIN_STOPPED}_no_descent"] for point in points] == [1, 0, 0]
 
 
-def test_why_solvers_stopped_outlasts_an_interruption(digits: Splits) -> None:
+def test_reasons_to_stop_outlast_an_interruption(digits: Splits) -> None:
     (step,) = itertools.islice(train(tiny(), digits), 1)
     saved = copy.deepcopy(step.state.state_dict())
     restored = TrainingState(tiny().method.create(tiny(), SHAPE, torch.device("cpu")), torch.device("cpu"))
@@ -473,7 +471,8 @@ def test_encoder_passes_are_those_that_were_made(name: str, digits: Splits) -> N
     assert encoded.encoder_passes == sum(made) == 9
 
 
-def test_images_are_seen_once_and_used_once_an_update(digits: Splits) -> None:
+def test_images_are_used_once_in_each_update(digits: Splits) -> None:
+    """They are seen only once."""
     schedule = [[0, 4], [20, 3], [48, 1]]
     points, _ = run(train(tiny({"optim": {"updates_per_batch": schedule, "batch_size": 16}}), digits))
     # Batches of 16, 4 | 16, 14 | 16, 16, 8, cut at the points 20, 50 and 90; a batch has the updates of its start.
@@ -482,7 +481,7 @@ def test_images_are_seen_once_and_used_once_an_update(digits: Splits) -> None:
     assert [point[IMAGES_USED] for point in points] == [80, 80 + 90, 80 + 90 + 40]
 
 
-def test_the_learning_rate_halves_at_its_images_whatever_the_budget(digits: Splits) -> None:
+def test_learning_rate_halving_ignores_the_budget(digits: Splits) -> None:
     rates = {}
     for budget in (48, 90):
         trial = tiny({"optim": {"lr": 0.01, "lr_half_images": 32}, "budget": {"images": budget}})
@@ -496,7 +495,7 @@ def test_the_learning_rate_halves_at_its_images_whatever_the_budget(digits: Spli
 
 
 @pytest.mark.parametrize(("decay", "shares"), [("linear", [1, 2 / 3, 1 / 3]), ("cosine", [1, 0.75, 0.25])])
-def test_a_decay_falls_to_zero_at_the_end_of_the_budget(decay: str, shares: list[float], digits: Splits) -> None:
+def test_a_decay_ends_at_zero_with_the_budget(decay: str, shares: list[float], digits: Splits) -> None:
     trial = tiny({"optim": {"lr": 0.01, "decay": decay, "batch_size": 30}, "eval": {"schedule": [60]}})
     rates = [step.state.learner.optimiser.param_groups[0]["lr"] for step in train(trial, digits)]
     assert rates == pytest.approx([0.01 * share for share in shares])
@@ -504,7 +503,7 @@ def test_a_decay_falls_to_zero_at_the_end_of_the_budget(decay: str, shares: list
 
 
 @pytest.mark.parametrize("method", ["ae", "gfe"])
-def test_the_scheduled_learning_rate_is_the_one_that_weights_step_by(method: str, digits: Splits) -> None:
+def test_weights_step_by_the_scheduled_rate(method: str, digits: Splits) -> None:
     """Twice the rate, halved by the schedule from the second batch on, takes the second step of the plain rate."""
     sgd = {"name": "rmsprop", "alpha": 0.0, "eps": 1e8}  # so large an ε makes RMSprop plain gradient descent
     changes = {"method": method, "budget": {"images": 32}, "eval": {"schedule": [16]}}
@@ -521,7 +520,7 @@ def test_batches_follow_their_schedule(digits: Splits) -> None:
     assert [step.images_seen for step in train(trial, digits)] == [8, 16, 20, 36, 52, 68, 84, 90]
 
 
-def test_weight_decay_shrinks_weights_by_its_share_of_the_rate(digits: Splits) -> None:
+def test_weight_decay_is_scaled_by_the_rate(digits: Splits) -> None:
     changes = {"method": "ae", "budget": {"images": 16}, "eval": {"schedule": [16]}}
     before = tiny(changes).method.create(tiny(changes), SHAPE, torch.device("cpu"))
     ends = []
@@ -533,7 +532,8 @@ def test_weight_decay_shrinks_weights_by_its_share_of_the_rate(digits: Splits) -
         torch.testing.assert_close(ends[1][name], ends[0][name] - 0.01 * 0.5 * start)
 
 
-def test_averaged_weights_are_evaluated_and_leave_training_alone(digits: Splits) -> None:
+def test_averaged_weights_leave_training_alone(digits: Splits) -> None:
+    """Only evaluation uses them."""
     window, kept = 3, []
     settings = {"optim": {"average": {"window": window}, "updates_per_batch": 2}}
     plain = tiny({"optim": {"updates_per_batch": 2}})
@@ -563,7 +563,7 @@ def test_the_average_is_that_of_the_formula(window: int, digits: Splits) -> None
         torch.testing.assert_close(weight.double(), expected[name], rtol=1e-5, atol=1e-7)
 
 
-def test_replayed_images_are_different_ones_among_those_seen() -> None:
+def test_replayed_images_are_distinct_and_seen() -> None:
     seen = set(training_order(3, 50, 0, 30).tolist())
     drawn = [training.replayed(3, 50, 30, 20, update) for update in range(6)]
     assert all(len({*index.tolist()}) == 20 and {*index.tolist()} <= seen for index in drawn)
@@ -573,7 +573,8 @@ def test_replayed_images_are_different_ones_among_those_seen() -> None:
     assert set(everything.tolist()) == set(range(50))
 
 
-def test_replay_joins_every_update_and_goes_on_from_the_latents_kept(digits: Splits) -> None:
+def test_replay_goes_on_from_the_latents_kept(digits: Splits) -> None:
+    """Images seen before join every update of a batch."""
     solver = {"name": "lbfgs", "train_max_nfe": 6, "resume_max_nfe": 3, "min_slope": 0}
     optim = {"batch_size": 8, "update_size": 12, "updates_per_batch": 2}
     trial = tiny({"solver": solver, "optim": optim, "budget": {"images": 24}, "eval": {"schedule": [24]}})
@@ -595,7 +596,7 @@ def test_replay_joins_every_update_and_goes_on_from_the_latents_kept(digits: Spl
     assert near.float().mean() > 0.8
 
 
-def test_a_batch_is_solved_on_from_where_it_was_with_its_own_cap(digits: Splits) -> None:
+def test_later_updates_resume_under_their_own_cap(digits: Splits) -> None:
     solver = {"name": "lbfgs", "max_nfe": 30, "train_max_nfe": 7, "resume_max_nfe": 3, "min_slope": 0}
     (*_, point), _ = run(train(tiny({"solver": solver, "optim": {"updates_per_batch": 3}}), digits))
     # 7, the metric among them; then twice 3, under the same metric; and one pass for the weights of each update.
@@ -603,7 +604,8 @@ def test_a_batch_is_solved_on_from_where_it_was_with_its_own_cap(digits: Splits)
     assert point[ENCODE_NFE] > 2 * 15
 
 
-def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digits: Splits) -> None:
+def test_the_mixed_loss_encodes_by_the_flow(digits: Splits) -> None:
+    """It is the loss of the autoencoder's decoder under the flow."""
     points, ae = run(train(tiny({"method": "ae"}), digits))
     gfe = tiny().method.create(tiny(), SHAPE, torch.device("cpu"))
     gfe.decoder.load_state_dict(ae.decoder.state_dict())
@@ -611,7 +613,7 @@ def test_the_mixed_loss_is_that_of_the_autoencoders_decoder_under_the_flow(digit
     assert points[-1][MIXED_TEST_LOSS] == by_flow.loss != points[-1][TEST_LOSS]
 
 
-def test_a_linear_decoder_trains_with_every_solver(digits: Splits) -> None:
+def test_every_solver_trains_a_linear_decoder(digits: Splits) -> None:
     """Without hidden layers a sample's loss is convex in its latent, so all solvers must train the same decoder."""
     few = {"budget": {"images": 48}, "eval": {"schedule": [16], "val_images": 10, "test_images": 10}}
     linear = {"model": {"latent_dim": 4, "hidden": []}}
@@ -625,7 +627,7 @@ def test_a_linear_decoder_trains_with_every_solver(digits: Splits) -> None:
 
 
 @pytest.mark.parametrize("method", ["ae", "vae"])
-def test_an_encoders_decoder_may_be_judged_by_flow(method: str, digits: Splits) -> None:
+def test_the_flow_may_judge_an_encoders_decoder(method: str, digits: Splits) -> None:
     """Trained alike to the bit, its losses of both splits and their cost are those of its decoder under the flow."""
     plain, by_flow = ({"method": {"name": method, "encode": encode}} for encode in (None, "flow"))
     points_of_plain, one = run(train(tiny(plain), digits))
@@ -646,7 +648,8 @@ STEPPING = [name for name in registry.names("method") if not issubclass(registry
 
 
 @pytest.mark.parametrize("method", STEPPING)
-def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, digits: Splits) -> None:
+def test_an_update_encodes_before_it_steps(method: str, digits: Splits) -> None:
+    """The latents and losses that it returns are those before the step."""
     trial = tiny({"method": method})
     learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
     images = digits.train.batch(slice(0, 16))
@@ -657,7 +660,7 @@ def test_an_update_returns_the_latents_and_losses_before_its_step(method: str, d
         torch.testing.assert_close(encoding.loss_B, before.loss(before.decoder(encoding.latent_BL), images).detach())
 
 
-def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:
+def test_weights_train_on_the_sum_over_the_batch(digits: Splits) -> None:
     trial = tiny({"method": "ae"})
     learner, before = (trial.method.create(trial, SHAPE, torch.device("cpu")) for _ in range(2))
     images = digits.train.batch(slice(0, 16))
@@ -673,7 +676,7 @@ def test_weights_are_trained_on_the_sum_over_the_batch(digits: Splits) -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 4])
-def test_a_trial_that_diverges_ends_with_a_marked_point(batches: int, variant: Trial, digits: Splits) -> None:
+def test_a_diverging_trial_ends_at_a_marked_point(batches: int, variant: Trial, digits: Splits) -> None:
     progress = train(variant, digits)
     *_, step = itertools.islice(progress, batches)
     learner = step.state.learner
@@ -696,20 +699,18 @@ def test_a_trial_that_diverges_ends_with_a_marked_point(batches: int, variant: T
     assert list(train(variant, digits, copy.deepcopy(last.state.state_dict()))) == []
 
 
-def test_a_trial_that_diverges_on_its_last_update_is_marked(digits: Splits) -> None:
+def test_divergence_in_the_last_update_is_marked(digits: Splits) -> None:
     points, _ = run(train(tiny({"optim": {"lr": 1e30}}), digits))
     assert points[-1][DIVERGED] == 1
     assert all(math.isfinite(value) for point in points for value in point.values())
 
 
-def test_a_start_that_is_not_finite_ends_the_trial_and_not_the_programme(digits: Splits) -> None:
+def test_a_nonfinite_start_ends_only_its_trial(digits: Splits) -> None:
     points, _ = run(train(tiny({"start": "encoder", "optim": {"lr": 1e12}}), digits))
     assert points[-1][DIVERGED] == 1
 
 
-def test_weights_never_step_along_a_gradient_that_is_not_finite(
-    digits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_step_follows_a_nonfinite_gradient(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = tiny()
     learner = trial.method.create(trial, SHAPE, torch.device("cpu"))
     before = weights(learner)
@@ -726,7 +727,8 @@ def test_weights_never_step_along_a_gradient_that_is_not_finite(
     assert same(weights(learner), before)
 
 
-def test_a_budget_in_evaluations_ends_with_the_batch_that_reaches_it(digits: Splits) -> None:
+def test_an_evaluation_budget_ends_with_its_batch(digits: Splits) -> None:
+    """The batch that reaches the budget is the last one."""
     trial = tiny({"start": "encoder", "budget": {"images": 10_000, "nfe": 3000}})
     points, _ = run(train(trial, digits))
     spent = [sum(p[name] for name in PASSES) * p[IMAGES_SEEN] for p in points]
@@ -743,7 +745,7 @@ def test_a_budget_in_seconds_ends_soon_after_them(digits: Splits) -> None:
     assert points[-1][UNIQUE_IMAGES] == min(points[-1][IMAGES_SEEN], len(digits.train))
 
 
-def test_a_trial_whose_evaluations_are_spent_has_nothing_left_to_do(digits: Splits) -> None:
+def test_a_trial_with_no_evaluations_left_is_over(digits: Splits) -> None:
     trial = tiny({"budget": {"images": 10_000, "nfe": 500}})
     *_, last = train(trial, digits)
     assert list(train(trial, digits, last.state.state_dict())) == []

@@ -31,7 +31,7 @@ def plug_in(samples: NDArray[np.float64], trials: int) -> float:
 
 
 @given(losses, st.sampled_from(["min", "max"]))
-def test_it_is_the_mean_of_the_best_over_all_subsets(values: list[float], mode: str) -> None:
+def test_it_is_the_mean_best_over_all_subsets(values: list[float], mode: str) -> None:
     best = min if mode == "min" else max
     found = expected_best(values, mode)  # type: ignore[arg-type]
     for trials, expected in zip(found["trials"], found["expected_best"], strict=True):
@@ -51,7 +51,7 @@ def test_the_standard_error_is_the_jackknifes(values: list[float]) -> None:
     assert math.isnan(found["standard_error"][count - 1])
 
 
-def test_one_trial_is_expected_to_be_the_mean_and_all_to_be_the_best() -> None:
+def test_one_trial_has_the_mean_and_all_the_best() -> None:
     values = [0.5, 0.2, 0.9, 0.4, 0.7]
     found = expected_best(values)
     assert found["expected_best"][0] == pytest.approx(np.mean(values))
@@ -60,7 +60,7 @@ def test_one_trial_is_expected_to_be_the_mean_and_all_to_be_the_best() -> None:
     assert (np.diff(found["expected_best"]) < 0).all()
 
 
-def test_it_is_unbiased_where_the_plug_in_form_is_not() -> None:
+def test_it_is_unbiased_unlike_the_plug_in_form() -> None:
     count, studies = 20, 1000
     samples = np.random.default_rng(0).normal(size=(20 * studies, count))
     ours = np.array([expected_best(sample)["expected_best"] for sample in samples[:studies]])
@@ -93,7 +93,7 @@ def test_the_interval_covers_where_it_is_given(distribution: stats.rv_continuous
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9, 20])
-def test_no_interval_is_given_beyond_a_quarter_of_the_trials(count: int) -> None:
+def test_intervals_end_at_a_quarter_of_the_trials(count: int) -> None:
     found = expected_best(np.random.default_rng(count).normal(size=count))
     given_up_to = found["trials"][found["low"].notna() & found["high"].notna()].max()
     assert (0 if math.isnan(given_up_to) else given_up_to) == int(INTERVAL_UP_TO * count)
@@ -157,7 +157,7 @@ def test_the_weights_are_shares_of_the_subsets(count: int) -> None:
         assert weights[trials - 1] == pytest.approx(exact, rel=1e-9, abs=1e-300)
 
 
-def test_over_seconds_a_trial_costs_the_mean_of_all() -> None:
+def test_each_trial_costs_the_mean_seconds_of_all() -> None:
     values, seconds = [0.5, math.nan, 0.4], [10.0, 1.0, 4.0]
     found = expected_best_over(seconds, values)
     assert found["seconds"].tolist() == [5.0, 10.0, 15.0]

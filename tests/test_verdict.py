@@ -85,7 +85,7 @@ def two_arms() -> list[dict[str, Any]]:
     return [row("a", s, v) for s, v in enumerate(LEFT)] + [row("b", s, v) for s, v in enumerate(RIGHT)]
 
 
-def test_differences_are_paired_by_seed_whatever_the_order_of_the_rows() -> None:
+def test_pairing_by_seed_ignores_the_row_order() -> None:
     rows = two_arms()
     np.random.default_rng(0).shuffle(rows)
     verdict = judged(rows)
@@ -114,7 +114,7 @@ def test_the_verdict_in_words() -> None:
     assert [each.verdict for each in single] == [None, "undecided"]
 
 
-def test_unequal_budgets_are_named_and_cut_to_the_smaller() -> None:
+def test_unequal_budgets_are_named_and_cut() -> None:
     rows = [row("a", s, v, images=960) for s, v in enumerate(LEFT)]
     rows += [row("b", s, v, images=1920) for s, v in enumerate(RIGHT)]
     verdict = judged(rows)
@@ -133,7 +133,7 @@ def test_unequal_budgets_are_named_and_cut_to_the_smaller() -> None:
     assert declared.rows[1].text == "better than a"
 
 
-def test_unequal_budgets_without_a_common_point_are_not_compared() -> None:
+def test_unequal_budgets_need_a_common_point() -> None:
     rows = [row("a", s, v, images=100) for s, v in enumerate(LEFT)]
     rows += [row("b", s, v, images=150) for s, v in enumerate(RIGHT)]
     treated = judged(rows).rows[1]
@@ -141,7 +141,7 @@ def test_unequal_budgets_without_a_common_point_are_not_compared() -> None:
     assert treated.text.startswith("not comparable with a")
 
 
-def test_unequal_budgets_in_seconds_are_cut_by_seconds() -> None:
+def test_budgets_in_seconds_are_cut_by_seconds() -> None:
     rows = [row("a", s, v) for s, v in enumerate(LEFT)] + [row("b", s, v, images=1920) for s, v in enumerate(RIGHT)]
     verdict = judged(rows, equal=TRAIN_SECONDS, budgets={"a": 1.0, "b": 2.0})
     assert "'b' had 2 seconds of training and 'a' 1" in verdict.warnings[0]
@@ -156,7 +156,7 @@ def test_unequal_budgets_in_seconds_are_cut_by_seconds() -> None:
         (TRAIN_SECONDS, 1.0, [(240, 0.4), (480, 0.9), (960, 1.06), (1920, 2.0)], 480),
     ],
 )
-def test_arms_are_cut_at_the_last_point_within_the_budget(
+def test_arms_are_cut_at_the_last_point_in_budget(
     equal: str, budget: float, points: list[tuple[int, float]], at: int
 ) -> None:
     """Of seconds a little more is within it: a trial stops after the batch that reaches them."""
@@ -181,7 +181,7 @@ def test_arms_are_cut_at_the_last_point_within_the_budget(
     assert treated.text.endswith(f"at {at} images")
 
 
-def test_a_budget_told_in_seconds_is_not_cut_by_images() -> None:
+def test_a_budget_in_seconds_is_not_cut_by_images() -> None:
     rows = [row("a", s, v, images=900 + s) for s, v in enumerate(LEFT)]
     rows += [row("b", s, v, images=1920 + s) for s, v in enumerate(RIGHT)]
     verdict = judged(rows, equal=TRAIN_SECONDS, budgets={"a": 6.0, "b": 6.0})
@@ -189,7 +189,7 @@ def test_a_budget_told_in_seconds_is_not_cut_by_images() -> None:
     assert verdict.rows[1].text == "better than a"
 
 
-def test_an_arm_with_nothing_to_tune_limits_nobody() -> None:
+def test_an_arm_without_tuning_limits_nobody() -> None:
     rows = [row("a", 0, 0.3, number=0)]
     rows += [row("b", 0, 0.4, number=0), row("b", 0, 0.25, number=1)]
     verdict = judged(rows, fixed=["a"])
@@ -197,7 +197,7 @@ def test_an_arm_with_nothing_to_tune_limits_nobody() -> None:
     assert [each.configuration for each in verdict.rows] == [0, 1]
 
 
-def test_unequal_tuning_is_named_and_cut_to_the_smaller() -> None:
+def test_unequal_tuning_is_named_and_cut() -> None:
     rows = [row("a", 0, 0.3, number=0), row("a", 0, 0.2, number=1)]
     rows += [row("b", 0, 0.4, number=0), row("b", 0, 0.25, number=1), row("b", 0, 0.1, number=5)]
     verdict = judged(rows)
@@ -207,7 +207,8 @@ def test_unequal_tuning_is_named_and_cut_to_the_smaller() -> None:
     assert verdict.rows[1].paired.difference == pytest.approx(0.05)
 
 
-def test_the_best_configuration_is_chosen_by_validation_loss_over_all_seeds() -> None:
+def test_validation_loss_over_all_seeds_decides() -> None:
+    """Which configuration of an arm is its best."""
     rows = [row("a", s, 0.2) for s in range(3)]
     lucky = [row("b", s, v, number=0) for s, v in enumerate([0.05, 0.4, 0.4])]
     steady = [row("b", s, 0.15, number=1) for s in range(3)]
@@ -216,13 +217,15 @@ def test_the_best_configuration_is_chosen_by_validation_loss_over_all_seeds() ->
     assert judged([*rows, *lucky, *steady, *broken, *other]).rows[1].configuration == 1
 
 
-def test_of_configurations_that_differ_by_rounding_the_first_is_the_best() -> None:
+def test_rounding_does_not_choose_the_best() -> None:
+    """Of configurations that differ by rounding alone, the first is the best."""
     losses = {"a": (0.1 + 0.2, 0.3), "b": (0.3, 0.1 + 0.2)}
     rows = [row(arm, 0, loss, number=number) for arm, each in losses.items() for number, loss in enumerate(each)]
     assert [each.configuration for each in judged(rows).rows] == [0, 0]
 
 
-def test_seeds_that_diverged_are_left_out_on_both_sides_and_named() -> None:
+def test_diverged_seeds_are_left_out_and_named() -> None:
+    """On both sides of the comparison."""
     rows = two_arms()
     rows[6]["diverged"] = True
     verdict = judged(rows)
@@ -232,7 +235,7 @@ def test_seeds_that_diverged_are_left_out_on_both_sides_and_named() -> None:
     assert any("'b': 1 of 5 seeds failed, diverged or" in text for text in verdict.warnings)
 
 
-def test_a_seed_that_failed_does_not_take_the_others_with_it() -> None:
+def test_a_failed_seed_leaves_the_others_alone() -> None:
     rows = two_arms()
     rows[6] |= {"failed": True, METRIC: np.nan, VAL_LOSS: np.nan}
     treated = judged(rows).rows[1]
@@ -249,7 +252,7 @@ def test_fewer_losses_go_before_a_better_mean() -> None:
     assert judged([*others, *fragile, *worse]).rows[1].configuration == 1
 
 
-def test_seeds_on_one_side_only_are_left_out_and_named() -> None:
+def test_unpaired_seeds_are_left_out_and_named() -> None:
     verdict = judged(two_arms()[:-1])
     assert verdict.rows[1].paired is not None
     assert verdict.rows[1].paired.count == 4

@@ -93,7 +93,7 @@ def test_merge_keys_and_anchors_work() -> None:
         parse_yaml("s: &s {tau: 3}\na: {<<: *s, beta: 1, beta: 2}", "f")
 
 
-def test_an_anchor_that_contains_itself_is_refused() -> None:
+def test_an_anchor_containing_itself_is_refused() -> None:
     with pytest.raises(InputError, match="nested too deeply"):
         parse_yaml("&a {x: *a}", "f")
 

@@ -62,7 +62,7 @@ def test_values_too_long_for_postgresql_are_cut(
     assert (run.data.tags[names.FAILURE], run.data.params["key"]) == ("x" * longest, "y" * longest)
 
 
-def test_a_restarted_postgresql_gets_what_it_missed(
+def test_a_restarted_postgres_gets_what_it_missed(
     database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -120,7 +120,7 @@ def store(kind: str, database: Postgres, folder: Path) -> Iterator[tuple[str, st
 
 
 @pytest.mark.parametrize("kind", ["database", "server"])
-def test_output_is_one_json_value_without_the_password(kind: str, database: Postgres, tmp_path: Path) -> None:
+def test_output_is_json_without_the_password(kind: str, database: Postgres, tmp_path: Path) -> None:
     """No command, error, file, store or process argument shows the password, and `--json` prints one value."""
     study, beside = tmp_path / "study", tmp_path / "server"
     study.mkdir()

@@ -132,7 +132,7 @@ def check_commands(s3: S3, folder: Path, store: Path) -> None:
     assert not list(folder.glob("s3*"))
 
 
-def test_a_missing_bucket_is_named_and_not_created(s3: S3, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_named_not_created(s3: S3, tmp_path: Path) -> None:
     for arguments in (["sweep", "smoke"], ["status"], ["train", "--set", "data.name=digits"]):
         done = run(s3, tmp_path / "work", *arguments, "--storage", "s3://elsewhere/results")
         assert done.returncode == 2, done.stderr

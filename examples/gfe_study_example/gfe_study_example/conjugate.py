@@ -13,14 +13,15 @@ from gfe_study.solvers.objective import Objective
 
 
 class ConjugateGradients(LineSearch[Directed]):
-    """d ← −s ∇ℓ + max(0, b) d, b = ⟨∇ℓ, ∇ℓ − ∇ℓ_old⟩ / ‖∇ℓ_old‖² (Polak & Ribière 1969), for each sample by itself."""
+    """d ← −a ∇ℓ + max(0, b) d, b = ⟨∇ℓ, ∇ℓ − ∇ℓ_old⟩ / ‖∇ℓ_old‖² (Polak & Ribière 1969; cut at 0 as by Gilbert &
+    Nocedal 1992), for each sample by itself."""
 
     colour = "#a96b59"
     example = {"max_nfe": 30}
     refused = "it minimises the loss and follows no flow"
 
     step_size: float = Field(30.0, gt=0)
-    """s, the step along the gradient that is tried first."""
+    """a, the share of the gradient in a new direction."""
 
     def _first(self, objective: Objective, start_BL: Tensor) -> Directed:
         first = first_fields(objective, start_BL)
