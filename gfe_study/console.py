@@ -143,7 +143,8 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
     trial = study.example(study.arms[0])
     floor = splits.floor(trial.likelihood, trial.eval.test_images)
     unit = unit_of(TEST_LOSS, study.values)
-    bound = "" if floor is None else f"; lowest possible loss {text_of(TEST_LOSS, floor)} {unit}"
+    tested = min(trial.eval.test_images, len(splits.test))
+    bound = "" if floor is None else f"; lowest possible loss on the first {tested:,} {text_of(TEST_LOSS, floor)} {unit}"
     state = f"; {done} already finished" if done else ""
     unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
     state += f", {len(unfinished)} to continue" if unfinished else ""

@@ -49,7 +49,7 @@ def test_the_program_is_called_as_it_was(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 1000])
-def test_long_commands_break_where_a_shell_goes_on(tmp_path: Path, width: int) -> None:
+def test_long_commands_break_as_a_shell_expects(tmp_path: Path, width: int) -> None:
     decoder = tmp_path / "results" / "my study" / "trials" / "0123456789abcdef" / "best.pt"
     lines = advice.encode_command(decoder, width)
     typed = shlex.split("\n".join(lines).replace("\\\n", ""))  # as a shell reads it

@@ -35,7 +35,7 @@ amd_settings = st.builds(
 
 @properties
 @given(amd_settings, image_problems)
-def test_amd_is_algorithm_1_run_on_every_sample_alone(solver: AMD, problem: Problem) -> None:
+def test_amd_is_algorithm_1_on_each_sample_alone(solver: AMD, problem: Problem) -> None:
     oracles.check_followed(partial(oracles.amd, solver), solver, problem, rel=1e-10, latent_rel=1e-8)
 
 
@@ -64,7 +64,7 @@ def accepted_steps(solver: AMD, problem: Problem) -> list[tuple[int, Round, Roun
 
 @properties
 @given(amd_settings, image_problems)
-def test_every_accepted_amd_step_is_the_longest_that_lowers_the_loss(solver: AMD, problem: Problem) -> None:
+def test_amd_takes_the_longest_step_that_descends(solver: AMD, problem: Problem) -> None:
     for sample, before, after in accepted_steps(solver, problem):
         evaluate = oracles.sample_of(problem, sample)
         dt, left = after["time"] - before["time"], solver.tau - before["time"]
@@ -128,7 +128,7 @@ def test_a_step_cut_by_tau_is_tried_once() -> None:
     assert solution.nfe_forward_B.item() == 5  # the start, 0.2 and 0.195 in vain, 0.098, the rest
 
 
-def test_amd_at_a_minimum_asks_every_m_once_and_stays() -> None:
+def test_amd_at_a_minimum_tries_every_m_and_stays() -> None:
     solution = solve(AMD(max_backtracks=6), scalar_problem([0.0]))
     assert solution.result_B.tolist() == [Result.NO_DESCENT]
     assert (solution.nfe_forward_B.item(), solution.nfe_backward_B.item()) == (1 + 7, 1)
@@ -151,7 +151,7 @@ def test_amd_asks_for_sufficient_descent(sigma: float, first_step: float) -> Non
 
 
 @pytest.mark.parametrize("solver", [AMD(tau=1e-50), AMD(beta=0.05, max_nfe=3000, min_slope=0)], ids=str)
-def test_amd_ends_where_single_precision_underflows(solver: AMD) -> None:
+def test_amd_ends_where_float32_underflows(solver: AMD) -> None:
     double = scalar_problem([0.0, 1.0])
     problem = Problem(copy.deepcopy(double.decoder).float(), double.loss, Observed(double.target_BD.float()))
     solution = solve(solver, problem)

@@ -66,7 +66,7 @@ def test_the_divergence_is_that_of_the_loss() -> None:
 
 @pytest.mark.parametrize("target", [NORMAL, MIXTURE], ids=lambda target: target.name)
 @pytest.mark.parametrize(("latent_dim", "samples"), [(2, 500), (5, 1000), (20, 500), (40, 2000)])
-def test_root_and_fixed_point_agree_at_the_maximum(target: Target, latent_dim: int, samples: int) -> None:
+def test_root_and_fixed_point_agree_at_the_peak(target: Target, latent_dim: int, samples: int) -> None:
     drawn = Samples(target, latent_dim, samples, 3)
     root = by_root(drawn)
     assert by_fixed_point(drawn) == pytest.approx(root, abs=1e-3 * target.width)
@@ -76,7 +76,7 @@ def test_root_and_fixed_point_agree_at_the_maximum(target: Target, latent_dim: i
         assert drawn.divergence(other * root) < drawn.divergence(root)
 
 
-def test_a_target_of_any_width_has_its_bandwidth_in_proportion() -> None:
+def test_bandwidths_are_proportional_to_widths() -> None:
     """A mixture of one mode is a normal; its samples are the same noise, moved and scaled."""
     one = MixtureOfGaussians(components=1, radius=3.0, mode_width=0.5)
     found, normal = (optimal_bandwidth(target, 4, 200, trials=3) for target in (one, NORMAL))
@@ -84,13 +84,13 @@ def test_a_target_of_any_width_has_its_bandwidth_in_proportion() -> None:
     assert found.width == 0.5
 
 
-def test_a_bandwidth_is_the_mean_of_several_sets_of_samples() -> None:
+def test_a_bandwidth_averages_sets_of_samples() -> None:
     each = [by_root(Samples(NORMAL, 2, 250, trial)) for trial in range(3)]
     found = optimal_bandwidth(NORMAL, 2, 250, trials=3)
     assert (found.h_opt, found.std) == pytest.approx((fmean(each), stdev(each)), abs=2e-4)
 
 
-def test_few_samples_of_many_modes_need_a_wide_kernel() -> None:
+def test_few_samples_need_a_wide_kernel() -> None:
     assert optimal_bandwidth(MIXTURE, 2, 2000, trials=2).h_opt < 0.75 * optimal_bandwidth(MIXTURE, 2, 100, 2).h_opt
     assert optimal_bandwidth(MIXTURE, 2, 100, 2).h_opt < MIXTURE.width
 
@@ -115,7 +115,7 @@ def only_file(folder: Path) -> Path:
     return file
 
 
-def test_a_second_call_reads_what_the_first_has_kept(empty_cache: Path) -> None:
+def test_a_second_call_reads_what_the_first_kept(empty_cache: Path) -> None:
     found = optimal_bandwidth(NORMAL, 5, 100, trials=2)
     file = only_file(empty_cache)
     assert Bandwidth(**json.loads(file.read_text())) == found
@@ -256,7 +256,7 @@ def test_one_cell_as_json_and_as_a_line(run: Run) -> None:
     assert json.loads(out)["h_opt"] == pytest.approx(found["h_opt"], abs=1e-3)
 
 
-def test_a_collapse_is_refused_but_told_to_machines(run: Run) -> None:
+def test_a_collapse_is_refused_but_told_in_json(run: Run) -> None:
     code, out, err = run("--latent-dim", "40", "--samples", "250")
     assert (code, out) == (2, "")
     assert err.startswith("error: h_opt is 1.0")

@@ -50,7 +50,7 @@ def test_the_previous_one_is_kept(path: Path, previous: Path) -> None:
     assert files(path) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
-def test_the_previous_one_can_be_read_where_the_newest_is_truncated(path: Path, previous: Path) -> None:
+def test_a_truncated_file_spares_the_previous_one(path: Path, previous: Path) -> None:
     write_checkpoint(path, {"number": 1}, previous)
     write_checkpoint(path, {"number": 2}, previous)
     path.write_bytes(path.read_bytes()[:300])
@@ -102,7 +102,7 @@ def test_a_missing_file_is_no_damage(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "nowhere.pt")
 
 
-def test_what_cannot_be_written_leaves_everything_as_it_was(path: Path, previous: Path) -> None:
+def test_unpicklable_content_changes_nothing(path: Path, previous: Path) -> None:
     write_checkpoint(path, {"number": 1})
     with pytest.raises(Exception, match="pickle"):
         write_checkpoint(path, {"weights": torch.zeros(1000), "function": lambda: None}, previous)

@@ -25,7 +25,7 @@ def ran(space: dict[str, Any], label: str, folder: Path) -> Result:
     return run(Study.build(space, label), storage=folder, progress=False)
 
 
-def test_two_studies_are_compared_as_the_arms_of_one(without_ray: Path) -> None:  # noqa: F811
+def test_two_studies_compare_as_the_arms_of_one(without_ray: Path) -> None:  # noqa: F811
     slow, fast, both = (
         ran(space, name, without_ray) for space, name in ((SLOW, "slow"), (FAST, "fast"), (BOTH, "both"))
     )
@@ -43,7 +43,7 @@ def test_two_studies_are_compared_as_the_arms_of_one(without_ray: Path) -> None:
         assert not [text for text in found.warnings if text not in both.verdict.warnings]
 
 
-def test_without_an_arm_the_best_one_stands_for_its_study(without_ray: Path) -> None:  # noqa: F811
+def test_the_best_arm_stands_for_its_study(without_ray: Path) -> None:  # noqa: F811
     both = ran(BOTH, "both", without_ray)
     means = both.trials.groupby("arm")["val_loss"].mean()
     assert side_of(both, None).arm == means.idxmin()
@@ -66,7 +66,7 @@ def test_seeds_that_cannot_be_paired_are_told(without_ray: Path) -> None:  # noq
     assert "no seed is shared, so that nothing can be paired: fast has 0 and later has 1, 2" in warnings
 
 
-def test_an_arm_that_lost_everything_stands_for_nobody(without_ray: Path) -> None:  # noqa: F811
+def test_an_arm_without_results_stands_for_nobody(without_ray: Path) -> None:  # noqa: F811
     both = ran(BOTH, "both", without_ray)
     best = side_of(both, None).arm
     both.trials.loc[both.trials["arm"] == best, "diverged"] = True
@@ -76,7 +76,7 @@ def test_an_arm_that_lost_everything_stands_for_nobody(without_ray: Path) -> Non
         side_of(both, None)
 
 
-def test_arms_of_unequal_budgets_are_compared_as_their_study_does(without_ray: Path) -> None:  # noqa: F811
+def test_unequal_budgets_are_cut_as_in_one_study(without_ray: Path) -> None:  # noqa: F811
     arms = {"slow": {**ARMS["slow"], "budget.images": 32}, "fast": ARMS["fast"]}
     declared = {**BASE, "scientific": {"arms": arms}, "compare": {"budgets": "as_declared"}}
     both = ran(declared, "both", without_ray)

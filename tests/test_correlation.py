@@ -55,7 +55,7 @@ def test_the_divergence_rises_with_the_separation() -> None:
     assert SEPARATIONS[-1] == 6
 
 
-def test_every_discriminator_is_a_network_of_its_own() -> None:
+def test_discriminators_are_independent_networks() -> None:
     """The batched networks are ordinary ones, and what one is trained on does not reach another."""
     generator = torch.Generator().manual_seed(0)
     networks, latents = Discriminators(3, 4, generator), torch.randn(3, 7, 4, generator=generator)
@@ -75,7 +75,7 @@ def test_every_discriminator_is_a_network_of_its_own() -> None:
         assert part.grad[1].any()
 
 
-def test_the_discriminator_estimates_a_divergence_it_can_see() -> None:
+def test_a_discriminator_estimates_the_divergence() -> None:
     """Two dimensions, plenty of samples: within some hundredths of the exact value, and never above it by much."""
     generator = torch.Generator().manual_seed(0)
     separations = (0.0, 4.0, 6.0)
@@ -86,7 +86,7 @@ def test_the_discriminator_estimates_a_divergence_it_can_see() -> None:
     torch.testing.assert_close(found, exact, atol=0.03, rtol=0)
 
 
-def test_a_discriminator_stops_before_it_knows_its_samples_by_heart() -> None:
+def test_a_discriminator_stops_before_it_overfits() -> None:
     """Of latents that are normal the divergence is 0; networks that have learnt a few of them tell others wrongly."""
     generator = torch.Generator().manual_seed(0)
     fitted, encoded, drawn = (torch.randn(4, count, 8, generator=generator) for count in (200, 2000, 2000))
@@ -94,7 +94,8 @@ def test_a_discriminator_stops_before_it_knows_its_samples_by_heart() -> None:
     assert float(found.mean()) > -0.1
 
 
-def test_a_study_is_the_same_again_and_has_r_per_trial() -> None:
+def test_a_repeated_study_gives_the_same_numbers() -> None:
+    """Each trial has a correlation r of its own."""
     steps: list[int] = []
     first = correlate(2, 300, trials=1, advance=lambda: steps.append(1))
     assert len(steps) == 1
@@ -113,7 +114,7 @@ def test_without_a_bandwidth_there_is_no_study() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_density_estimate_follows_the_separation_more_closely(run: Run) -> None:
+def test_kde_follows_the_separation_more_closely(run: Run) -> None:
     """Figure 1 at l = 5, m = 1,000."""
     code, out, _ = run("--latent-dim", "5", "--samples", "1000", "--json")
     found = json.loads(out)
@@ -132,7 +133,7 @@ def test_the_command_prints_a_row(run: Run) -> None:
     assert out.count("±") == 3  # one in the title
 
 
-def test_the_figure_has_a_panel_for_every_dimension(tmp_path: Path) -> None:
+def test_the_figure_has_a_panel_per_dimension(tmp_path: Path) -> None:
     cells = [
         {
             "latent_dim": latent_dim,

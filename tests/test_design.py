@@ -39,7 +39,8 @@ def references(study: Study) -> dict[str, str | None]:
     return {arm.name: arm.reference for arm in study.arms}
 
 
-def test_arms_are_laid_over_fixed_and_compared_with_the_first() -> None:
+def test_the_first_arm_is_the_others_reference() -> None:
+    """What an arm declares replaces what is fixed."""
     study = compared({"arms": {"slow": {"solver.beta": 0.9}, "ae": {"method": "ae"}}})
     assert references(study) == {"slow": None, "ae": "slow"}
     assert study.trial({}, 3, "slow").solver == AMD(beta=0.9, max_nfe=12, min_slope=1e-5)
@@ -54,7 +55,7 @@ def test_the_reference_can_be_named() -> None:
         compared(arms, compare={"reference": "c"})
 
 
-def test_a_factorial_is_every_combination_and_compares_along_one_factor() -> None:
+def test_a_factorial_compares_along_one_factor() -> None:
     design = {"factorial": {"gradient.name": ["approx", "adjoint"], "solver.name": ["euler", "rk4"]}}
     study = compared(design, fixed={"preset": "paper"})
     assert references(study) == {
@@ -68,7 +69,7 @@ def test_a_factorial_is_every_combination_and_compares_along_one_factor() -> Non
     assert references(other)["approx, rk4"] is None
 
 
-def test_cells_that_cannot_exist_are_holes_with_the_reason() -> None:
+def test_impossible_cells_are_holes_with_a_reason() -> None:
     design = {"factorial": {"gradient.name": ["approx", "adjoint"], "solver.name": ["amd", "lbfgs"]}}
     study = compared(design, fixed={"preset": "paper"})
     assert names_of(study) == ["approx, amd", "approx, lbfgs", "adjoint, amd"]
@@ -91,7 +92,7 @@ def test_named_exclusions_are_holes() -> None:
     assert [(hole.name, hole.reason) for hole in study.holes] == [("rk4, lr=0.002", "known to diverge")]
 
 
-def test_an_exclusion_may_depend_on_what_all_cells_share() -> None:
+def test_an_exclusion_may_name_fixed_settings() -> None:
     """It then holds for some studies and not for others; one that could hold in no cell is a slip."""
 
     def cells(data: str, **condition: Any) -> list[str]:
@@ -109,13 +110,13 @@ def test_an_exclusion_may_depend_on_what_all_cells_share() -> None:
             cells("mnist", **slip)
 
 
-def test_a_conditional_factor_only_multiplies_where_it_applies() -> None:
+def test_a_conditional_factor_skips_other_levels() -> None:
     beta = {"choice": [0.5, 0.75], "when": {"solver.name": "amd"}}
     study = compared({"factorial": {"solver.name": ["amd", "rk4"], "solver.beta": beta}}, fixed={"preset": "paper"})
     assert names_of(study) == ["amd, beta=0.5", "amd, beta=0.75", "rk4"]
 
 
-def test_a_factor_may_have_named_levels_of_several_settings() -> None:
+def test_a_named_level_may_hold_several_settings() -> None:
     levels = {"plain": {"optim.lr": 1e-3}, "decay": {"optim": {"lr": 2e-3, "lr_half_images": 100}}}
     study = compared({"factorial": {"rate": {"levels": levels}}})
     assert references(study) == {"plain": None, "decay": "plain"}
@@ -205,7 +206,7 @@ def searched(**declared: Any) -> Study:
     return build(fixed={"preset": "paper"}, nuisance=CONDITIONAL, **declared)
 
 
-def test_a_condition_decides_which_keys_a_point_has() -> None:
+def test_conditions_decide_which_keys_a_point_has() -> None:
     study = searched()
     assert study.fits({"solver.name": "amd", "solver.beta": 0.5, "optim.lr": 1e-3}, "")
     assert study.fits({"solver.name": "rk4", "solver.slices": 8, "optim.lr": 1e-3}, "")
@@ -223,7 +224,7 @@ def test_a_range_may_differ_between_arms() -> None:
     assert (found["ae"].values, found["gfe"].values) == ((1e-3, 1e-2), (1e-4, 1e-3))
 
 
-def test_a_grid_holds_every_point_that_a_condition_allows() -> None:
+def test_a_grid_holds_all_points_conditions_allow() -> None:
     study = build(
         fixed={"preset": "paper"},
         sampler="grid",
@@ -248,7 +249,7 @@ def test_a_grid_of_a_range_spans_it(low: float, factor: float, points: int, log:
     assert all(drawn.contains(value) for value in values)
 
 
-def test_budgets_are_told_in_images_evaluations_or_seconds() -> None:
+def test_budgets_limit_images_evaluations_or_time() -> None:
     assert build(budget={"nfe": 1000}).trial({}, 0).budget.model_dump() == {
         "images": IMAGES_WITHOUT_LIMIT,
         "nfe": 1000,
@@ -262,7 +263,8 @@ def test_budgets_are_told_in_images_evaluations_or_seconds() -> None:
         build(budget={"nfe": -1})
 
 
-def test_patience_needs_a_limit_and_is_part_of_the_budget() -> None:
+def test_patience_needs_a_limit_beside_it() -> None:
+    """It is part of the budget: a second stage with another budget has none."""
     assert build(budget={"images": 320, "patience": 3}).trial({}, 0).budget.patience == 3
     assert build(budget={"seconds": 2, "patience": 3}).trial({}, 0).budget.images == IMAGES_WITHOUT_LIMIT
     with pytest.raises(InputError, match=r"budget: patience: given alone; allowed: with images, nfe or seconds"):
@@ -273,7 +275,7 @@ def test_patience_needs_a_limit_and_is_part_of_the_budget() -> None:
     assert study.trial(study.completed({}, ""), 0, "", 1).budget.patience is None
 
 
-def test_the_second_stage_has_a_budget_and_seeds_of_its_own() -> None:
+def test_the_second_stage_has_its_own_budget() -> None:
     study = searched(trials=6, then={"best": 2, "seeds": 3, "budget": {"images": 640}, "fixed": {"eval.mixed": False}})
     first, second = (study.trial({"solver.name": "rk4"}, 1, "", stage) for stage in (0, 1))
     assert (first.budget.images, second.budget.images) == (64, 640)
@@ -308,7 +310,8 @@ def test_a_study_survives_being_written_and_read(name: str) -> None:
             assert again.trial(params, 1, arm.name, stage) == study.trial(params, 1, arm, stage)
 
 
-def test_the_same_seed_gives_every_arm_the_same_decoder_images_and_order() -> None:
+def test_a_seed_gives_every_arm_the_same_start() -> None:
+    """The decoder's weights, the images and their order are the same."""
     arms = {"gfe": {}, "ae": {"method": "ae"}, "rk4": {"solver.name": "rk4"}, "best": {"preset": "best"}}
     study = compared({"arms": arms}, fixed={"preset": "paper", "data": {"name": "digits"}})
     decoders, images = [], set()
@@ -321,13 +324,13 @@ def test_the_same_seed_gives_every_arm_the_same_decoder_images_and_order() -> No
     assert len(images) == 1
 
 
-def test_a_second_budget_on_another_axis_replaces_the_first() -> None:
+def test_a_second_budget_replaces_the_first_whole() -> None:
     study = searched(trials=6, budget={"seconds": 6}, then={"best": 1, "budget": {"images": 640}})
     budget = study.trial(study.completed({}, ""), 0, "", 1).budget
     assert (budget.images, budget.seconds) == (640, None)
 
 
-def test_a_factor_that_applies_to_one_level_only_does_not_hide_the_counterpart() -> None:
+def test_conditional_factors_hide_no_counterpart() -> None:
     beta = {"choice": [0.5, 0.75], "when": {"solver.name": "amd"}}
     design = {"factorial": {"solver.name": ["lbfgs", "amd"], "solver.beta": beta}}
     study = compared(design, fixed={"preset": "paper"})
@@ -360,7 +363,7 @@ def test_an_arm_whose_reference_is_a_hole_says_so() -> None:
         ({"sampler": "grid", "nuisance": {"model.latent_dim": {"uniform": [1, 2], "points": 10**9}}}, "points"),
     ],
 )
-def test_what_would_be_ignored_or_never_end_is_refused(declared: dict[str, Any], part: str) -> None:
+def test_what_has_no_effect_or_no_end_is_refused(declared: dict[str, Any], part: str) -> None:
     arms = {"arms": {"a": {"optim.lr": 1e-3}, "b": {"optim.lr": 2e-3}}}
     with pytest.raises(InputError) as refused:
         build(**{"scientific": arms, **declared})
@@ -368,7 +371,7 @@ def test_what_would_be_ignored_or_never_end_is_refused(declared: dict[str, Any],
     assert "\n" not in str(refused.value)
 
 
-def test_a_grid_with_starting_points_is_tried_whole() -> None:
+def test_starting_points_leave_a_grid_whole() -> None:
     rates = {"optim.lr": {"loguniform": [1e-4, 1e-2]}}
     study = build(sampler="grid", nuisance=rates, start_from=[{"optim.lr": 5e-4}])
     assert study.configurations("") == 4

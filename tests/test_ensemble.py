@@ -52,7 +52,7 @@ def test_it_goes_on_from_a_saved_state_to_the_bit(together: Any) -> None:
     assert all(len(member.optimiser.state) for member in other.members)
 
 
-def test_the_first_member_is_what_a_trial_without_others_is() -> None:
+def test_the_first_member_is_a_trial_on_its_own() -> None:
     """Without noise, which all members draw from one generator."""
     plain = {"method": {"ensemble": None, "posterior_noise": None}}
     alone = train(Trial.build(SMALL, plain), device="cpu").decoder._learner
@@ -112,7 +112,7 @@ def test_another_prior_reaches_the_members(together: Any) -> None:
     assert _loss(learner, masked, 0.01) != _loss(learner, masked, 100.0)
 
 
-def test_members_that_agree_agree_where_float32_saturates_too() -> None:
+def test_members_agree_where_float32_saturates() -> None:
     same = torch.tensor([-120.0, -30.0, 0.0, 16.0, 17.0, 60.0])
     assert BernoulliLoss().mixed(torch.stack([same[None]] * 3)) == pytest.approx(same[None], rel=1e-5, abs=1e-5)
     apart = BernoulliLoss().mixed(torch.tensor([[[2.0]], [[-1.0]]]))
@@ -121,7 +121,7 @@ def test_members_that_agree_agree_where_float32_saturates_too() -> None:
     assert float(rates.exp()) == pytest.approx(float(torch.tensor([2.0, -1.0]).exp().mean()))
 
 
-def test_its_likelihood_has_the_mean_of_what_its_members_learned() -> None:
+def test_its_likelihood_averages_its_members() -> None:
     likelihood = {"name": "gaussian", "sigma": "learned"}
     learner = train(Trial.build(SMALL, {"likelihood": likelihood}), device="cpu").decoder._learner
     rhos = [member.loss.get_parameter("rho").detach() for member in learner.members]

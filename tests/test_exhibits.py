@@ -63,7 +63,7 @@ def shown(maker: Any, of: Evidence) -> dict[str, Exhibit]:
     return {exhibit.key: exhibit for exhibit in maker(of)}
 
 
-def test_table_1_has_our_numbers_the_papers_and_the_difference(tmp_path: Path) -> None:
+def test_table_1_compares_us_with_the_paper(tmp_path: Path) -> None:
     deliveries = [
         run(arm, method, "mnist", seed, [point(480, loss + seed / 1000, mixed_test_loss=0.4), point(960, loss - 0.01)])
         for arm, method, loss in (("ae", "ae", 0.3), ("gfe", "gfe", 0.2))
@@ -81,7 +81,8 @@ def test_table_1_has_our_numbers_the_papers_and_the_difference(tmp_path: Path) -
     assert set(ours["seeds"]) == {3}
 
 
-def test_table_1_claims_nothing_of_another_dataset_or_a_part_of_the_images(tmp_path: Path) -> None:
+def test_table_1_quotes_the_paper_for_mnist_alone(tmp_path: Path) -> None:
+    """Of a part of its images there is no table at all."""
     both = [("ae", "ae"), ("gfe", "gfe")]
     digits = evidence(tmp_path, [run(arm, method, "digits", 0, [point(480)]) for arm, method in both])
     exhibit = shown(table_1, digits)["table_1"]
@@ -115,7 +116,7 @@ def test_table_2_goes_by_dataset(tmp_path: Path) -> None:
     assert list(ranked.table) == ["dataset", "ae", "gfe"]  # type: ignore[arg-type]
 
 
-def test_many_methods_over_many_datasets_are_ranked(tmp_path: Path) -> None:
+def test_methods_are_ranked_over_many_datasets(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     sets = ["digits", "mnist", "fashion_mnist", "seg_mnist", "svhn", "celeba"]
     levels = "{" + ", ".join(f"method {place}: {{solver.beta: 0.{place + 1}}}" for place in range(4)) + "}"
@@ -133,7 +134,7 @@ def test_many_methods_over_many_datasets_are_ranked(tmp_path: Path) -> None:
     assert {"method 0 (1.00)", "method 3 (4.00)"} <= texts
 
 
-def test_curves_over_different_images_cross_where_they_do(tmp_path: Path) -> None:
+def test_the_caption_names_where_curves_cross(tmp_path: Path) -> None:
     slopes, sizes = {"ae": (0.5, 0.2), "gfe": (0.4, 0.3)}, [100, 1000, 10_000]
     deliveries = [
         run(
@@ -223,7 +224,8 @@ def test_page_and_terminal_have_one_verdict(tmp_path: Path) -> None:
     assert [each.verdict for each in of.verdict.rows] == [None, "better", "undecided", "undecided"]
 
 
-def test_methods_keep_their_colours_and_the_adjoint_is_dashed() -> None:
+def test_the_adjoint_is_dashed_in_the_same_colour() -> None:
+    """Arms that would look the same have different colours."""
     trials = pd.DataFrame(
         {
             names.ARM: ["one", "two", "three"],
@@ -240,7 +242,7 @@ def test_methods_keep_their_colours_and_the_adjoint_is_dashed() -> None:
     assert len({style.colour for style in like.values()}) == 3
 
 
-def test_a_component_without_a_colour_gets_a_free_one_in_every_figure() -> None:
+def test_colourless_components_get_free_colours() -> None:
     """Of another package, or of this one: the plain gfe with a solver that is not installed here."""
     kinds = [("gfe", "theirs:Solver"), ("gfe", "amd"), ("gfe", "others:Solver"), ("ae", "amd")]
     trials = pd.DataFrame(kinds, columns=[names.METHOD, "params.solver.name"]).assign(**{names.ARM: list("abcd")})
@@ -254,7 +256,7 @@ def test_a_component_without_a_colour_gets_a_free_one_in_every_figure() -> None:
 
 
 @pytest.mark.parametrize("section", ["method", "solver"])
-def test_colours_stand_beside_the_class_and_are_of_the_palette(section: str) -> None:
+def test_classes_take_colours_from_the_palette(section: str) -> None:
     for name in registry.BUILT_IN[section]:
         found: type[Component] = registry.component(section, name)
         assert colour_of(section, name) == found.colour
@@ -288,7 +290,8 @@ def test_importance_finds_the_key_that_matters() -> None:
         pd.testing.assert_frame_equal(again, found, rtol=0, atol=2e-3)
 
 
-def test_importances_are_of_what_was_searched_in_the_direction_of_the_metric() -> None:
+def test_importances_follow_the_metrics_direction() -> None:
+    """Points outside the searched ranges do not count."""
     draw = np.random.default_rng(1)
     table = pd.DataFrame({"key": draw.uniform(0, 1, 60), "other": draw.uniform(0, 1, 60)})
     # Low values are due to one key, high ones to the other.
@@ -304,7 +307,7 @@ def test_importances_are_of_what_was_searched_in_the_direction_of_the_metric() -
     pd.testing.assert_frame_equal(again, low)
 
 
-def test_accuracy_of_neighbours_is_that_of_a_count_by_hand() -> None:
+def test_label_accuracy_is_that_counted_by_hand() -> None:
     draw = np.random.default_rng(0)
     label_N = draw.integers(0, 3, 120)
     latent_NL = draw.normal(size=(120, 4)) + label_N[:, None]
@@ -315,7 +318,7 @@ def test_accuracy_of_neighbours_is_that_of_a_count_by_hand() -> None:
     assert np.isnan(label_accuracy(latent_NL[:5], label_N[:5]))
 
 
-def test_numbers_are_shown_as_asked_and_gaps_as_gaps() -> None:
+def test_numbers_are_formatted_and_gaps_are_empty() -> None:
     table = pd.DataFrame(
         {"loss": [0.12345, None], "images": [5760.0, 480.0], "arm": ["a", ""], "p": [1e-5, float("nan")]}
     )
@@ -358,7 +361,8 @@ def searched(arm: str, method: str, number: int) -> Change:
     return run(arm, method, "digits", 0, points, number=number, fingerprint=number, params=params)
 
 
-def test_choices_of_arms_stand_where_they_belong_and_panels_are_as_wide_as_the_search(tmp_path: Path) -> None:
+def test_panels_are_as_wide_as_the_search(tmp_path: Path) -> None:
+    """The choices of every arm stand where they belong on the common axis."""
     both = [("a", "gfe"), ("b", "ae")]
     of = evidence(tmp_path, [searched(*arm, number) for arm in both for number in range(12)], SEARCH)
     exhibits = shown(tuning, of)
@@ -378,7 +382,7 @@ def test_choices_of_arms_stand_where_they_belong_and_panels_are_as_wide_as_the_s
     assert set(table[table[names.ARM] == "a"]["key"]) == set(of.ranges["a"]) == set(panels)
 
 
-def test_a_wide_interval_does_not_flatten_the_curves(tmp_path: Path) -> None:
+def test_wide_intervals_do_not_flatten_the_curves(tmp_path: Path) -> None:
     losses = {"a": (0.2, 0.9, 0.2), "b": (0.3, 0.31, 0.32)}
     deliveries = [
         run(arm, "gfe", "digits", seed, [point(480, loss), point(960, loss)])
@@ -394,7 +398,8 @@ def test_a_wide_interval_does_not_flatten_the_curves(tmp_path: Path) -> None:
         assert high < 0.6
 
 
-def test_the_floor_of_test_images_is_drawn_under_test_losses_alone(tmp_path: Path) -> None:
+def test_the_floor_stands_under_test_losses_alone(tmp_path: Path) -> None:
+    """It is that of the test images, and this study is judged by validation losses."""
     deliveries = [run(arm, "gfe", "digits", seed, [point(480)]) for arm in ("a", "b") for seed in range(2)]
     declared = DECLARED + "seeds: 2\ncompare: {metric: val_loss}\n"
     exhibits = shown(curves, evidence(tmp_path, deliveries, declared))
@@ -404,7 +409,8 @@ def test_the_floor_of_test_images_is_drawn_under_test_losses_alone(tmp_path: Pat
     assert not any("lowest possible" in str(line.get_label()) for line in figure.axes[0].lines)
 
 
-def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures(tmp_path: Path) -> None:
+def test_every_dataset_has_its_own_pictures(tmp_path: Path) -> None:
+    """Seeds that end after different numbers of images are one row of the table."""
     deliveries = [
         run(arm, "gfe", dataset, seed, [point(480), point(960 + seed)])
         for arm, dataset in (("a", "digits"), ("b", "mnist"))
@@ -438,7 +444,7 @@ def test_seeds_that_end_apart_are_one_row_and_every_dataset_has_its_own_pictures
     assert [text for text in texts if text.startswith("test")] == ["test images of digits", "test images of mnist"]
 
 
-def test_pictures_in_colour_are_drawn_in_their_colours(tmp_path: Path) -> None:
+def test_coloured_pictures_keep_their_colours(tmp_path: Path) -> None:
     of = evidence(tmp_path, [run("a", "gfe", "svhn", 0, [point(480)])])
     (each,) = of.trials.to_dict("records")
     file = of.store.artifact(str(each[RUN_ID]), names.TRIAL_FILE)
@@ -455,7 +461,7 @@ def test_pictures_in_colour_are_drawn_in_their_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(colours)[..., :3], np.concatenate([target, decoded]))
 
 
-def test_samples_and_interpolations_are_those_of_the_last_moment(tmp_path: Path) -> None:
+def test_samples_and_interpolations_are_the_last(tmp_path: Path) -> None:
     of = evidence(tmp_path, [run(arm, arm, "svhn", seed, [point(480)]) for arm in ("ae", "gen") for seed in range(2)])
     draw = np.random.default_rng(0)
     for each in of.trials.to_dict("records"):
@@ -499,7 +505,7 @@ compare: {metric: test_withheld_rmse, factor: method, reference: mean}
 """
 
 
-def test_imputation_is_shown_by_method_and_kind_of_gaps(tmp_path: Path) -> None:
+def test_imputation_is_shown_by_method_and_gaps(tmp_path: Path) -> None:
     """A line per method over the shares withheld at random; a figure of pictures for each kind; coverage of all."""
     deliveries = []
     for method, error in (("mean", 3.0), ("gfe", 1.0)):
@@ -556,7 +562,7 @@ def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:
     assert pd.read_csv(files[".csv"])["arm"].tolist() == [name]
 
 
-def test_a_report_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
+def test_a_report_clears_away_an_earlier_one(tmp_path: Path) -> None:
     of = evidence(tmp_path, [run("a", "gfe", "digits", 0, [point(480)])], DECLARED)
     folder = tmp_path / "report"
     folder.mkdir()
@@ -567,7 +573,7 @@ def test_a_report_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {"mine.md", *(file.name for file in files)}
 
 
-def test_a_report_goes_without_the_losses_that_are_not_there(tmp_path: Path) -> None:
+def test_a_report_does_without_missing_losses(tmp_path: Path) -> None:
     points = [{IMAGES_SEEN: 480.0, TRAIN_LOSS: 0.4}]
     of = evidence(tmp_path, [run("a", "gfe", "digits", 0, points, entropy_floor="")], DECLARED)
     page = write_report(of.store, "given", tmp_path / "report")[0].read_text()

@@ -43,14 +43,14 @@ def test_larger_is_better_where_the_study_says_so() -> None:
     assert rule.stops("c", points(0.4)) is not None
 
 
-def test_a_trial_is_judged_at_the_highest_rung_it_has_reached() -> None:
+def test_a_trial_is_judged_at_its_highest_rung() -> None:
     rule = halving()
     rule.record("a", points(0.1, 0.1))
     rule.record("b", points(0.2, 0.2))
     assert rule.stops("c", points(0.9, 0.05)) is None
 
 
-def test_a_trial_that_comes_back_after_a_kill_counts_once() -> None:
+def test_a_trial_killed_and_resumed_counts_once() -> None:
     rule = halving()
     for _ in range(5):
         rule.record("a", points(0.5))

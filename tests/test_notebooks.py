@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "analysis").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_imported_names_and_their_attributes_exist(notebook: Path) -> None:
+def test_imported_names_and_attributes_exist(notebook: Path) -> None:
     cells = nbformat.read(notebook, as_version=4).cells
     tree = ast.parse("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
     found: dict[str, object] = {}

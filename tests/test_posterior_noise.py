@@ -47,7 +47,7 @@ def covariance(learner: GFELearner, batch: Batch, row: int, latent_BL: Tensor) -
     return found
 
 
-def test_it_has_the_covariance_of_the_tempered_posterior() -> None:
+def test_it_draws_from_the_tempered_posterior() -> None:
     learner, batch = learner_of(Trial.build(SMALL))
     latent_BL = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     posterior = LatentNoise(PosteriorNoise(width=0.5), 8, 3, torch.device("cpu"))
@@ -63,7 +63,8 @@ def test_it_has_the_covariance_of_the_tempered_posterior() -> None:
         assert drawn[:, row].mean(0).abs().max() < 0.05
 
 
-def test_a_covariance_is_kept_for_some_updates_with_its_sample() -> None:
+def test_a_covariance_is_kept_for_some_updates() -> None:
+    """Every sample counts its own updates."""
     learner, batch = learner_of(Trial.build(SMALL))
     posterior = LatentNoise(PosteriorNoise(refresh=3), 8, 3, torch.device("cpu"))
     first, second = batch.index_B[:5], batch.index_B[3:]
@@ -114,7 +115,7 @@ def test_only_the_decoder_sees_the_noise() -> None:
     assert states[1].nfe_forward - states[0].nfe_forward == 8 * 4
 
 
-def test_a_trial_goes_on_to_the_bit_where_it_was_interrupted() -> None:
+def test_a_resumed_trial_is_the_same_to_the_bit() -> None:
     trial = Trial.build(SMALL, {"method": {"posterior_noise": {"ramp_images": 60, "refresh": 2}}})
     splits = load_splits(trial)
     *_, whole = train(trial, splits)
@@ -126,7 +127,7 @@ def test_a_trial_goes_on_to_the_bit_where_it_was_interrupted() -> None:
         assert resumed.metrics[name] == whole.metrics[name]
 
 
-def test_a_likelihood_that_learns_learns_beside_it() -> None:
+def test_a_learned_likelihood_learns_beside_it() -> None:
     """The covariances depend on a learned scale, and are held while it is learned."""
     learned = {"likelihood": {"name": "gaussian", "sigma": "learned"}, "optim": {"lr": 3e-3}}
     trial = Trial.build(SMALL, learned, {"budget": {"images": 800}, "eval": {"schedule": [800]}})

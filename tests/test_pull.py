@@ -62,7 +62,7 @@ def test_places_of_numbers_among_sorted_ones() -> None:
     assert places(torch.tensor([5]), torch.tensor([], dtype=torch.long)).tolist() == [-1]
 
 
-def test_the_density_grows_with_the_images_seen_and_holds_no_other() -> None:
+def test_the_density_holds_the_last_images_seen() -> None:
     made = puller(most=300, train_images=1000)
     order = np.random.default_rng(0).permutation(1000).tolist()
     sizes = set()
@@ -76,7 +76,7 @@ def test_the_density_grows_with_the_images_seen_and_holds_no_other() -> None:
     assert sizes == {0, 64, 128, 256, 300}
 
 
-def test_of_an_image_seen_twice_the_last_latent_counts() -> None:
+def test_the_last_latent_of_an_image_counts() -> None:
     made = puller(most=100, train_images=100)
     order = [*range(100), *range(99, -1, -1)]
     for _ in stream(made, order[:150], batch=10):
@@ -89,7 +89,7 @@ def test_of_an_image_seen_twice_the_last_latent_counts() -> None:
     assert (made.latent_ML[: made.members, 1][twice] >= 100).all()
 
 
-def test_latents_are_made_anew_by_the_encoder_it_is_given() -> None:
+def test_a_refresh_encodes_the_latents_anew() -> None:
     made = puller(most=64, train_images=200, keeps_latents=False)
     for _ in stream(made, list(range(96))):
         pass
@@ -97,7 +97,7 @@ def test_latents_are_made_anew_by_the_encoder_it_is_given() -> None:
     assert made.latent_ML[: made.members].tolist() == [[i, 2 * i, 3 * i] for i in range(32, 96)]
 
 
-def test_several_updates_of_a_batch_count_its_images_once() -> None:
+def test_repeated_updates_count_their_images_once() -> None:
     made = puller(most=64, train_images=200, refresh_updates=4)
     index = torch.arange(16)
     for again in (False, True, True):
@@ -120,7 +120,7 @@ def filled(**settings: Any) -> Puller:
 
 
 @pytest.mark.parametrize("saturating", [True, False])
-def test_the_term_is_that_of_the_density_without_the_image_itself(saturating: bool) -> None:
+def test_the_term_leaves_out_the_image_itself(saturating: bool) -> None:
     made = filled(weight=0.3, saturating=saturating)
     point_BL = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     index_B = torch.tensor([3, 60, 7, 7, 0])
@@ -173,7 +173,7 @@ def test_free_latents_fill_the_target() -> None:
     assert 1 - bandwidth**2 - 0.1 < variance.min() <= variance.max() < 1.1
 
 
-def test_a_labelled_image_is_pulled_to_the_mode_of_its_class() -> None:
+def test_a_label_pulls_an_image_to_its_mode() -> None:
     target = MixtureOfGaussians(components=4, radius=3.0, mode_width=0.5)
     pull = Pull(kde_samples=400, labelled=400, weight=1.0)
     made = Puller(pull, target, 2, keeps_latents=True)
@@ -213,7 +213,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(changes: dict[str, Any], told:
     assert "\n" not in str(caught.value)
 
 
-def test_a_density_as_wide_as_the_target_is_refused() -> None:
+def test_a_density_as_wide_as_a_target_is_refused() -> None:
     trial = small("gen", model={"latent_dim": 40, "hidden": [8]}, data={"name": "digits", "train_images": 600})
     digits = trial.data.load()
     with pytest.raises(BandwidthError, match="collapse"):
@@ -283,7 +283,7 @@ def test_an_encoder_learns_to_fill_the_normal(
         assert metrics[TEST_ENTROPY_GAP] < plain[TEST_ENTROPY_GAP]
 
 
-def test_latents_found_by_flow_are_pulled_to_the_normal(digits: Splits) -> None:
+def test_flow_latents_are_pulled_to_the_normal(digits: Splits) -> None:
     flow = {"preset": "best", "model": {"latent_dim": 3, "hidden": [32]}, "budget": {"images": 640}}
     few = {"eval": {"schedule": [640], "test_images": 60, "val_images": 10}}
     found = {}
@@ -327,7 +327,7 @@ def test_the_flow_descends_the_loss_and_the_term(digits: Splits) -> None:
     torch.testing.assert_close(loss_K, total(latent_BL)[rows].detach())
 
 
-def test_the_reported_loss_is_of_the_reconstruction_alone(digits: Splits) -> None:
+def test_the_reported_loss_leaves_out_the_pull(digits: Splits) -> None:
     learner = begun(small("gfe_gen", solver={"name": "lbfgs"}), digits, 160)
     target = digits.test.batch(slice(0, 20))
     encoded = learner.encode(target)
@@ -338,7 +338,7 @@ def test_the_reported_loss_is_of_the_reconstruction_alone(digits: Splits) -> Non
     torch.testing.assert_close(alone.latent_BL, encoded.latent_BL[3:4], rtol=1e-2, atol=1e-2)
 
 
-def test_the_evidence_bound_is_that_of_torchs_distributions(digits: Splits) -> None:
+def test_the_evidence_bound_agrees_with_torch(digits: Splits) -> None:
     trial = small({"name": "vae", "beta": 0.5}, optim={"name": "adam", "lr": 1e-12})
     learner = begun(trial, digits, 16)
     target = digits.train.batch(slice(0, 8))
@@ -363,7 +363,7 @@ def test_the_evidence_bound_is_that_of_torchs_distributions(digits: Splits) -> N
             torch.testing.assert_close(weight.grad, given[name], rtol=1e-3, atol=1e-5)
 
 
-def test_the_discriminator_learns_and_the_optimiser_of_the_rest_leaves_it_alone(digits: Splits) -> None:
+def test_the_discriminator_has_its_own_optimiser(digits: Splits) -> None:
     learner = begun(small({"name": "aae", "hidden": [16]}), digits, 16)
     assert isinstance(learner, AAELearner)
     own = {id(weight) for weight in learner.discriminator.parameters()}
@@ -376,7 +376,7 @@ def test_the_discriminator_learns_and_the_optimiser_of_the_rest_leaves_it_alone(
     assert all(bool(weight.isfinite().all()) for weight in after)
 
 
-def test_latents_are_carried_along_with_the_encoder() -> None:
+def test_latents_are_carried_with_the_encoder() -> None:
     """An affine drift is followed exactly; what is encoded for it is exact whatever the drift."""
     made = puller(most=200, train_images=200, keeps_latents=False)
     table_ND = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
@@ -401,7 +401,7 @@ def test_latents_are_carried_along_with_the_encoder() -> None:
     assert (made.latent_ML[left] - bent_ND[left]).norm() < (before_ML[left] - bent_ND[left]).norm()
 
 
-def test_latents_that_do_not_differ_are_followed_too() -> None:
+def test_equal_latents_are_followed_too() -> None:
     made = puller(most=64, train_images=64, keeps_latents=False)
     made.remember(torch.arange(64), torch.zeros(64, 3), again=False)
     made.refresh(lambda index_M: torch.zeros(len(index_M), 3))

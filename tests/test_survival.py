@@ -47,7 +47,7 @@ def space(folder: Path, name: str, **changes: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_ten_kills_of_the_driver_leave_the_numbers_of_an_undisturbed_study(tmp_path: Path) -> None:
+def test_ten_kills_of_the_driver_change_no_number(tmp_path: Path) -> None:
     """The searched values come from TPE, so that equal tables mean that it has seen every result once.
 
     Every second kill is of the driver's process alone, as the memory's keeper does it: Ray's processes outlive it, and
@@ -86,7 +86,8 @@ def test_ten_kills_of_the_driver_leave_the_numbers_of_an_undisturbed_study(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_trials_that_hang_run_out_of_memory_or_diverge_are_named_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_a_study_goes_on_and_names_bad_trials(tmp_path: Path) -> None:
+    """One trial hangs, one runs out of memory, and one diverges."""
     arms = {
         "ok": {"optim.lr": 1e-3},
         "slow": {"budget.images": 100_000, "optim.lr": 1e-3},
@@ -135,7 +136,8 @@ def owners(lock: Path) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_finished_trials_are_taken_over_by_other_studies_and_can_be_run_again(tmp_path: Path) -> None:
+def test_another_study_takes_over_finished_trials(tmp_path: Path) -> None:
+    """On request they are run again, with the same results."""
     first = gfe_study(tmp_path, "sweep", "smoke", "--trials", "3")
     assert first.returncode == 0, first.stderr
     other = gfe_study(tmp_path, "sweep", "smoke", "--trials", "3", "--study", "other", "--json")
@@ -170,7 +172,7 @@ def encode_arguments(folder: Path, study: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_study_on_a_url_goes_on_from_another_machine(tmp_path: Path) -> None:
+def test_another_machine_resumes_a_study_on_a_url(tmp_path: Path) -> None:
     """Two working folders stand for two machines: they share the URL and the tracking store, and nothing else."""
     here, there, shared = (tmp_path / name for name in ("here", "there", "shared"))
     for folder in (here, there):
@@ -205,7 +207,7 @@ def test_a_study_on_a_url_goes_on_from_another_machine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_quota_stops_a_study_with_a_line_and_a_larger_one_lets_it_end(tmp_path: Path) -> None:
+def test_a_quota_stops_a_study_until_it_is_raised(tmp_path: Path) -> None:
     line = ["sweep", "smoke", "--trials", "6"]
     stopped = gfe_study(tmp_path, *line, "--quota-gb", "0.00001")
     assert stopped.returncode == 1
@@ -221,7 +223,7 @@ def test_a_quota_stops_a_study_with_a_line_and_a_larger_one_lets_it_end(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_arms_are_judged_and_a_second_stage_replicates(tmp_path: Path) -> None:
+def test_a_second_stage_replicates_and_is_judged(tmp_path: Path) -> None:
     arms = {"slow": {"solver.beta": 0.9}, "quick": {"optim.updates_per_batch": 3}}
     space(
         tmp_path,

@@ -62,7 +62,7 @@ def steps(uri: str, run_id: str, metric: str = VAL_LOSS) -> list[int]:
     return [entry.step for entry in MlflowClient(tracking_uri=uri).get_metric_history(run_id, metric)]
 
 
-def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
+def test_a_trial_stays_one_run_over_restarts(uri: str) -> None:
     for reached in (1, 2, 3):  # each turn a driver that is killed without a word
         tracker = start(uri)
         points = [point(480 * k) for k in range(1, reached + 1)]
@@ -80,7 +80,7 @@ def test_a_trial_is_one_run_however_often_the_driver_starts(uri: str) -> None:
     assert [file.path for file in client.list_artifacts(child.info.run_id)] == [names.TRIAL_FILE]
 
 
-def test_runs_that_a_killed_driver_left_are_orphans(uri: str) -> None:
+def test_runs_left_by_a_killed_driver_are_orphans(uri: str) -> None:
     start(uri).write([OPENING])
     tracker = start(uri)
     assert tracker.orphans() == [OPENING.fingerprint]
@@ -101,7 +101,8 @@ def test_a_closed_trial_can_be_opened_again(uri: str) -> None:
     assert steps(uri, run.info.run_id) == [480, 960]
 
 
-def test_the_parent_run_is_found_again_and_names_the_best_trial_of_the_last_start(uri: str) -> None:
+def test_a_restart_goes_on_with_the_parent_run(uri: str) -> None:
+    """The parent run names the best trial of the last start."""
     first = start(uri)
     first.close_study(KILLED, {names.BEST_FINGERPRINT: "a"}, [])
     second = start(uri)
@@ -112,7 +113,7 @@ def test_the_parent_run_is_found_again_and_names_the_best_trial_of_the_last_star
     assert (parent.info.status, parent.data.tags[names.BEST_FINGERPRINT]) == (FINISHED, "b")
 
 
-def test_a_deleted_experiment_is_said_to_be_deleted(uri: str) -> None:
+def test_a_deleted_experiment_is_reported_as_such(uri: str) -> None:
     tracker = start(uri)
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(InputError, match="'amd' is deleted"):
@@ -198,7 +199,7 @@ def test_a_missing_driver_names_the_extra(
     assert f"error: {given}; psycopg is not installed; pip install 'gfe-study[postgres]'\n" in err
 
 
-def test_a_folder_marked_read_only_is_refused_even_to_root(tmp_path: Path) -> None:
+def test_even_root_may_not_use_a_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(InputError, match="choose another"):
@@ -255,7 +256,7 @@ def delivered(uri: str, folder: Path, *, bulk: bool) -> dict[str, Any]:
     return found
 
 
-def test_many_runs_at_once_leave_what_mlflows_own_client_would(tmp_path: Path) -> None:
+def test_bulk_writes_equal_those_of_the_client(tmp_path: Path) -> None:
     for name in ("bulk", "client"):
         (tmp_path / name).mkdir()
     bulk = delivered(fresh(tmp_path / "bulk" / "store.db"), tmp_path / "bulk", bulk=True)
@@ -268,7 +269,7 @@ def test_many_runs_at_once_leave_what_mlflows_own_client_would(tmp_path: Path) -
     assert bulk["bb"][4][VAL_LOSS] == [(32, 1 / 32), (64, 1 / 64)]
 
 
-def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -> None:
+def test_unknown_tables_are_left_to_mlflow(tmp_path: Path) -> None:
     uri = fresh(tmp_path / "store.db")
     Tracker("x", uri)
     with sqlite3.connect(tmp_path / "store.db") as connection:
@@ -277,7 +278,7 @@ def test_tables_that_are_not_the_known_ones_are_left_to_mlflow(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch"])
-def test_a_call_whose_answer_is_lost_is_not_made_twice(uri: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_with_a_lost_answer_is_made_once(uri: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = start(uri)
     tracker._writer = ClientWriter(tracker.client, uri, tracker.experiment_id)  # as with a server
     real = getattr(tracker.client, call)
@@ -325,7 +326,7 @@ def test_a_lost_commit_writes_nothing_twice(uri: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("failing", ["points", "artifact"])
-def test_a_failing_call_among_several_loses_nothing(uri: str, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_failing_call_loses_nothing(uri: str, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials written side by side, as to a server: all are over before the error is raised, and none is there twice."""
     tracker = start(uri)
     tracker._writer = ClientWriter(tracker.client, uri, tracker.experiment_id)
@@ -361,7 +362,7 @@ def test_a_failing_call_among_several_loses_nothing(uri: str, failing: str, monk
     assert len(runs) == 5
 
 
-def test_an_artifact_that_cannot_be_written_leaves_no_run_behind(uri: str, tmp_path: Path) -> None:
+def test_an_unwritable_artifact_leaves_no_run(uri: str, tmp_path: Path) -> None:
     tracker = start(uri)
     (tmp_path / "folder").mkdir()
     other = replace(OPENING, fingerprint="bb")
@@ -385,9 +386,7 @@ def test_a_full_disk_is_named_whatever_noticed_it() -> None:
 
 
 @pytest.mark.parametrize("written", [True, False])
-def test_a_signal_amid_the_opening_leaves_one_run_or_none(
-    uri: str, monkeypatch: pytest.MonkeyPatch, written: bool
-) -> None:
+def test_an_interrupted_opening_doubles_no_run(uri: str, monkeypatch: pytest.MonkeyPatch, written: bool) -> None:
     tracker = start(uri)
     real = tracker._writer.write
 

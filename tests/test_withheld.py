@@ -40,7 +40,7 @@ def test_random_gaps_take_each_value_by_itself() -> None:
     assert abs(np.corrcoef(gone[:, 0], gone[:, 1])[0, 1]) < 0.1
 
 
-def test_a_block_is_one_box_of_all_channels_anywhere() -> None:
+def test_a_block_is_one_box_through_all_channels() -> None:
     gone = taken(Gaps(kind="block", fraction=0.25), complete(400), IMAGE, "data.hide/train").reshape(-1, *IMAGE.dims)
     assert (gone[:, 0] == gone[:, 1]).all()
     corners = set()
@@ -58,7 +58,7 @@ def test_columns_are_taken_whole() -> None:
     assert abs(gone[:, 0, 0].mean() - 0.3) < 0.02
 
 
-def test_gaps_like_those_of_the_data_are_those_of_other_samples() -> None:
+def test_gaps_like_the_data_are_of_other_samples() -> None:
     known = np.random.default_rng(1).random((50, IMAGE.size)) < 0.6
     known[::2] = True
     split = replace(complete(50), observed_ND=known)
@@ -71,7 +71,7 @@ def test_gaps_like_those_of_the_data_are_those_of_other_samples() -> None:
         taken(Gaps(kind="like"), complete(3), IMAGE, "data.hide/train")
 
 
-def test_one_observed_value_is_left_of_every_sample() -> None:
+def test_every_sample_keeps_one_observed_value() -> None:
     known = np.random.default_rng(2).random((300, 8)) < 0.5
     known[:, 3] = True
     split = replace(complete(300, Shape(1, (8,))), observed_ND=known)
@@ -99,7 +99,7 @@ def loaded(**data: Any) -> Splits:
     return load_splits(Trial.build({"data": {"name": "digits", **data}}))
 
 
-def test_a_subset_has_the_gaps_of_every_larger_one() -> None:
+def test_a_subset_has_the_gaps_of_any_larger_one() -> None:
     small, large = (loaded(hide={"fraction": 0.4}, train_images=count).train for count in (50, 200))
     assert small.observed_ND is not None
     assert large.observed_ND is not None
@@ -109,7 +109,7 @@ def test_a_subset_has_the_gaps_of_every_larger_one() -> None:
     assert not np.array_equal(small.observed_ND, other.observed_ND)
 
 
-def test_only_the_splits_that_are_named_lose_values() -> None:
+def test_only_the_named_splits_lose_values() -> None:
     splits = loaded(hide={"fraction": 0.4, "splits": ["train"]})
     assert splits.train.observed_ND is not None
     assert splits.val.observed_ND is None
@@ -117,7 +117,8 @@ def test_only_the_splits_that_are_named_lose_values() -> None:
     assert splits.shape.mask
 
 
-def test_nothing_is_withheld_from_training_and_nothing_twice() -> None:
+def test_nothing_is_withheld_from_training() -> None:
+    """In the other splits, what is withheld is no longer among what is observed."""
     splits = load_splits(Trial.build(SMALL))
     assert splits.train.withheld_ND is None
     for split in (splits.val, splits.test):
@@ -145,7 +146,7 @@ def other_content(split: Split) -> Split:
 
 
 @pytest.mark.parametrize("method", ["gfe", "ae", "vae", "aae", "gen", "pca", "dineof", "mean", "miwae"])
-def test_what_is_not_observed_changes_nothing_but_the_score(method: str) -> None:
+def test_unobserved_values_change_only_the_scores(method: str) -> None:
     trial = Trial.build(SMALL, {"method": method})
     splits = load_splits(trial)
     (point, weights), (other, other_weights) = (
@@ -157,7 +158,7 @@ def test_what_is_not_observed_changes_nothing_but_the_score(method: str) -> None
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
 
 
-def test_scores_are_means_over_all_withheld_values() -> None:
+def test_scores_are_means_of_all_withheld_values() -> None:
     trial = Trial.build(SMALL, {"eval": {"withhold": {"kind": "random", "fraction": 0.2}}})
     splits = load_splits(trial)
     *_, last = train(trial, splits)
@@ -195,7 +196,7 @@ def test_fingerprints_know_what_is_taken() -> None:
     assert replace(splits, test=replace(splits.test, values_ND=values_ND)).sha256 != hashes[0]
 
 
-def test_a_study_by_withheld_values_withholds_some() -> None:
+def test_a_study_by_withheld_values_must_withhold() -> None:
     declared: dict[str, Any] = {
         "question": "Which?",
         "fixed": {"data": {"name": "digits"}, "eval": {"withhold": {"fraction": 0.2}}},

@@ -264,7 +264,9 @@ def _asked_and_ran(evidence: Evidence) -> str:
             about[f"skipped: {hole.name}"] = hole.reason
     floors, unit = floors_of(trials), unit_of(TEST_LOSS, evidence.values)
     text = [
-        f"{name}, lowest possible loss {text_of(TEST_LOSS, floors[name])} {unit}" if name in floors else str(name)
+        f"{name}, lowest possible loss {text_of(TEST_LOSS, floors[name])} {unit}{_tested(trials)}"
+        if name in floors
+        else str(name)
         for name in sorted(set(trials[names.DATASET]) - {""})
     ]
     about |= {"dataset": "; ".join(text)} if text else {}
@@ -273,6 +275,12 @@ def _asked_and_ran(evidence: Evidence) -> str:
     if evidence.parent is not None and evidence.parent.status == "RUNNING":
         about["state"] = "still running: everything below covers only the trials that have ended so far"
     return _list(about)
+
+
+def _tested(trials: pd.DataFrame) -> str:
+    """Of which images a lowest possible loss is, if all trials were tested on as many."""
+    counts = set(trials.get(f"{PARAMS}eval.test_images", pd.Series(dtype=str)).dropna())
+    return f" (of at most {int(next(iter(counts))):,} test samples)" if len(counts) == 1 else ""
 
 
 def _budgets(study: Study) -> str:

@@ -201,7 +201,10 @@ def _importances(evidence: Evidence, study: Study, table: pd.DataFrame) -> Itera
     yield Exhibit(
         "importance",
         "Importance of the searched values",
-        f"Of {told}; below about {5 * FEWEST} configurations such shares are rough.",
+        f"Of {told}; below about {5 * FEWEST} configurations such shares are rough. {FANOVA} says what makes "
+        f"results differ anywhere in the space, often what tells bad from usable; {PED_ANOVA} what tells the best "
+        "tenth from the rest. Where they disagree, go by the second: a key that only it finds important needs fine "
+        f"tuning, and one that only {FANOVA} does needs no more than a sensible value.",
         fig,
         whole.drop(columns=[names.ARM]) if set(known) == {""} else whole,
         {PED_ANOVA: ".2f", FANOVA: ".2f"},
