@@ -144,7 +144,8 @@ def opening(plan: Plan, splits: Splits) -> list[Block]:
     floor = splits.floor(trial.likelihood, trial.eval.test_images)
     unit = unit_of(TEST_LOSS, study.values)
     tested = min(trial.eval.test_images, len(splits.test))
-    bound = "" if floor is None else f"; lowest possible loss on the first {tested:,} {text_of(TEST_LOSS, floor)} {unit}"
+    lowest = "" if floor is None else f"{text_of(TEST_LOSS, floor)} {unit} on the first {tested:,}"
+    bound = f"; lowest possible loss {lowest}" if lowest else ""
     state = f"; {done} already finished" if done else ""
     unfinished = [job for job in plan.jobs.values() if plan.state(job) == "unfinished"]
     state += f", {len(unfinished)} to continue" if unfinished else ""

@@ -401,6 +401,7 @@ def test_a_report_on_data_that_are_no_images(tmp_path: Path, metric: str) -> Non
     of = regression(tmp_path, f"{HEIGHTS}{ARMS}compare: {{metric: {metric}}}\n")
     assert of.values == METRES
     page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
+    page = re.sub(r"<script type=.module.*?</script>", "", page, flags=re.DOTALL)
     told = " ".join([*words(of), re.sub(r"base64,[\w+/=]*", "", page.partition("<body>")[2])])
     assert "pixel" not in told.lower()
     assert "lowest possible" not in told
@@ -417,7 +418,7 @@ def test_a_report_on_data_that_are_no_images(tmp_path: Path, metric: str) -> Non
 def test_the_floor_is_shown_where_there_is_one(tmp_path: Path) -> None:
     of = regression(tmp_path, ARMS, **{names.VALUE_NOUN: "pixel", names.UNIT: "", names.ENTROPY_FLOOR: "-1.5"})
     told = " ".join(words(of))
-    assert re.search(r"lowest possible loss on the first \d+ -1\.5000", told)
+    assert "lowest possible loss -1.5000" in told
     assert "less the lowest that any decoder can reach (-1.5000 on heights)" in told
 
 
