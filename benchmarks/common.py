@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from gfe_study.analysis.style import save
+from gfe_study.analysis.report.style import save
 from gfe_study.config import Trial
 from gfe_study.data.split import Splits
 from gfe_study.likelihoods.base import Observed

@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.common import Bench, console, seconds
 from gfe_study import names
-from gfe_study.analysis.load import Store
+from gfe_study.analysis.store.load import Store
 from gfe_study.metrics import IMAGES_SEEN, STANDARD
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FINISHED, Change

@@ -8,7 +8,7 @@ def main() -> None:
     interrupts.install()
     try:
         with interrupts.deferred():
-            from gfe_study.cli import main as run
+            from gfe_study.cli.app import main as run
         run()
     finally:
         interrupts.ignore()

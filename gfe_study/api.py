@@ -15,21 +15,21 @@ import torch
 
 from gfe_study import names
 from gfe_study import training as _training
-from gfe_study.analysis.judgement import verdict_of
-from gfe_study.analysis.verdict import Verdict
+from gfe_study.analysis.judge.judgement import verdict_of
+from gfe_study.analysis.judge.verdict import Verdict
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.data.base import load_splits
+from gfe_study.io.storage import Storage, checked_label
 from gfe_study.measures.preparation import prepared
 from gfe_study.metrics import DIVERGED, VAL_LOSS, result_of, text_of
-from gfe_study.observers import study_observer
-from gfe_study.progress import bar
 from gfe_study.study.frames import curves_frame, trials_frame
 from gfe_study.study.journal import Journal
 from gfe_study.study.options import Options
 from gfe_study.study.status import state_of
-from gfe_study.study.storage import Storage, checked_label
 from gfe_study.study.sweep import run_sweep
 from gfe_study.trained import TrainedDecoder
+from gfe_study.view.observers import study_observer
+from gfe_study.view.progress import bar
 
 PLACE = [names.ARM, names.STAGE, names.NUMBER, names.SEED]
 """Columns of the trials that the curves repeat."""

@@ -18,19 +18,19 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import InputError, Trial, to_yaml
 from gfe_study.data.base import check_data, fitted_scale
 from gfe_study.data.split import Array, Scale, Shape, Split, Splits
+from gfe_study.io.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.likelihoods.base import Observed
 from gfe_study.measures.coverage import factor_of, ratios
 from gfe_study.measures.errors import errors
 from gfe_study.methods.base import Learner
 from gfe_study.metrics import CALIBRATION, DIVERGED, R2, TRAIN_LOSS
 from gfe_study.posterior import Posterior, posterior_of
-from gfe_study.progress import bar
 from gfe_study.study.artifacts import read_learner
 from gfe_study.training import ENCODE_BATCH, train
+from gfe_study.view.progress import bar
 
 LEAST_SAMPLES = 30_000
 """Samples seen in training, repetitions counted, unless `epochs` is given."""

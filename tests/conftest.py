@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from gfe_study.cli import main
+from gfe_study.cli.app import main
 from gfe_study.data.digits import Digits
 from gfe_study.data.split import Splits
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gfe_study import advice
+from gfe_study.view import advice
 
 MAKEFILE = "GFE := .venv/bin/gfe-study\n"
 

@@ -20,14 +20,10 @@ from test_one_route import ARMS, BASE, at_once
 
 import gfe_study
 from gfe_study import InputError, Study, Trial, results, run, train
-from gfe_study.analysis.verdict import WIDTH
-from gfe_study.blocks import print_blocks
-from gfe_study.console import closing
+from gfe_study.analysis.judge.verdict import WIDTH
 from gfe_study.data.split import Splits
 from gfe_study.layout import NotebookLine, drawn_bar
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
-from gfe_study.observers import study_observer
-from gfe_study.progress import bar
 from gfe_study.study.artifacts import write_best
 from gfe_study.study.engine import Snapshot
 from gfe_study.study.sweep import Outcome, run_sweep
@@ -35,6 +31,10 @@ from gfe_study.study.trial_run import TrialRun
 from gfe_study.tracking.uri import URI_VARIABLE
 from gfe_study.training import evaluate
 from gfe_study.training import train as steps_of
+from gfe_study.view.blocks import print_blocks
+from gfe_study.view.console import closing
+from gfe_study.view.observers import study_observer
+from gfe_study.view.progress import bar
 
 COMPARED = {**BASE, "scientific": {"arms": dict(list(ARMS.items())[:2])}}
 TINY = {
@@ -282,8 +282,8 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> Cell:
     cell = Cell()
     monkeypatch.setattr(IPython.display, "display", cell.display)
     shown = Console(file=io.StringIO(), force_jupyter=True)
-    monkeypatch.setattr("gfe_study.observers.console", lambda: shown)
-    monkeypatch.setattr("gfe_study.progress.console", lambda: shown)
+    monkeypatch.setattr("gfe_study.view.observers.console", lambda: shown)
+    monkeypatch.setattr("gfe_study.view.progress.console", lambda: shown)
     return cell
 
 

@@ -13,20 +13,22 @@ PACKAGE = "gfe_study"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 LAYERS = [
-    {"device", "metrics", "names", "pictures"},
-    {"config"},
-    {"likelihoods"},
-    {"data", "optim"},
+    {"device", "interrupts", "layout", "metrics", "names", "registry"},
+    {"config", "provenance"},
+    {"distributions", "io", "likelihoods", "operators", "optim", "targets", "tracking"},
+    {"data", "density", "posterior"},
     {"models"},
-    {"solvers", "targets"},
-    {"gradients", "starts", "density"},
+    {"solvers"},
+    {"gradients", "starts"},
     {"methods"},
     {"measures"},
     {"training"},
-    {"testing"},
-    {"study"},
-    {"density_cli"},
+    {"study", "testing"},
+    {"analysis", "trained"},
+    {"view"},
+    {"api", "estimator"},
     {"cli"},
+    {"__init__", "__main__"},
 ]
 """Lowest first; a module imports only from its own package and from layers below."""
 
@@ -126,11 +128,21 @@ def test_only_study_imports_ray() -> None:
 
 
 def test_only_tracking_and_loading_import_mlflow() -> None:
-    assert importers("mlflow") <= {"tracking/client.py", "analysis/load.py"}
+    assert importers("mlflow") <= {"tracking/client.py", "analysis/store/load.py"}
 
 
 def test_analysis_does_not_import_torch() -> None:
     assert {name for name in importers("torch") if name.startswith("analysis/")} == set()
+
+
+ANALYSIS = ["store", "stats", "judge", "report"]
+"""Lowest first."""
+
+
+def test_every_part_has_a_layer() -> None:
+    assert {part_of(path) for path in FILES} == set().union(*LAYERS)
+    inside = {path.relative_to(ROOT / PACKAGE / "analysis").parts[0] for path in FILES if part_of(path) == "analysis"}
+    assert inside == {"__init__.py", *ANALYSIS}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / PACKAGE).as_posix())
@@ -139,5 +151,8 @@ def test_imports_point_one_way(path: Path) -> None:
     if part in ONLY_FROM:
         assert imported <= ONLY_FROM[part]
     height = {name: level for level, names in enumerate(LAYERS) for name in names}
-    if part in height:
-        assert {name for name in imported - {part} if height.get(name, -1) >= height[part]} == set()
+    assert {name for name in imported - {part} if height.get(name, -1) >= height[part]} == set()
+    if part == "analysis" and path.name != "__init__.py":
+        place = ANALYSIS.index(path.relative_to(ROOT / PACKAGE).parts[1])
+        parts = {name.split(".")[2] for name in imports_of(path) if name.startswith(f"{PACKAGE}.analysis.")}
+        assert parts & set(ANALYSIS[place + 1 :]) == set()

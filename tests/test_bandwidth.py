@@ -13,7 +13,6 @@ from statistics import fmean, stdev
 import pytest
 from sweeps import assert_one_line
 
-from gfe_study.cache import CACHE_DIR_VARIABLE, cache_folder
 from gfe_study.density import bandwidth as module
 from gfe_study.density.bandwidth import (
     Bandwidth,
@@ -26,6 +25,7 @@ from gfe_study.density.bandwidth import (
 )
 from gfe_study.density.jsd import jsd
 from gfe_study.density.table import PAPER, SAMPLES, Cell, cells, pairs
+from gfe_study.io.cache import CACHE_DIR_VARIABLE, cache_folder
 from gfe_study.targets.base import Target
 from gfe_study.targets.mixture_of_gaussians import MixtureOfGaussians
 from gfe_study.targets.standard_normal import StandardNormal
@@ -151,7 +151,7 @@ def test_where_nothing_can_be_kept_it_is_computed(monkeypatch: pytest.MonkeyPatc
 
 COMPUTE_ONCE = """
 import os, sys, time
-from gfe_study.cache import cached
+from gfe_study.io.cache import cached
 def slowly():
     time.sleep(1)
     return os.getpid()

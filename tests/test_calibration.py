@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from gfe_study.analysis.stats import MOST_SEEDS, Paired, holm, mean_interval, paired, seeds_to_decide
+from gfe_study.analysis.stats.intervals import MOST_SEEDS, Paired, holm, mean_interval, paired, seeds_to_decide
 
 COUNTS = [3, 5, 10]
 APART = 8.0

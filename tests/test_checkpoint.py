@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from gfe_study.io.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 import typer
 import yaml
 
-from gfe_study.cli import app
+from gfe_study.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"

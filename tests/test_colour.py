@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from gfe_study import names, registry
-from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import InputError, Trial
 from gfe_study.data.split import Scale, Split, Splits, image_shape
+from gfe_study.io.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.metrics import DIVERGED, VAL_LOSS
 from gfe_study.study.artifacts import read_learner, write_best, write_reconstruction
 from gfe_study.study.encoding import encode_file

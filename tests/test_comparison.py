@@ -12,9 +12,9 @@ from test_one_route import ARMS, BASE
 from typer.testing import CliRunner
 
 from gfe_study import InputError, Study, run
-from gfe_study.analysis.comparison import compare, side_of
+from gfe_study.analysis.judge.comparison import compare, side_of
 from gfe_study.api import Result
-from gfe_study.cli import app
+from gfe_study.cli.app import app
 
 SLOW, FAST = ({**BASE, "fixed": {**BASE["fixed"], **ARMS[name]}} for name in ("slow", "fast"))
 BOTH = {**BASE, "scientific": {"arms": {name: ARMS[name] for name in ("slow", "fast")}}}

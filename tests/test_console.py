@@ -10,13 +10,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from gfe_study.analysis.diagnostics import Diagnostic, notes
-from gfe_study.analysis.stats import Interval, mean_interval, paired
-from gfe_study.analysis.verdict import Row, Verdict
-from gfe_study.analysis.verdict_table import verdict_table
-from gfe_study.console import StudyView
+from gfe_study.analysis.judge.diagnostics import Diagnostic, notes
+from gfe_study.analysis.judge.verdict import Row, Verdict
+from gfe_study.analysis.judge.verdict_table import verdict_table
+from gfe_study.analysis.stats.intervals import Interval, mean_interval, paired
 from gfe_study.layout import show
 from gfe_study.study.engine import Running, Snapshot
+from gfe_study.view.console import StudyView
 
 ARMS = ["amd", "euler", "rk4", "rk4, second order", "amd_nesterov", "amd_spectral", "gauss_newton", "lbfgs"]
 TEXTS = [

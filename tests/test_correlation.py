@@ -15,7 +15,7 @@ import torch
 from scipy.stats import pearsonr
 from sweeps import assert_one_line
 
-from gfe_study.analysis.correlation import draw_correlation
+from gfe_study.analysis.report.correlation import draw_correlation
 from gfe_study.density.bandwidth import BandwidthError
 from gfe_study.density.correlation import (
     SEPARATIONS,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from gfe_study.analysis.crossing import Crossing, find_crossings
+from gfe_study.analysis.stats.crossing import Crossing, find_crossings
 
 SIZES = np.array([100.0, 300.0, 1000.0, 3000.0, 10_000.0])
 SPREAD = np.array([-1.0, 0.0, 1.0])

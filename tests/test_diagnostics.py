@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfe_study.analysis.diagnostics import Diagnostic, diagnose, doubts
-from gfe_study.analysis.verdict import CONDITIONS, Verdict, judge
+from gfe_study.analysis.judge.diagnostics import Diagnostic, diagnose, doubts
+from gfe_study.analysis.judge.verdict import CONDITIONS, Verdict, judge
 from gfe_study.config import Range
 from gfe_study.metrics import IMAGES_SEEN, PASSES, TEST_LOSS, TRAIN_SECONDS
 

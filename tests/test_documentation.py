@@ -21,7 +21,7 @@ import typer
 from sweeps import COMMAND
 
 from gfe_study import registry
-from gfe_study.cli import app
+from gfe_study.cli.app import app
 from gfe_study.config import Budget, Evaluation, Section, Study, Trial, find_space, parse_assignments, space_files
 from gfe_study.config.files import parse_yaml
 from gfe_study.metrics import Group, Use, choices, reference

@@ -10,11 +10,11 @@ import pytest
 from test_training import tiny
 
 from gfe_study import names
-from gfe_study.checkpoint import write_checkpoint
 from gfe_study.data.split import Splits
+from gfe_study.io.checkpoint import write_checkpoint
+from gfe_study.io.storage import Mirror
 from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Configuration, Journal, Outcome, Settled
 from gfe_study.study.runner import run_trial
-from gfe_study.study.storage import Mirror
 
 
 class Call(NamedTuple):

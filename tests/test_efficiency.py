@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gfe_study.analysis.efficiency import DataEfficiency
-from gfe_study.analysis.stats import holm, mean_interval, paired
+from gfe_study.analysis.stats.efficiency import DataEfficiency
+from gfe_study.analysis.stats.intervals import holm, mean_interval, paired
 from gfe_study.metrics import IMAGES_SEEN, TEST_LOSS, UNIQUE_IMAGES
 
 SIZES = (1, 2, 4, 16)  # the seeds below are named by sizes, so that one cannot be taken for the other

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gfe_study.analysis.embedding import embed, label_accuracy, normalised, trusted
+from gfe_study.analysis.stats.embedding import embed, label_accuracy, normalised, trusted
 
 Floats = NDArray[np.floating[Any]]
 

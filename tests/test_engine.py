@@ -16,13 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from gfe_study import names
 from gfe_study.config import InputError, Study
+from gfe_study.io.storage import Mirror
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study import trial_run
 from gfe_study.study.engine import MAX_ATTEMPTS, Engine, Snapshot, declare
 from gfe_study.study.events import NAMES, Again, Ended, Reached, Record, Retried, Reused, read_record
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Plan
-from gfe_study.study.storage import Mirror
 from gfe_study.study.trial_run import FINAL, Event, Status, TrialRun
 
 LIMIT_S, BUDGET, SLOTS = 10.0, 96, 2

@@ -12,10 +12,10 @@ import pytest
 from stores import DECLARED, fresh, opened, point, trial
 
 from gfe_study import names, registry
-from gfe_study.analysis import paper
-from gfe_study.analysis.embedding import label_accuracy
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits import (
+from gfe_study.analysis.judge.evidence import Evidence
+from gfe_study.analysis.judge.verdict_table import verdict_table as verdict_listing
+from gfe_study.analysis.report import paper
+from gfe_study.analysis.report.exhibits import (
     MAKERS,
     Exhibit,
     curves,
@@ -29,14 +29,14 @@ from gfe_study.analysis.exhibits import (
     tuning,
     verdict,
 )
-from gfe_study.analysis.exhibits.base import level_text, seeds_text
-from gfe_study.analysis.html import exhibit_html, formatted
-from gfe_study.analysis.importance import FANOVA, FEWEST, PED_ANOVA, importances
-from gfe_study.analysis.load import Store
-from gfe_study.analysis.report import write_exhibit, write_report
-from gfe_study.analysis.style import GREY, PALETTE, colour_of, styles
-from gfe_study.analysis.tidy import RUN_ID
-from gfe_study.analysis.verdict_table import verdict_table as verdict_listing
+from gfe_study.analysis.report.exhibits.base import level_text, seeds_text
+from gfe_study.analysis.report.html import exhibit_html, formatted
+from gfe_study.analysis.report.page import write_exhibit, write_report
+from gfe_study.analysis.report.style import GREY, PALETTE, colour_of, styles
+from gfe_study.analysis.stats.embedding import label_accuracy
+from gfe_study.analysis.stats.importance import FANOVA, FEWEST, PED_ANOVA, importances
+from gfe_study.analysis.store.load import Store
+from gfe_study.analysis.store.tidy import RUN_ID
 from gfe_study.config import Component, Range, space_files
 from gfe_study.metrics import IMAGES_SEEN, TRAIN_LOSS, UNIQUE_IMAGES
 from gfe_study.tracking.runs import Change

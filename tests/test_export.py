@@ -21,8 +21,8 @@ from test_one_route import BASE
 from typer.testing import CliRunner
 
 from gfe_study import InputError, Study, results, run
-from gfe_study.analysis.export import export
-from gfe_study.cli import app
+from gfe_study.analysis.store.export import export
+from gfe_study.cli.app import app
 
 SEARCHED = {
     **BASE,

@@ -13,12 +13,12 @@ from stores import point
 from test_exhibits import evidence, run, shown
 
 from gfe_study import names
-from gfe_study.analysis import paper
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits import curves, entropy, novelty, pareto, verdict
-from gfe_study.analysis.report import trials_table
-from gfe_study.analysis.style import colour_of, styles
-from gfe_study.analysis.tidy import REPEATED, RUN_ID, measured
+from gfe_study.analysis.judge.evidence import Evidence
+from gfe_study.analysis.report import paper
+from gfe_study.analysis.report.exhibits import curves, entropy, novelty, pareto, verdict
+from gfe_study.analysis.report.page import trials_table
+from gfe_study.analysis.report.style import colour_of, styles
+from gfe_study.analysis.store.tidy import REPEATED, RUN_ID, measured
 from gfe_study.config import Study, space_files
 from gfe_study.metrics import (
     ENCODE_SECONDS,

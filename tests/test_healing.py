@@ -14,11 +14,10 @@ from stores import fresh
 from test_one_route import ARMS, BASE, Quiet, at_once, check, sweep
 
 from gfe_study import names
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.load import Store
+from gfe_study.analysis.judge.evidence import Evidence
+from gfe_study.analysis.store.load import Store
 from gfe_study.config import InputError, Study
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
-from gfe_study.statements import summary, verdict
 from gfe_study.study import sweep as sweeping
 from gfe_study.study.forecast import forecast
 from gfe_study.study.journal import Journal
@@ -28,6 +27,7 @@ from gfe_study.study.sweep import Outcome, run_sweep
 from gfe_study.study.trial_run import TrialRun
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.uri import URI_VARIABLE
+from gfe_study.view.statements import summary, verdict
 
 TWO_ARMS = {**BASE, "scientific": {"arms": dict(list(ARMS.items())[:2])}}
 

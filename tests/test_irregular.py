@@ -10,9 +10,9 @@ import pytest
 from stores import STUDY, fresh, opened, point, trial
 
 from gfe_study import names
-from gfe_study.analysis.irregular import Irregularity, ended, irregularities, usable
-from gfe_study.analysis.load import Store
-from gfe_study.analysis.verdict import judge
+from gfe_study.analysis.judge.irregular import Irregularity, ended, irregularities, usable
+from gfe_study.analysis.judge.verdict import judge
+from gfe_study.analysis.store.load import Store
 from gfe_study.metrics import DIVERGED, TEST_LOSS, VAL_LOSS
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import Change

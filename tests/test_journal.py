@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gfe_study.config import InputError
+from gfe_study.io.storage import Mirror
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.journal import FINISHED, FORMAT, JOURNAL_FILE, Configuration, Journal, Outcome
-from gfe_study.study.storage import Mirror
 
 
 def point(images: float) -> dict[str, float]:

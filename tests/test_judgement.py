@@ -13,9 +13,9 @@ from test_exhibits import evidence, run
 from test_verdict import LEFT, RIGHT, curves, row
 
 from gfe_study import names
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.judgement import complete, in_order, searched_ranges, signs_of, tuned, verdict_of
-from gfe_study.analysis.tidy import RUN_ID
+from gfe_study.analysis.judge.evidence import Evidence
+from gfe_study.analysis.judge.judgement import complete, in_order, searched_ranges, signs_of, tuned, verdict_of
+from gfe_study.analysis.store.tidy import RUN_ID
 from gfe_study.config import InputError, Study
 from gfe_study.metrics import TEST_LOSS
 

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from gfe_study import registry
-from gfe_study.cli import app
+from gfe_study.cli.app import app
 from gfe_study.config import InputError, Trial, space_files
 from gfe_study.config.files import parse_yaml
 from gfe_study.config.keys import keys, schema

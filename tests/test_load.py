@@ -16,8 +16,8 @@ from pandas.testing import assert_frame_equal
 from stores import STUDY, fresh, opened, point, trial
 
 from gfe_study import names
-from gfe_study.analysis.irregular import ended
-from gfe_study.analysis.load import Store
+from gfe_study.analysis.judge.irregular import ended
+from gfe_study.analysis.store.load import Store
 from gfe_study.config import InputError, Study
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, TEST_LOSS, VAL_LOSS
 from gfe_study.study.engine import declare

@@ -18,8 +18,8 @@ from pandas.testing import assert_frame_equal
 from stores import STUDY, fresh, opened, point, server, trial
 
 from gfe_study import names
-from gfe_study.analysis import load
-from gfe_study.analysis.load import Store
+from gfe_study.analysis.store import load
+from gfe_study.analysis.store.load import Store
 from gfe_study.metrics import VAL_LOSS
 from gfe_study.tracking.uri import TrackingError
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from gfe_study import names
-from gfe_study.cache import CACHE_DIR_VARIABLE
 from gfe_study.config import InputError, Trial
 from gfe_study.data.split import Split, Splits, image_shape
 from gfe_study.density.entropy import latent_entropy, normal_entropy
+from gfe_study.io.cache import CACHE_DIR_VARIABLE
+from gfe_study.io.storage import Mirror
 from gfe_study.measures import classifier as classifiers
 from gfe_study.measures import novelty
 from gfe_study.measures.base import Latents
@@ -46,7 +47,6 @@ from gfe_study.metrics import (
 )
 from gfe_study.models.mlp import MLPDecoder
 from gfe_study.study.images import Images
-from gfe_study.study.storage import Mirror
 from gfe_study.training import train
 
 CPU = torch.device("cpu")

@@ -17,16 +17,15 @@ from test_plan import SHA, finish
 from test_verdict import LEFT, RIGHT, curves, row
 
 from gfe_study import metrics, names
-from gfe_study.analysis.crossing import find_crossings
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits import MAKERS, data_efficiency, datasets, pareto, tuning, verdict
-from gfe_study.analysis.exhibits import curves as curves_of
-from gfe_study.analysis.exhibits.curves import _cut_worst
-from gfe_study.analysis.report import trials_table, write_report
-from gfe_study.analysis.verdict import judge
-from gfe_study.analysis.verdict_table import verdict_table
+from gfe_study.analysis.judge.evidence import Evidence
+from gfe_study.analysis.judge.verdict import judge
+from gfe_study.analysis.judge.verdict_table import verdict_table
+from gfe_study.analysis.report.exhibits import MAKERS, data_efficiency, datasets, pareto, tuning, verdict
+from gfe_study.analysis.report.exhibits import curves as curves_of
+from gfe_study.analysis.report.exhibits.curves import _cut_worst
+from gfe_study.analysis.report.page import trials_table, write_report
+from gfe_study.analysis.stats.crossing import find_crossings
 from gfe_study.config import InputError, Study
-from gfe_study.console import best_table, front_table
 from gfe_study.measures.base import Measure
 from gfe_study.metrics import (
     COMMON_TEST_LOSS,
@@ -58,10 +57,11 @@ from gfe_study.metrics import (
     unit_of,
     units_text,
 )
-from gfe_study.statements import front, ranked
 from gfe_study.study.journal import Journal
 from gfe_study.study.plan import Plan
 from gfe_study.tracking import views
+from gfe_study.view.console import best_table, front_table
+from gfe_study.view.statements import front, ranked
 
 METRES = Values("value", "m")
 SEARCH: dict[str, Any] = {

@@ -21,11 +21,10 @@ from stores import fresh, server
 from sweeps import children, gfe_study
 
 from gfe_study import names, results
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits.verdict import verdict_table
-from gfe_study.analysis.load import Store
+from gfe_study.analysis.judge.evidence import Evidence
+from gfe_study.analysis.report.exhibits.verdict import verdict_table
+from gfe_study.analysis.store.load import Store
 from gfe_study.config import InputError, Study
-from gfe_study.console import best_blocks
 from gfe_study.data.split import Splits
 from gfe_study.metrics import (
     DIVERGED,
@@ -39,7 +38,6 @@ from gfe_study.metrics import (
     VAL_LOSS,
     of_split,
 )
-from gfe_study.statements import signs, summary, verdict
 from gfe_study.study.engine import Engine, Observer
 from gfe_study.study.frames import trials_frame
 from gfe_study.study.options import Options
@@ -47,6 +45,8 @@ from gfe_study.study.status import state_of
 from gfe_study.study.sweep import Outcome, run_sweep
 from gfe_study.study.trial_run import TrialRun
 from gfe_study.tracking.uri import URI_VARIABLE
+from gfe_study.view.console import best_blocks
+from gfe_study.view.statements import signs, summary, verdict
 
 TEST_RMSE = of_split("test", RMSE)
 BASE: dict[str, Any] = {

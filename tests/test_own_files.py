@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from gfe_study import names
-from gfe_study.checkpoint import read_checkpoint
 from gfe_study.config import InputError, Trial
 from gfe_study.data.base import load_splits
 from gfe_study.data.mnist import MNIST
 from gfe_study.data.split import DataError, Splits
+from gfe_study.io.checkpoint import read_checkpoint
 from gfe_study.posterior import posterior_of
 from gfe_study.study.artifacts import read_learner, write_best
 from gfe_study.study.encoding import encode_file, encoding_notes

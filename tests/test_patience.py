@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from test_verdict import METRIC, curves, row
 
 from gfe_study import names
-from gfe_study.analysis.tidy import RUN_ID, until_result
-from gfe_study.analysis.verdict import judge
-from gfe_study.checkpoint import read_checkpoint
+from gfe_study.analysis.judge.verdict import judge
+from gfe_study.analysis.store.tidy import RUN_ID, until_result
 from gfe_study.config import Study, Trial
-from gfe_study.console import plan_lines, shape
+from gfe_study.io.checkpoint import read_checkpoint
+from gfe_study.io.storage import Storage
 from gfe_study.metrics import (
     DIVERGED,
     ENCODE_SECONDS,
@@ -35,8 +35,8 @@ from gfe_study.metrics import (
 from gfe_study.study.forecast import forecast
 from gfe_study.study.options import Options
 from gfe_study.study.runner import run_trial
-from gfe_study.study.storage import Storage
 from gfe_study.training import Metrics, train
+from gfe_study.view.console import plan_lines, shape
 
 SECONDS = {TRAIN_SECONDS, ENCODE_SECONDS, EVAL_SECONDS}
 PATIENCE = 4

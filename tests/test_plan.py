@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from gfe_study.config import Study, find_space
-from gfe_study.console import opening
 from gfe_study.data.base import load_splits
+from gfe_study.io.storage import Mirror
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN, TRAIN_SECONDS, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Configuration, Journal, Outcome
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.searcher import Suggester, add_certain
 from gfe_study.study.status import state_of
-from gfe_study.study.storage import Mirror
+from gfe_study.view.console import opening
 
 SHA = "0" * 64
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gfe_study.analysis.ranks import Ranks, datasets_to_compare, friedman
-from gfe_study.analysis.stats import paired
+from gfe_study.analysis.stats.intervals import paired
+from gfe_study.analysis.stats.ranks import Ranks, datasets_to_compare, friedman
 
 # AUC of C4.5 with and without pruning (m) and tuned confidence (cf), on 14 datasets: Demšar 2006, table 6. The
 # paper's ranks on "voting" come from digits that it does not print.

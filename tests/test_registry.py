@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from gfe_study import registry
+from gfe_study.cli.doctor import examine
 from gfe_study.config import InputError, Study, Trial, read_yaml, to_yaml
 from gfe_study.config.base import Component
+from gfe_study.io.storage import Storage
 from gfe_study.solvers.amd import AMD
 from gfe_study.solvers.fixed_grid import RK4
-from gfe_study.study.doctor import examine
 from gfe_study.study.ray_trainable import built
-from gfe_study.study.storage import Storage
 
 DATA = "0" * 64
 CACHES = [cached for cached in vars(registry).values() if hasattr(cached, "cache_clear")]

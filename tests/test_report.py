@@ -28,10 +28,10 @@ from scipy import stats
 from sweeps import children, environment, gfe_study, history, started
 
 from gfe_study import names
-from gfe_study.analysis.evidence import Evidence
-from gfe_study.analysis.exhibits import explore
-from gfe_study.analysis.load import Store
-from gfe_study.analysis.report import PAGE_FILE, write_report
+from gfe_study.analysis.judge.evidence import Evidence
+from gfe_study.analysis.report.exhibits import explore
+from gfe_study.analysis.report.page import PAGE_FILE, write_report
+from gfe_study.analysis.store.load import Store
 from gfe_study.config import InputError
 from gfe_study.metrics import IMAGES_SEEN, MIXED_TEST_LOSS, TEST_LOSS, VAL_LOSS
 

@@ -10,12 +10,12 @@ import pytest
 
 from gfe_study import names
 from gfe_study.config import Study
+from gfe_study.io.storage import Mirror
 from gfe_study.metrics import IMAGES_SEEN, VAL_LOSS
 from gfe_study.study.journal import FAILED, FINISHED, Journal, Outcome
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import finished_elsewhere, reusable, this_machine, usable
-from gfe_study.study.storage import Mirror
 
 HERE = {names.HOST: "here", names.DEVICE: "cpu (A)", names.THREADS: "1"}
 

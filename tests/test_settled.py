@@ -17,11 +17,11 @@ from test_one_route import BASE, Quiet, at_once
 
 from gfe_study import names
 from gfe_study.config import Study
+from gfe_study.io.storage import Storage
 from gfe_study.study.images import Images
 from gfe_study.study.journal import JOURNAL_FILE, Journal
 from gfe_study.study.options import Options
 from gfe_study.study.settled import file_states, settled, start_key
-from gfe_study.study.storage import Storage
 from gfe_study.study.sweep import Outcome, run_sweep
 from gfe_study.tracking.uri import URI_VARIABLE
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gfe_study import registry
-from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
 from gfe_study.data.split import Shape, Splits
+from gfe_study.io.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.ae import EncoderMethod
 from gfe_study.methods.base import Batch, Learner

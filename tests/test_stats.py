@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from gfe_study.analysis.stats import (
+from gfe_study.analysis.stats.intervals import (
     EXACT_UP_TO,
     FEWEST_PAIRS,
     FLIPS,

@@ -12,11 +12,12 @@ from fsspec.registry import _registry
 
 from gfe_study import names
 from gfe_study.config import InputError
-from gfe_study.study import runner, storage
+from gfe_study.io import storage
+from gfe_study.io.storage import Mirror, Storage, StorageError, Uploads, local_file
+from gfe_study.study import runner
 from gfe_study.study.journal import JOURNAL_FILE, Journal
 from gfe_study.study.ray_session import _check_answers
 from gfe_study.study.runner import _fetched
-from gfe_study.study.storage import Mirror, Storage, StorageError, Uploads, local_file
 
 
 def test_a_folder_is_its_own_storage(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gfe_study import registry, training
-from gfe_study.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
 from gfe_study.config.gaps import Gaps
 from gfe_study.data.gaps import withheld
 from gfe_study.data.split import Split, Splits, image_shape
 from gfe_study.gradients.approx import Approximate
+from gfe_study.io.checkpoint import read_checkpoint, write_checkpoint
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Batch, Diverged, Learner
 from gfe_study.methods.closed_form import ClosedForm

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from gfe_study.analysis.tuning import INTERVAL_UP_TO, expected_best, expected_best_over, order_weights
+from gfe_study.analysis.stats.tuning import INTERVAL_UP_TO, expected_best, expected_best_over, order_weights
 
 losses = st.lists(st.floats(-10, 10), min_size=1, max_size=8)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gfe_study import names
-from gfe_study.analysis.stats import seeds_to_decide
-from gfe_study.analysis.verdict import Row, Verdict, judge
+from gfe_study.analysis.judge.verdict import Row, Verdict, judge
+from gfe_study.analysis.stats.intervals import seeds_to_decide
 from gfe_study.metrics import ENCODER_PASSES, IMAGES_SEEN, NFE_BACKWARD, NFE_FORWARD, TEST_LOSS, TRAIN_SECONDS, VAL_LOSS
 
 METRIC = TEST_LOSS

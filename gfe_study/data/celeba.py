@@ -15,9 +15,9 @@ import numpy as np
 from filelock import FileLock
 from pydantic import Field
 
-from gfe_study.cache import CACHE_DIR_VARIABLE, cache_folder
 from gfe_study.data.files import FileDataset
 from gfe_study.data.split import DataError, Scale, Split, Splits, image_shape
+from gfe_study.io.cache import CACHE_DIR_VARIABLE, cache_folder
 
 if TYPE_CHECKING:
     import pandas as pd

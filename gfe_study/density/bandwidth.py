@@ -14,9 +14,9 @@ import torch
 from scipy.optimize import brentq, fixed_point
 from torch import Tensor
 
-from gfe_study.cache import cached
 from gfe_study.config import InputError
 from gfe_study.density.kde import kernel_moments, log_normaliser
+from gfe_study.io.cache import cached
 from gfe_study.targets.base import Target
 
 TRIALS = 10

@@ -14,10 +14,10 @@ from pathlib import Path
 from filelock import FileLock
 from torch import Tensor
 
-from gfe_study.cache import cache_folder
-from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
 from gfe_study.data.split import Splits
+from gfe_study.io.cache import cache_folder
+from gfe_study.io.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 
 CONTENT = "prepared"
 

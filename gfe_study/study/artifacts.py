@@ -11,9 +11,9 @@ import yaml
 from torch import Tensor
 
 from gfe_study import names
-from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import InputError, Trial, read_yaml, to_yaml
 from gfe_study.data.split import Scale, Shape, Splits, image_shape
+from gfe_study.io.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.methods.base import Learner
 from gfe_study.study.shown import grid, shown
 from gfe_study.training import TrainingState

@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from gfe_study.checkpoint import read_checkpoint
 from gfe_study.config import InputError, Trial
 from gfe_study.data.arrays import Arrays
 from gfe_study.data.measuring import instrument_of, measured_scale, measured_shape
 from gfe_study.data.samples import Samples, read_samples
 from gfe_study.data.split import Array, Scale, Shape
+from gfe_study.io.checkpoint import read_checkpoint
 from gfe_study.likelihoods.base import Observed
 from gfe_study.methods.base import Encoding, Learner
 from gfe_study.metrics import CALIBRATION

@@ -15,6 +15,7 @@ from typing import Protocol
 from gfe_study import names
 from gfe_study.config import InputError
 from gfe_study.data.split import Splits
+from gfe_study.io.storage import about_uploads
 from gfe_study.metrics import IMAGES_SEEN
 from gfe_study.study.halving import Halving
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Outcome, State
@@ -22,7 +23,6 @@ from gfe_study.study.pace import Begun, Kind, Pace, share_of, spent
 from gfe_study.study.plan import OVER, Job, Plan
 from gfe_study.study.reuse import Finished
 from gfe_study.study.searcher import LEAST_PARALLEL, Suggester, add_certain
-from gfe_study.study.storage import about_uploads
 from gfe_study.study.trial_run import FINAL, Event, Status, TrialRun
 
 MAX_ATTEMPTS = 4

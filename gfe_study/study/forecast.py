@@ -14,6 +14,7 @@ from gfe_study.config import Hole, Study, Trial
 from gfe_study.config.options import IMAGES_WITHOUT_LIMIT, Asha
 from gfe_study.data.base import data_folders
 from gfe_study.data.split import Splits
+from gfe_study.io.storage import Storage
 from gfe_study.metrics import DIVERGED, IMAGES_SEEN
 from gfe_study.study.images import Images
 from gfe_study.study.journal import Journal
@@ -24,7 +25,6 @@ from gfe_study.study.probe import Estimate, probe_all
 from gfe_study.study.reuse import reusable
 from gfe_study.study.searcher import add_certain
 from gfe_study.study.snapshots import LATENTS, MOMENTS
-from gfe_study.study.storage import Storage
 
 BYTES_PER_WEIGHT = 4
 FLOWS_BYTES = 10e3

@@ -11,8 +11,8 @@ from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
 from gfe_study.data.base import Dataset, check_data, read_splits
 from gfe_study.data.split import Splits
+from gfe_study.io.storage import Mirror
 from gfe_study.measures.preparation import Content, Keep, in_cache, prepared, read_prepared, write_prepared
-from gfe_study.study.storage import Mirror
 
 
 def data_key(trial: Trial | dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from gfe_study.config import InputError
+from gfe_study.io.storage import JOURNAL_FILE, Mirror, Storage, StorageError
 from gfe_study.metrics import IMAGES_SEEN
 from gfe_study.study.events import (
     FAILED,
@@ -48,7 +49,6 @@ from gfe_study.study.events import (
     State,
     read_record,
 )
-from gfe_study.study.storage import JOURNAL_FILE, Mirror, Storage, StorageError
 
 __all__ = [
     "FAILED",

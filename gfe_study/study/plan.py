@@ -10,9 +10,9 @@ from typing import Any
 
 from gfe_study import names
 from gfe_study.config import InputError, Study, Trial
+from gfe_study.io.storage import Mirror
 from gfe_study.metrics import DIVERGED, result_of, sign_of
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Configuration, Journal
-from gfe_study.study.storage import Mirror
 
 OVER = (FINISHED, STOPPED)
 """Outcomes after which a trial is not run again."""

@@ -19,10 +19,10 @@ from gfe_study import names
 from gfe_study.config import InputError, Trial
 from gfe_study.data.split import Splits
 from gfe_study.device import prepare
+from gfe_study.io.storage import Mirror
 from gfe_study.provenance import code, unlike
 from gfe_study.study.images import data_key
 from gfe_study.study.runner import FAILURE_FILE, Report, device_name, pin_threads, reason_of, run_trial
-from gfe_study.study.storage import Mirror
 
 POINTS, PROBLEMS, WAITING, PLACE, FAILURE = "points", "problems", "waiting", "place", "failure"
 NODE, PID, CODE, PACKAGES = "node", "pid", "code", "packages"

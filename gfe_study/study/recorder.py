@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from gfe_study import interrupts, names
 from gfe_study.config import InputError, Trial, flatten, to_yaml
+from gfe_study.io.storage import UPLOAD_RETRY_S, StorageError
 from gfe_study.layout import number
 from gfe_study.metrics import DIVERGED
 from gfe_study.provenance import package_versions
@@ -23,7 +24,6 @@ from gfe_study.study.journal import FAILED, FINISHED
 from gfe_study.study.plan import Job, Plan
 from gfe_study.study.reuse import Finished
 from gfe_study.study.runner import CONTINUATION, FAILURE_FILE
-from gfe_study.study.storage import UPLOAD_RETRY_S, StorageError
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FAILED as RUN_FAILED
 from gfe_study.tracking.runs import FINISHED as RUN_FINISHED

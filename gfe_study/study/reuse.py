@@ -12,11 +12,11 @@ import torch
 
 from gfe_study import names
 from gfe_study.config import InputError
+from gfe_study.io.storage import Storage
 from gfe_study.study.journal import FINISHED, JOURNAL_FILE, Journal, Outcome
 from gfe_study.study.options import Options
 from gfe_study.study.plan import Job
 from gfe_study.study.runner import device_name, num_threads
-from gfe_study.study.storage import Storage
 
 
 @dataclass(frozen=True)

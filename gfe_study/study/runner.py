@@ -15,13 +15,13 @@ import torch
 from filelock import FileLock
 
 from gfe_study import names
-from gfe_study.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gfe_study.config import Trial
 from gfe_study.data.split import Splits
+from gfe_study.io.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from gfe_study.io.storage import UPLOAD_RETRY_S, Mirror, StorageError, Uploads
 from gfe_study.metrics import DIVERGED, VAL_LOSS
 from gfe_study.study.artifacts import write_best, write_reconstruction
 from gfe_study.study.snapshots import write_snapshot
-from gfe_study.study.storage import UPLOAD_RETRY_S, Mirror, StorageError, Uploads
 from gfe_study.training import Metrics, Progress, TrainingState, train
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from gfe_study.config import TRAINING_VERSION
+from gfe_study.io.storage import JOURNAL_FILE, Storage
 from gfe_study.names import DATA_DIR_VARIABLE, ROLE, ROLE_TRIAL
 from gfe_study.provenance import PACKAGE, own_version, package_versions
 from gfe_study.study.events import NewerRecord, Settled, read_record
-from gfe_study.study.storage import JOURNAL_FILE, Storage
 from gfe_study.tracking.uri import BUSY_TIMEOUT_S, sqlite_file, store_uri
 
 LONGEST_LINE = 4_000_000

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from gfe_study.data.split import Scale, Shape, are_images
+from gfe_study.io.pictures import Array, is_image, plane, value_range
 from gfe_study.likelihoods.base import Observed
-from gfe_study.pictures import Array, is_image, plane, value_range
 
 TILE_PIXELS = 56
 COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))

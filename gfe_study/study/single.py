@@ -14,13 +14,13 @@ from gfe_study import interrupts, names
 from gfe_study.config import Trial, flatten, to_yaml
 from gfe_study.data.base import load_splits
 from gfe_study.data.split import Splits
+from gfe_study.io.storage import Storage, about_uploads
 from gfe_study.measures.preparation import prepared
 from gfe_study.metrics import DIVERGED, result_of
 from gfe_study.provenance import package_versions, provenance
 from gfe_study.study.images import kept_in
 from gfe_study.study.recorder import artifact_files, floor_tag, trial_tags
 from gfe_study.study.runner import CONTINUATION, device_name, pin_threads, run_trial
-from gfe_study.study.storage import Storage, about_uploads
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FINISHED, RUNNING, Change
 from gfe_study.tracking.uri import writable

@@ -18,6 +18,7 @@ from gfe_study import interrupts, names
 from gfe_study.config import InputError, Study, to_yaml
 from gfe_study.data.base import data_folders
 from gfe_study.data.split import Splits
+from gfe_study.io.storage import Storage
 from gfe_study.provenance import provenance
 from gfe_study.study.disk import DiskWatch
 from gfe_study.study.engine import Engine, Observer, declare
@@ -29,7 +30,6 @@ from gfe_study.study.recorder import Recorder
 from gfe_study.study.reuse import reusable
 from gfe_study.study.runner import CONTINUATION
 from gfe_study.study.settled import file_states
-from gfe_study.study.storage import Storage
 from gfe_study.tracking.client import Tracker
 from gfe_study.tracking.runs import FAILED
 from gfe_study.tracking.uri import writable

@@ -17,8 +17,8 @@ import yaml
 from sweeps import COMMAND, LONGER_STEPS, SECONDS_LIMIT, children, environment, history, longer_space, wait_until
 
 from gfe_study import names
+from gfe_study.io.storage import FILES_UPLOADED, FILES_WAIT
 from gfe_study.metrics import VAL_LOSS
-from gfe_study.study.storage import FILES_UPLOADED, FILES_WAIT
 from services.s3 import S3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

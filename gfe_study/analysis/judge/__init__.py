@@ -1,0 +1,1 @@
+"""What a study says: evidence, verdicts, signs of a bad sweep."""

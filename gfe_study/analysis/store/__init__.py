@@ -1,0 +1,1 @@
+"""From the tracking store to tidy frames."""

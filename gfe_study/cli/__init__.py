@@ -1,0 +1,1 @@
+"""The commands: what is typed, and where it is passed on."""
