@@ -76,7 +76,12 @@ ARMS = {
     "MIWAE": Arm({"method": "miwae"}, ENCODERS),
     "GFE": Arm(
         {"method": "gfe"},
-        {**NETWORKS, "model.hidden": ([600], [128, 128], [100]), "prior_precision": (0.5, 1.0, 2.0, 4.0)},
+        {
+            **NETWORKS,
+            "model.hidden": ([600], [128, 128], [100]),
+            "prior_precision": (0.5, 1.0, 2.0, 4.0),
+            "method.posterior_noise.width": (0.1, 0.3, 1.0),
+        },
     ),
 }
 
