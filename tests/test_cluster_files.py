@@ -67,7 +67,7 @@ def test_ray_refuses_a_wrong_key(launcher: dict[str, Any], change: dict[str, Any
         check_launcher({**launcher, **change})
 
 
-def test_every_node_of_the_launcher_asks_for_the_token(launcher: dict[str, Any]) -> None:
+def test_every_launcher_node_asks_for_the_token(launcher: dict[str, Any]) -> None:
     starts = [*launcher["head_start_ray_commands"], *launcher["worker_start_ray_commands"]]
     starts = [line for line in starts if "ray start" in line]
     assert len(starts) == 2
@@ -236,7 +236,7 @@ def test_a_wrong_command_would_be_noticed(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_no_server_is_open_to_all_unless_a_site_says_so(path: Path) -> None:
+def test_no_server_is_open_unless_a_site_says_so(path: Path) -> None:
     written = path.read_text().splitlines()
     for number, line in enumerate(written):
         if re.search(r"0\.0\.0\.0|host[= ]['\"]?::", line):
@@ -337,7 +337,7 @@ def test_batch_script_ends_with_the_sweeps_code(slurm: Callable[..., Any], code:
     assert not any(call.startswith("requeue") for call in calls)
 
 
-def test_batch_script_requeues_when_its_time_runs_out(slurm: Callable[..., Any]) -> None:
+def test_batch_script_requeues_when_out_of_time(slurm: Callable[..., Any]) -> None:
     ended, calls = slurm(signal.SIGTERM)
     assert ended == 130
     assert calls[-1] == "requeue 4711"
@@ -351,7 +351,7 @@ def test_batch_script_requeues_while_ray_starts(slurm: Callable[..., Any], tmp_p
     assert not any(call.startswith("sweep") for call in calls)
 
 
-def test_batch_script_does_not_bring_back_a_cancelled_job(slurm: Callable[..., Any]) -> None:
+def test_batch_script_lets_a_cancelled_job_end(slurm: Callable[..., Any]) -> None:
     ended, calls = slurm(signal.SIGTERM, state="COMPLETING")
     assert ended == 130
     assert not any(call.startswith("requeue") for call in calls)

@@ -127,7 +127,7 @@ def test_the_fingerprint_changes_with_every_name() -> None:
     assert len({one.fingerprint(DATA) for one in trials}) == len(changes)
 
 
-def test_the_fingerprint_changes_with_the_version_of_the_training_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_version_is_in_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Trial.build().fingerprint(DATA), Trial.build().group(DATA)
     monkeypatch.setattr(trial, "TRAINING_VERSION", trial.TRAINING_VERSION + 1)
     after = Trial.build().fingerprint(DATA), Trial.build().group(DATA)
@@ -148,7 +148,7 @@ def test_the_group_is_that_of_all_seeds(base: Trial) -> None:
     assert base.group(DATA) != Trial.build(base.dump(), {"budget": {"images": 7}}).group(DATA)
 
 
-def test_the_paper_preset_has_the_papers_constants() -> None:
+def test_the_paper_preset_is_what_the_paper_says() -> None:
     paper = Trial.build({"preset": "paper"})
     amd, optim, model = paper.solver, paper.optim, paper.model
     assert isinstance(amd, AMD)
@@ -160,7 +160,7 @@ def test_the_paper_preset_has_the_papers_constants() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_build_with_every_method_and_dataset(preset: str) -> None:
+def test_presets_take_every_method_and_dataset(preset: str) -> None:
     for method in registry.names("method"):
         for data in registry.names("data"):
             path = {"path": "a.npy"} if "path" in registry.component("data", data).model_fields else {}
@@ -171,12 +171,12 @@ def test_presets_build_with_every_method_and_dataset(preset: str) -> None:
 @pytest.mark.parametrize(
     ("section", "name"), [(section, name) for section in registry.BASES for name in registry.names(section)]
 )
-def test_every_choice_is_registered_under_its_name(section: str, name: str) -> None:
+def test_every_choice_is_registered_by_its_name(section: str, name: str) -> None:
     found: type = registry.component(section, name)
     assert registry.name_of(found) == name
 
 
-def test_a_later_layer_wins_and_keeps_the_rest_of_a_section() -> None:
+def test_a_later_layer_wins_and_keeps_the_rest() -> None:
     built = Trial.build(
         {"preset": "paper", "solver": {"beta": 0.5, "kappa": 2}}, {"solver": {"kappa": 1.5}, "method": "ae"}
     )
@@ -185,18 +185,18 @@ def test_a_later_layer_wins_and_keeps_the_rest_of_a_section() -> None:
 
 
 @pytest.mark.parametrize("renaming", ["rk4", {"name": "rk4"}])
-def test_a_section_given_another_name_starts_afresh(renaming: Any) -> None:
+def test_a_section_with_a_new_name_starts_afresh(renaming: Any) -> None:
     built = Trial.build({"preset": "paper", "solver": {"beta": 0.5, "tau": 3}}, {"solver": renaming})
     assert built.solver == RK4()
 
 
-def test_a_section_given_its_own_name_again_keeps_its_values() -> None:
+def test_a_repeated_name_keeps_a_sections_values() -> None:
     layer = {"preset": "paper", "solver": {"beta": 0.5}}
     assert Trial.build(layer, {"solver": "amd"}) == Trial.build(layer)
     assert Trial.build(layer, {"solver": "amd"}).solver == AMD(beta=0.5, min_slope=1e-5)
 
 
-def test_another_dataset_keeps_what_every_dataset_has() -> None:
+def test_a_new_dataset_keeps_the_shared_settings() -> None:
     data = {"name": "digits", "train_images": 500, "held_out": 3}
     built = Trial.build({"data": data}, {"data": "mnist"}, {"data": {"subset_seed": 1}}, {"data": "fashion_mnist"})
     assert built.data == FashionMNIST(train_images=500, held_out=3, subset_seed=1)
@@ -217,12 +217,13 @@ def test_merging_leaves_its_layers_as_they_were() -> None:
     assert layers == [{"solver": {"name": "amd", "tau": 1}}, {"solver": {"tau": 2}}]
 
 
-def test_a_setting_may_be_given_of_what_is_implied() -> None:
+def test_an_implied_choice_takes_settings() -> None:
+    """PCA implies a Gaussian likelihood, so its sigma can be set without naming it."""
     trial = Trial.build({"method": "pca", "likelihood": {"sigma": "learned"}})
     assert trial.likelihood.model_dump() == {"name": "gaussian", "sigma": "learned"}
 
 
-def test_amd_implies_a_constant_alpha_and_rk4_does_not() -> None:
+def test_alpha_is_constant_with_amd_but_not_rk4() -> None:
     assert Trial.build({"flow": "gradient", "solver": "amd"}).flow.alpha == "constant"
     assert Trial.build({"flow": "gradient", "solver": "rk4"}).flow.alpha == "exponential"
     assert Trial.build({"solver": "rk4", "flow": "nesterov"}).flow.alpha == "constant"
@@ -288,7 +289,7 @@ def test_amd_implies_a_constant_alpha_and_rk4_does_not() -> None:
     ],
     ids=str,
 )
-def test_a_bad_configuration_is_refused_in_one_line(given: dict[str, Any], words: list[str]) -> None:
+def test_a_bad_trial_is_refused_in_one_line(given: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as error:
         Trial.build({"preset": "paper"}, given, where="my.yaml")
     text = complaint(error)
@@ -312,7 +313,8 @@ def test_evaluation_points_end_with_the_budget() -> None:
         ({"every": 1, "growth": 2}, 10, [1, 2, 4, 8, 10]),
     ],
 )
-def test_evaluation_points_may_go_on_at_a_distance(schedule: Any, images: int, expected: list[int]) -> None:
+def test_a_schedule_may_be_given_as_a_distance(schedule: Any, images: int, expected: list[int]) -> None:
+    """Then the evaluation points go on for as long as the budget lasts."""
     trial = Trial.build({"eval": {"schedule": schedule}})
     assert list(trial.eval.points(images)) == expected
     assert Trial.build(trial.dump()) == trial
@@ -368,7 +370,7 @@ def test_yaml_numbers_and_assignments() -> None:
     "given",
     [["solver=amd", "solver.beta=0.5"], ["solver.beta=0.5", "solver=amd"], ["solver.name=amd", "solver.beta=0.5"]],
 )
-def test_the_order_of_assignments_to_a_section_does_not_matter(given: list[str]) -> None:
+def test_a_section_is_assigned_in_any_order(given: list[str]) -> None:
     assert parse_assignments(given) == {"solver": {"name": "amd", "beta": 0.5}}
 
 
@@ -602,7 +604,7 @@ def test_every_end_of_a_range_must_make_a_trial(nuisance: dict[str, Any], words:
     ],
     ids=str,
 )
-def test_a_start_out_of_the_space_is_refused_in_one_line(start: Any, words: list[str]) -> None:
+def test_a_start_outside_the_space_is_refused(start: Any, words: list[str]) -> None:
     with pytest.raises(InputError) as error:
         build(nuisance={"solver.slices": {"int": [3, 40]}}, start_from=[start])
     text = complaint(error)
@@ -642,14 +644,13 @@ def test_a_study_without_a_question_is_refused() -> None:
         Study.build({"fixed": {}}, "my.yaml")
 
 
-def test_an_unknown_space_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_space_names_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"unknown space 'adm'; did you mean 'amd'\?.*smoke"):
         find_space("adm")
 
 
-def test_a_space_of_the_working_folder_goes_before_a_shipped_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_local_space_hides_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A space in the working folder is found before a shipped one of the same name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "search_spaces").mkdir()
     mine = tmp_path / "search_spaces" / "amd.yaml"
@@ -698,7 +699,7 @@ def test_a_study_knows_the_hash_of_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"fixed": {"seed": 7}}, {"nuisance": {"seed": {"int": [0, 9]}}, "start_from": []}])
-def test_a_seed_in_a_study_is_refused_rather_than_ignored(changes: dict[str, Any]) -> None:
+def test_a_seed_in_a_study_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="seed: given; allowed: seeds"):
         build(**changes)
 
@@ -717,7 +718,8 @@ def test_the_study_shown_in_the_readme_is_one() -> None:
     assert study.model_dump() == Study.load(space_files()["ae_fair"]).model_dump()
 
 
-def test_a_setting_of_several_kinds_is_refused_once_with_all_that_it_may_be() -> None:
+def test_a_refusal_lists_every_kind_allowed() -> None:
+    """A setting of several kinds is refused once, with all that it may be."""
     with pytest.raises(InputError) as refused:
         Trial.build({"likelihood": {"name": "gaussian", "sigma": -1}})
     assert str(refused.value).endswith(

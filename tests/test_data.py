@@ -69,7 +69,7 @@ def test_images_are_scaled_to_the_unit_interval() -> None:
     assert split.values_ND.tolist() == [[0, 4, 8], [16, 1, 2]]
 
 
-def test_entropy_floor_is_the_mean_entropy_of_pixels() -> None:
+def test_entropy_floor_is_the_mean_pixel_entropy() -> None:
     split = Split(np.array([[0, 8, 16, 4]], np.uint8), np.array([0]), scale=Scale.of_levels(16))
     quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     splits = Splits(split, split, split, image_shape(2, 2))
@@ -94,7 +94,7 @@ def test_digits_are_the_same_at_each_load(digits: Splits) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_the_fingerprint_of_a_dataset_changes_with_one_image_or_label(digits: Splits, part: str) -> None:
+def test_one_image_or_label_changes_a_fingerprint(digits: Splits, part: str) -> None:
     split = getattr(digits, part)
     pixels, labels = split.values_ND.copy(), split.labels_N.copy()
     pixels[-1, -1] ^= 1
@@ -118,7 +118,7 @@ def test_mnist_is_split_into_disjoint_parts(mnist_folder: Path) -> None:
     assert splits.floor(Bernoulli(), 10_000) == pytest.approx(0.0581, abs=1e-4)
 
 
-def test_seg_mnist_is_tested_on_digits_it_was_not_trained_on(mnist_folder: Path) -> None:
+def test_seg_mnist_is_tested_on_unseen_digits(mnist_folder: Path) -> None:
     splits = SegMNIST().load([mnist_folder])
     assert set(labels_of(splits.train)) == set(labels_of(splits.val)) == {0, 1, 2, 3, 4}
     assert set(labels_of(splits.test)) == {5, 6, 7, 8, 9}
@@ -166,9 +166,10 @@ def test_a_small_excerpt_holds_out_a_sixth(tiny_mnist: Path) -> None:
         "celeba": "celeba",
     }.items(),
 )
-def test_missing_data_says_where_it_looked_and_what_to_set(
+def test_missing_data_says_where_it_looked(
     name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It also says what to set."""
     monkeypatch.setenv("GFE_DATA_DIR", str(tmp_path / "mine"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as error:
@@ -182,7 +183,8 @@ def test_missing_data_says_where_it_looked_and_what_to_set(
 
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"])
 @pytest.mark.parametrize("kept", [0, 10, 49])
-def test_a_truncated_file_is_refused_with_its_folder_and_cause(tiny_mnist: Path, file: str, kept: int) -> None:
+def test_a_truncated_file_is_called_damaged(tiny_mnist: Path, file: str, kept: int) -> None:
+    """The message names its folder and the cause."""
     path = tiny_mnist / "MNIST" / "raw" / file
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DataError) as error:
@@ -193,13 +195,13 @@ def test_a_truncated_file_is_refused_with_its_folder_and_cause(tiny_mnist: Path,
     assert "damaged ()" not in text
 
 
-def test_images_and_labels_of_different_number_are_refused(tiny_mnist: Path) -> None:
+def test_images_must_be_as_many_as_their_labels(tiny_mnist: Path) -> None:
     (tiny_mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(30) % 10))
     with pytest.raises(DataError, match="is damaged"):
         MNIST().load([tiny_mnist])
 
 
-def test_a_download_that_fails_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchvisionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(DataError) as error:
@@ -226,12 +228,12 @@ def test_subsets_are_nested_stratified_and_seeded(counts: tuple[int, ...], digit
     assert other.train.digest() != subsets[0].train.digest()
 
 
-def test_more_training_images_than_there_are_is_one_line() -> None:
+def test_too_many_training_images_are_refused() -> None:
     with pytest.raises(DataError, match=r"data.train_images: given 1198; allowed: at most 1197"):
         Digits(train_images=1198).load()
 
 
-def test_values_outside_the_domain_of_the_likelihood_are_refused() -> None:
+def test_a_likelihood_refuses_impossible_values() -> None:
     trial = Trial.build({"data": {"name": "digits", "scale": "none"}})
     with pytest.raises(InputError, match=r"likelihood\.name: given 'bernoulli', which is for values from 0 to 1, with"):
         load_splits(trial)
@@ -239,7 +241,7 @@ def test_values_outside_the_domain_of_the_likelihood_are_refused() -> None:
     load_splits(Trial.build({"likelihood": "poisson"}))
 
 
-def test_values_that_32_bits_do_not_hold_want_a_scale(tmp_path: Path) -> None:
+def test_values_beyond_32_bits_need_a_scale(tmp_path: Path) -> None:
     large = 1e45 * np.random.default_rng(0).random((9, 4))
     np.savez(tmp_path / "large.npz", train=large, val=large, test=large)
     layers: dict[str, Any] = {"likelihood": "gaussian", "data": {"name": "arrays", "path": str(tmp_path / "large.npz")}}

@@ -55,7 +55,7 @@ def naive(point_PL: Tensor, centre_ML: Tensor, bandwidth: float) -> Tensor:
 
 @pytest.mark.parametrize(("latent_dim", "bandwidth"), [(1, 0.1), (2, 0.3), (8, 0.6), (40, 0.95)])
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
-def test_the_density_is_a_sum_of_normals_wherever_it_lies(latent_dim: int, bandwidth: float, shift: float) -> None:
+def test_the_density_is_a_sum_of_normals_anywhere(latent_dim: int, bandwidth: float, shift: float) -> None:
     points, centres = drawn(50, latent_dim) + shift, drawn(300, latent_dim, 1) + shift
     expected = torch.tensor(oracle(points, centres, bandwidth))
     torch.testing.assert_close(log_density(points, centres, bandwidth).double(), expected, atol=5e-4, rtol=1e-5)
@@ -63,7 +63,7 @@ def test_the_density_is_a_sum_of_normals_wherever_it_lies(latent_dim: int, bandw
     torch.testing.assert_close(double, expected, atol=1e-8, rtol=1e-8)
 
 
-def test_the_density_is_that_of_scipy_and_integrates_to_one() -> None:
+def test_the_density_is_scipys_and_has_area_one() -> None:
     centres = drawn(200, 1).double()
     line = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
     density = log_density(line, centres, 0.25).exp()
@@ -83,7 +83,8 @@ def test_blocks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(torch.autograd.grad(blocked.sum(), points)[0], slope)
 
 
-def test_the_gradient_is_autograds_and_that_of_differences() -> None:
+def test_the_gradient_is_that_of_autograd() -> None:
+    """It is also that of finite differences."""
     points, centres = drawn(20, 4).double().requires_grad_(), drawn(100, 4, 1).double().requires_grad_()
     weight_P = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     (found,) = torch.autograd.grad((weight_P * log_density(points, centres, 0.5)).sum(), points)
@@ -100,7 +101,7 @@ def test_the_centres_are_constants() -> None:
 
 
 @pytest.mark.parametrize("moments", [False, True])
-def test_a_left_out_centre_is_as_if_it_were_not_there(moments: bool) -> None:
+def test_a_left_out_centre_has_no_effect(moments: bool) -> None:
     points, centres = drawn(6, 3).double(), drawn(30, 3, 1).double()
     centres[4], centres[17] = points[0], points[2]
     own = torch.tensor([4, -1, 17, -1, -1, 29])
@@ -117,7 +118,8 @@ def test_a_density_needs_a_centre(count: int, own: Tensor | None) -> None:
 
 
 @pytest.mark.parametrize("distance", [0.0, 10.0, 1e3, 1e6])
-def test_everything_is_finite_in_forty_dimensions_and_far_out(distance: float) -> None:
+def test_everything_is_finite_in_forty_dimensions(distance: float) -> None:
+    """Also far from every centre."""
     centres = drawn(500, 40)
     points = (drawn(10, 40, 1) + distance).requires_grad_()
     for value in (
@@ -133,7 +135,7 @@ def test_everything_is_finite_in_forty_dimensions_and_far_out(distance: float) -
         torch.testing.assert_close(slope.mean(), torch.tensor(-distance / 0.04), rtol=0.1, atol=25.0)
 
 
-def test_moments_are_those_of_the_softmax_over_kernels() -> None:
+def test_moments_are_those_of_a_kernel_softmax() -> None:
     points, centres = drawn(30, 5), drawn(200, 5, 1)
     squared = torch.cdist(points.double(), centres.double()).square()
     exponent = squared / (-2 * 0.5**2)
@@ -165,7 +167,7 @@ def test_memory_stays_below_500_megabytes() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.name}{target.modes}")
-def test_the_divergence_is_between_nothing_and_log_2(target: Target) -> None:
+def test_the_divergence_is_between_0_and_log_2(target: Target) -> None:
     generator = torch.Generator().manual_seed(0)
     centres, encoded, samples = (target.sample(4000, 2, generator) for _ in range(3))
     assert abs(float(jsd(encoded, samples, centres, target, 0.4 * target.width))) < 0.02
@@ -176,7 +178,7 @@ def test_the_divergence_is_between_nothing_and_log_2(target: Target) -> None:
 
 
 @pytest.mark.parametrize(("mean", "width"), [(0.0, 0.5), (1.5, 1.0), (-1.0, 2.0)])
-def test_the_divergence_of_normals_is_that_of_quadrature(mean: float, width: float) -> None:
+def test_the_divergence_agrees_with_quadrature(mean: float, width: float) -> None:
     def integrand(z: float) -> float:
         densities = (float(norm.pdf(z, mean, width)), float(norm.pdf(z)))
         middle = sum(densities) / 2
@@ -189,14 +191,15 @@ def test_the_divergence_of_normals_is_that_of_quadrature(mean: float, width: flo
     assert float(jsd(encoded, samples, centres, StandardNormal(), 0.1)) == pytest.approx(exact, abs=0.008)
 
 
-def test_the_encoded_term_is_the_share_of_the_mixture() -> None:
+def test_the_encoded_term_is_the_mixture_share() -> None:
     points, centres, target = drawn(40, 3).double(), drawn(200, 3, 1).double(), StandardNormal()
     encoded, wanted = torch.tensor(oracle(points, centres, 0.5)).exp(), target.log_density(points).exp()
     torch.testing.assert_close(encoded_term(points, centres, target, 0.5), (encoded / (wanted + encoded)).log())
     torch.testing.assert_close(log_ratio(points, centres, target, 0.5), (encoded / wanted).log())
 
 
-def test_descending_the_encoded_term_moves_latents_to_where_the_target_is_denser() -> None:
+def test_descent_goes_where_the_target_is_denser() -> None:
+    """Descending the encoded term moves latents to where the target is denser than they are."""
     centres = drawn(2000, 2) * 0.3
     points = torch.tensor([[0.5, 0.0], [0.0, -0.6]]).requires_grad_()
     (slope,) = torch.autograd.grad(encoded_term(points, centres, StandardNormal(), 0.2).sum(), points)
@@ -204,7 +207,7 @@ def test_descending_the_encoded_term_moves_latents_to_where_the_target_is_denser
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 8])
-def test_entropy_of_normal_samples_is_that_of_the_normal(latent_dim: int) -> None:
+def test_entropy_of_normal_samples_is_the_normals(latent_dim: int) -> None:
     exact = latent_dim / 2 * math.log(2 * math.pi * math.e)
     assert normal_entropy(2000, latent_dim) == pytest.approx(exact, abs={1: 0.02, 2: 0.03, 8: 0.32}[latent_dim])
 
@@ -231,7 +234,8 @@ def by_double_loop(latent_ML: np.ndarray, bandwidth: float) -> tuple[float, floa
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 6])
-def test_leave_one_out_is_the_double_loop_at_its_fixed_point(latent_dim: int) -> None:
+def test_leave_one_out_agrees_with_a_double_loop(latent_dim: int) -> None:
+    """Its bandwidth is the fixed point of that loop."""
     latents = drawn(120, latent_dim)
     entropy, bandwidth = leave_one_out(latents)
     expected, following = by_double_loop(latents.double().numpy(), bandwidth)
@@ -243,7 +247,8 @@ def test_leave_one_out_is_the_double_loop_at_its_fixed_point(latent_dim: int) ->
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), stretch=st.floats(1e-3, 1e3), shift=st.floats(-100, 100))
-def test_entropy_of_whitened_latents_does_not_see_affine_maps(seed: int, stretch: float, shift: float) -> None:
+def test_affine_maps_do_not_change_the_entropy(seed: int, stretch: float, shift: float) -> None:
+    """The entropy is that of whitened latents."""
     latents = drawn(200, 3).double()
     latents[:, 0] = latents[:, 0] ** 3
     mapped = torch.linalg.qr(drawn(3, 3, seed).double())[0] @ torch.diag(torch.tensor([1.0, stretch, 1.0])).double()
@@ -252,7 +257,7 @@ def test_entropy_of_whitened_latents_does_not_see_affine_maps(seed: int, stretch
 
 
 @pytest.mark.parametrize("scale_L", [[1.0] * 4, [1e30] * 4, [1e-30] * 4, [1e19, 1.0, 1e-19, 1e-38]])
-def test_whitened_latents_have_no_mean_and_unit_covariance(scale_L: list[float]) -> None:
+def test_whitened_latents_have_unit_covariance(scale_L: list[float]) -> None:
     """Whatever the size of the latents, and of one dimension beside another."""
     given = (drawn(500, 4) @ drawn(4, 4, 1) + 7) * torch.tensor(scale_L)
     whitening = Whitening.fit(given)
@@ -291,7 +296,7 @@ def likeliest(latent_ML: Tensor) -> float:
 
 
 @pytest.mark.parametrize("width", [1.0, 0.1, 1e-2, 1e-3, 2e-4])
-def test_the_entropy_of_tight_clusters_is_that_of_differences(width: float) -> None:
+def test_tight_clusters_keep_their_exact_entropy(width: float) -> None:
     """Their squares cancel: by float32 it was .36 nats off."""
     latents = tight(width)
     white = Whitening.fit(latents)(latents)
@@ -300,7 +305,8 @@ def test_the_entropy_of_tight_clusters_is_that_of_differences(width: float) -> N
 
 
 @pytest.mark.parametrize("bandwidth", [1.0, 0.03, 3e-3, 1e-3])
-def test_the_density_in_tight_clusters_is_that_of_differences(bandwidth: float) -> None:
+def test_tight_clusters_keep_their_exact_density(bandwidth: float) -> None:
+    """It and its slope agree with plain differences in double precision."""
     points, centres = tight(bandwidth)[:50].requires_grad_(), tight(bandwidth)[50:]
     found = log_density(points, centres, bandwidth)
     exact = points.detach().double().requires_grad_()
@@ -340,7 +346,7 @@ def test_collapsed_latents_have_no_entropy(latents: Tensor, reason: str) -> None
         latent_entropy(latents)
 
 
-def test_latents_that_depend_on_one_another_have_no_entropy() -> None:
+def test_dependent_latents_have_no_entropy() -> None:
     """Of doubles, the eigenvalue that is 0 comes out as 1e-16, or as −1e-16."""
     for seed in range(20):
         with pytest.raises(ValueError, match="fewer than 6 dimensions"):
@@ -385,7 +391,7 @@ def test_a_seed_is_a_set_of_samples(target: Target) -> None:
     assert not torch.equal(draw(1), draw(2))
 
 
-def test_modes_are_on_a_circle_in_the_order_of_their_classes() -> None:
+def test_modes_lie_on_a_circle_in_class_order() -> None:
     mean_KL = MixtureOfGaussians(components=4, radius=3.0).means(3)
     expected = [[3.0, 0, 0], [0, 3, 0], [-3, 0, 0], [0, -3, 0]]
     torch.testing.assert_close(mean_KL, torch.tensor(expected), atol=1e-6, rtol=0)

@@ -117,7 +117,7 @@ def point(images: int) -> dict[str, float]:
     return {IMAGES_SEEN: float(images), VAL_LOSS: 1 / images, DIVERGED: 0.0}
 
 
-def test_time_left_is_not_extrapolated_from_a_trials_first_steps() -> None:
+def test_first_steps_do_not_decide_the_time_left() -> None:
     """The second image took 10 s, the next 498 take 5: 15 s are left, not 10,000."""
     left: list[float | None] = []
 
@@ -139,7 +139,7 @@ def test_time_left_is_not_extrapolated_from_a_trials_first_steps() -> None:
     assert left[-1] == pytest.approx(15.0, rel=0.01)
 
 
-def test_where_a_trial_ran_is_told_of_all_its_attempts() -> None:
+def test_a_trial_tells_where_all_attempts_ran() -> None:
     """Host, device, threads and trials side by side: by these its seconds are compared, and reused."""
     first = {names.HOST: "h1", names.DEVICE: "cpu (A)", names.GPUS: "", names.THREADS: "1", "pid": "7"}
     second = {**first, names.HOST: "h2", names.DEVICE: "cpu (B)", names.THREADS: "2", "pid": "8"}

@@ -74,14 +74,14 @@ def with_nan(split: Split) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 @pytest.mark.parametrize(("mask_channel", "width"), [(None, 2 * D), (True, 2 * D), (False, D)])
-def test_an_encoder_reads_the_mask_unless_it_is_not_to(mask_channel: bool | None, width: int, target: Observed) -> None:
+def test_an_encoder_reads_the_mask_by_default(mask_channel: bool | None, width: int, target: Observed) -> None:
     learner = learner_of(method={"name": "ae", "mask_channel": mask_channel})
     encoder = learner.networks["encoder"]
     assert next(encoder.parameters()).shape[1] == width
     assert learner.encode(target).latent_BL.shape == (B, 3)
 
 
-def test_the_divergence_of_a_vae_is_shared_by_the_observed_values(target: Observed) -> None:
+def test_observed_values_share_the_divergence(target: Observed) -> None:
     """Weighed by the share that is observed, the bound is Σ_j ℓ_j + KL, over the size of a sample."""
     learner, before = learner_of(method="vae"), learner_of(method="vae")
     assert isinstance(before, VAELearner)
@@ -97,7 +97,8 @@ def test_the_divergence_of_a_vae_is_shared_by_the_observed_values(target: Observ
     torch.testing.assert_close(found, expected)
 
 
-def test_the_encoder_of_a_start_weighs_samples_by_what_is_observed(target: Observed) -> None:
+def test_an_encoder_start_weighs_its_samples(target: Observed) -> None:
+    """Each counts by how many of its values are observed."""
     learner = learner_of(start="encoder")
     start = learner.start
     assert isinstance(start, EncoderStarter)
@@ -110,7 +111,8 @@ def test_the_encoder_of_a_start_weighs_samples_by_what_is_observed(target: Obser
     torch.testing.assert_close(found, [weight.grad for weight in start.encoder.parameters()])
 
 
-def test_errors_are_of_the_observed_values_in_the_units_of_the_data() -> None:
+def test_errors_are_in_the_units_of_the_data() -> None:
+    """They are taken over the observed values alone."""
     split = split_with_gaps(20, 0)
     trial = Trial.build(SMALL)
     learner = trial.method.create(trial, Shape(1, (D,), mask=True), CPU)
@@ -155,14 +157,14 @@ def r2_of(values_ND: np.ndarray, missing: slice = slice(0)) -> tuple[float, floa
 
 
 @pytest.mark.parametrize("count", [7, 700])
-def test_equal_samples_have_no_variance_to_explain(count: int) -> None:
+def test_equal_samples_leave_nothing_to_explain(count: int) -> None:
     """The squares of 0.1 add up to what rounding makes of them."""
     assert math.isnan(r2_of(np.full((count, D), 0.1, np.float32))[0])
 
 
 @pytest.mark.parametrize("missing", [slice(0), slice(1), slice(600)])
 @pytest.mark.parametrize("offset", [0.0, 1.0, 1e4])
-def test_the_variance_of_nearly_equal_samples_is_not_lost(offset: float, missing: slice) -> None:
+def test_nearly_equal_samples_keep_their_variance(offset: float, missing: slice) -> None:
     values_ND = offset + np.random.default_rng(0).integers(0, 4, (1200, D)) / 1024
     found, expected = r2_of(values_ND, missing)
     assert found == pytest.approx(expected, rel=1e-6)
@@ -179,7 +181,8 @@ def test_pca_learns_the_scale_of_what_it_leaves() -> None:
     )  # 1 before, and the unit variance is partly explained
 
 
-def test_a_sample_of_which_nothing_is_observed_is_encoded_and_has_no_loss(tmp_path: Path) -> None:
+def test_an_unobserved_sample_has_no_loss(tmp_path: Path) -> None:
+    """It is still encoded and reconstructed."""
     splits = splits_with_gaps()
     *_, last = train(Trial.build(SMALL), splits)
     write_best(tmp_path, last.state, splits)
@@ -195,6 +198,7 @@ def test_a_sample_of_which_nothing_is_observed_is_encoded_and_has_no_loss(tmp_pa
     assert summary["rmse"] == pytest.approx(math.sqrt(np.nanmean(error**2)), rel=1e-4)
 
 
-def test_a_sigma_of_the_data_is_asked_for_before_anything_starts() -> None:
+def test_a_missing_sigma_of_the_data_is_asked_for() -> None:
+    """Already when the data are loaded, before anything starts."""
     with pytest.raises(InputError, match=r"likelihood\.sigma: given 'data', and no array 'sigma' lies beside"):
         load_splits(Trial.build(SMALL, {"likelihood": {"name": "gaussian", "sigma": "data"}}))

@@ -81,7 +81,8 @@ def test_a_gradient_is_the_same_on_both(name: str, solver: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "start"), METHODS_AND_STARTS)
-def test_training_gives_the_same_on_both_to_the_precision_of_float32(method: str, start: str, digits: Splits) -> None:
+def test_training_gives_the_same_on_both(method: str, start: str, digits: Splits) -> None:
+    """To the precision of float32."""
     trial = Trial.build(
         {"method": method, "start": start, "model": {"hidden": [48]}, "solver": {"name": "lbfgs", "max_nfe": 8}},
         {"budget": {"images": 320}, "eval": {"val_images": 40, "test_images": 40}},

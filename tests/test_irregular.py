@@ -94,7 +94,7 @@ def test_how_a_run_ended_is_said(
     assert [text for _, _, text in found(uri)] == [f"run of f1 {text}" for text in expected]
 
 
-def test_a_metric_that_is_not_finite_is_said_from_where_on(uri: str) -> None:
+def test_a_metric_that_is_not_finite_is_said(uri: str) -> None:
     tracker = opened(uri)
     run_id = by_hand(tracker, trial("f1", []), [(480, 0.5), (960, math.nan), (1440, math.nan)], "FINISHED")
     tracker.client.log_metric(run_id, TEST_LOSS, math.inf, step=1440)
@@ -105,7 +105,7 @@ def test_a_metric_that_is_not_finite_is_said_from_where_on(uri: str) -> None:
     ]
 
 
-def test_points_logged_again_and_too_late_are_said(uri: str) -> None:
+def test_repeated_and_late_points_are_said(uri: str) -> None:
     tracker = opened(uri)
     run_id = by_hand(tracker, trial("f1", []), [(480, 0.5)], "FINISHED")
     now = 4_000_000_000_000
@@ -151,7 +151,7 @@ def test_a_stranger_is_named_and_left_out(uri: str) -> None:
         ([(0, "FINISHED"), (1, "FAILED")], 0),
     ],
 )
-def test_of_two_runs_of_one_configuration_one_counts(uri: str, runs: list[tuple[int, str]], counts: int) -> None:
+def test_one_of_two_runs_of_a_trial_counts(uri: str, runs: list[tuple[int, str]], counts: int) -> None:
     tracker = opened(uri)
     ids = [
         by_hand(tracker, trial("f1", []), [(480 * (k + 1), 0.5) for k in range(points)], status)
@@ -171,7 +171,7 @@ def test_of_two_runs_of_one_configuration_one_counts(uri: str, runs: list[tuple[
     assert set(points["run_id"]) <= {ids[counts]}
 
 
-def test_an_arm_that_shares_a_run_does_not_double_it(uri: str) -> None:
+def test_a_run_shared_by_two_arms_is_not_doubled(uri: str) -> None:
     tracker = opened(uri)
     tracker.write([trial("f1", [point(480)])])
     tracker.write([Change("f1", tags={names.SHARED_BY: '[[0, "a", 0], [0, "b", 3]]'})])
@@ -182,7 +182,8 @@ def test_an_arm_that_shares_a_run_does_not_double_it(uri: str) -> None:
     assert len(points) == 1
 
 
-def test_a_verdict_comes_from_a_store_with_everything_in_it(uri: str) -> None:
+def test_a_verdict_comes_from_a_messy_store(uri: str) -> None:
+    """Runs that failed, diverged, still run, are duplicates or foreign do not disturb it."""
     tracker = opened(uri)
     for seed in range(5):
         for arm, loss in (("a", 0.5), ("b", 0.4)):

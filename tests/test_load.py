@@ -34,7 +34,7 @@ def uri(tmp_path: Path) -> str:
     return fresh(tmp_path / "store.db")
 
 
-def test_a_trial_is_a_row_with_all_that_was_logged(uri: str) -> None:
+def test_a_trial_is_a_row_of_all_that_was_logged(uri: str) -> None:
     ending = {DIVERGED: "false", names.STOPPED_EARLY: "among the worst"}
     tags = {names.ARM: "b", names.STAGE: "1", names.NUMBER: "7", names.SEED: "3", names.DEVICE: "H100"}
     params = {"optim.lr": 1e-3, "solver.name": "amd"}
@@ -53,7 +53,7 @@ def test_a_trial_is_a_row_with_all_that_was_logged(uri: str) -> None:
     assert math.isnan(second["val_loss"])
 
 
-def test_every_column_has_its_type_with_and_without_runs(uri: str) -> None:
+def test_columns_have_types_even_without_runs(uri: str) -> None:
     store = Store(uri)
     tracker = opened(uri)
     none, no_points, _ = store.frames(STUDY)
@@ -71,7 +71,8 @@ def test_every_column_has_its_type_with_and_without_runs(uri: str) -> None:
     }
 
 
-def test_the_studys_own_run_and_what_was_set_aside_or_deleted_are_no_trials(uri: str) -> None:
+def test_parent_and_discarded_runs_are_no_trials(uri: str) -> None:
+    """The study's own run and runs that were superseded or deleted have no row."""
     tracker = opened(uri)
     tracker.write([trial(name, [point(480)]) for name in ("kept", "superseded", "deleted")])
     tracker.supersede("superseded")
@@ -82,7 +83,7 @@ def test_the_studys_own_run_and_what_was_set_aside_or_deleted_are_no_trials(uri:
     assert list(store.frames(STUDY)[1][names.FINGERPRINT]) == ["kept"]
 
 
-def test_a_run_without_our_tags_is_a_row_with_empty_fields(uri: str) -> None:
+def test_a_run_without_our_tags_has_empty_fields(uri: str) -> None:
     tracker = opened(uri)
     run = tracker.client.create_run(tracker.experiment_id, tags={"seed": "half", "stage": "1.5", "shared_by": "[[0"})
     for name in ("accuracy", "name", "late", "system/cpu_utilization_percentage"):
@@ -110,7 +111,8 @@ def test_a_trial_that_arms_share_is_a_row_of_each(uri: str) -> None:
     assert list(store.frames(STUDY)[1]["fingerprint"].sort_values()) == ["both", "own"]
 
 
-def test_configurations_without_a_number_are_counted_by_the_time_they_were_started(uri: str) -> None:
+def test_missing_numbers_follow_the_start_times(uri: str) -> None:
+    """Configurations without a number are counted in the order in which they were started."""
     tracker = opened(uri)
     started: list[tuple[str, str, dict[str, Any]]] = [
         ("f1", "first", {}),
@@ -133,7 +135,8 @@ def test_a_study_without_arms_has_none(uri: str) -> None:
     assert list(Store(uri).frames(STUDY)[0]["arm"]) == [""]
 
 
-def test_metrics_are_the_last_finite_ones_and_curves_keep_what_is_not(uri: str) -> None:
+def test_a_metric_is_its_last_finite_value(uri: str) -> None:
+    """Curves keep the values that are not finite."""
     tracker = opened(uri)
     tracker.write([trial("f1", [point(480, 0.5)], None)])
     (run_id,) = Store(uri).frames(STUDY)[0]["run_id"]
@@ -153,7 +156,8 @@ def test_metrics_are_the_last_finite_ones_and_curves_keep_what_is_not(uri: str) 
     assert list(curve[DIVERGED].fillna(-1)) == [0.0, -1.0, -1.0, 1.0]
 
 
-def test_of_a_metric_logged_again_the_last_counts_and_it_is_said(uri: str) -> None:
+def test_the_last_of_repeated_values_counts(uri: str) -> None:
+    """Points that were logged again or too late are marked."""
     tracker = opened(uri)
     tracker.write([trial("f1", [point(480, 0.5)], None), trial("f2", [point(480), point(960)])])
     (run_id,) = Store(uri).frames(STUDY)[0].query("fingerprint == 'f1'")["run_id"]
@@ -168,7 +172,7 @@ def test_of_a_metric_logged_again_the_last_counts_and_it_is_said(uri: str) -> No
     assert not curves[curves["run_id"] != run_id][["repeated", "late"]].to_numpy().any()
 
 
-def test_frames_of_the_store_are_those_of_the_journal(uri: str, tmp_path: Path) -> None:
+def test_the_store_gives_the_journals_frames(uri: str, tmp_path: Path) -> None:
     declared = {
         "question": "Does it help?",
         "fixed": {"preset": "paper", "solver": {"name": "amd", "max_nfe": 12}, "data": {"name": "digits"}},
@@ -222,7 +226,8 @@ def test_studies_and_what_they_declare(uri: str) -> None:
     assert parent.end_time is None
 
 
-def test_an_experiment_that_is_no_study_declares_nothing(uri: str, tmp_path: Path) -> None:
+def test_an_ordinary_experiment_declares_nothing(uri: str, tmp_path: Path) -> None:
+    """One that is no study."""
     store = Store(uri)
     experiment = opened(uri).client.create_experiment("by hand", tags={"mlflow.note.content": "Why?"})
     opened(uri).client.create_run(experiment)
@@ -253,7 +258,8 @@ def test_a_store_that_breaks_is_one_line(uri: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_store_is_read_while_it_is_written_and_the_writer_need_not_wait(uri: str, tmp_path: Path) -> None:
+def test_a_store_is_read_while_it_is_written(uri: str, tmp_path: Path) -> None:
+    """Neither the reader nor the writer waits for the other."""
     opened(uri).write([trial("f1", [point(480)])])
     store = Store(uri)
     writer = sqlite3.connect(tmp_path / "store.db", timeout=0, isolation_level=None)
@@ -266,7 +272,7 @@ def test_a_store_is_read_while_it_is_written_and_the_writer_need_not_wait(uri: s
     assert set(store.frames(STUDY)[0]["name"]) == {"changed"}
 
 
-def test_artifacts_of_a_store_that_was_moved_are_found_beside_it(tmp_path: Path) -> None:
+def test_a_moved_store_finds_its_artifacts(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "a ter"
     before.mkdir()
     uri = fresh(before / "store.db")
@@ -292,7 +298,7 @@ def test_artifacts_of_a_store_that_was_moved_are_found_beside_it(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_thousand_runs_are_read_within_ten_seconds(uri: str) -> None:
+def test_a_thousand_runs_are_read_in_ten_seconds(uri: str) -> None:
     metrics = {f"metric_{k}": k / 7 for k in range(7)}
     points = [point(480 * k, 1 / k, **metrics) for k in range(1, 21)]
     assert len(points[0]) == 14

@@ -36,7 +36,7 @@ def means(splits: Splits) -> np.ndarray:
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "poisson", "gaussian", "student_t"])
 @pytest.mark.parametrize("hide", [None, {"fraction": 0.4}])
-def test_it_reconstructs_the_mean_of_what_was_observed(likelihood: str, hide: dict[str, Any] | None) -> None:
+def test_it_reconstructs_the_observed_mean(likelihood: str, hide: dict[str, Any] | None) -> None:
     trial = Trial.build(SMALL, {"likelihood": likelihood, "data": {"hide": hide}})
     splits = load_splits(trial)
     *_, last = train(trial, splits)
@@ -48,7 +48,7 @@ def test_it_reconstructs_the_mean_of_what_was_observed(likelihood: str, hide: di
     assert last.metrics["test_loss"] < 10  # also where a pixel was black in all training images
 
 
-def test_a_learned_sigma_is_the_spread_about_the_means() -> None:
+def test_sigma_learns_the_spread_about_the_means() -> None:
     trial = Trial.build(SMALL, {"likelihood": {"name": "gaussian", "sigma": "learned"}})
     splits = load_splits(trial)
     *_, last = train(trial, splits)
@@ -58,7 +58,7 @@ def test_a_learned_sigma_is_the_spread_about_the_means() -> None:
 
 
 @pytest.mark.parametrize("value", [1e-30, 0.3, 1 - 1e-9])
-def test_a_function_is_inverted_wherever_its_value_lies(value: float) -> None:
+def test_a_likelihoods_mean_is_inverted_anywhere(value: float) -> None:
     loss = Trial.build({"likelihood": "bernoulli"}).likelihood.loss()
     found = loss.output_of(torch.tensor([value], dtype=torch.float64))
     assert float(loss.mean(found)) == pytest.approx(value, rel=1e-9)
@@ -67,7 +67,7 @@ def test_a_function_is_inverted_wherever_its_value_lies(value: float) -> None:
 @pytest.mark.parametrize(
     ("section", "given", "allowed"), [("gradient", "adjoint", "approx"), ("start", "mean", "zero")]
 )
-def test_what_plays_no_part_is_left_at_its_default(section: str, given: str, allowed: str) -> None:
+def test_unused_sections_stay_at_their_defaults(section: str, given: str, allowed: str) -> None:
     message = rf"{section}\.name: given '{given}' with method=mean, which is solved in closed form; allowed: {allowed}"
     with pytest.raises(InputError, match=message):
         Trial.build(SMALL, {section: given})

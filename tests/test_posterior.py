@@ -55,7 +55,8 @@ def linear_data(noise: float = 0.5) -> tuple[Splits, Trial]:
     return withheld(trial.eval.withhold, Splits(train_split, val, test, Shape(1, (D,), mask=True))), trial
 
 
-def test_of_linear_data_they_are_those_of_probabilistic_pca() -> None:
+def test_error_bars_are_pcas_for_linear_data() -> None:
+    """They are those of probabilistic PCA."""
     splits, trial = linear_data()
     *_, last = train(trial, splits)
     learner = last.state.learner
@@ -72,7 +73,7 @@ def test_of_linear_data_they_are_those_of_probabilistic_pca() -> None:
         assert found.std_BD[row].numpy() == pytest.approx(std_D, rel=1e-4)
 
 
-def test_they_cover_what_they_claim_of_linear_data() -> None:
+def test_linear_data_are_covered_as_claimed() -> None:
     splits, trial = linear_data()
     *_, last = train(trial, splits)
     assert last.metrics is not None
@@ -82,7 +83,7 @@ def test_they_cover_what_they_claim_of_linear_data() -> None:
         assert abs(last.metrics[name] - share) < 4 * math.sqrt(share * (1 - share) / count) + 0.01
 
 
-def test_the_factor_makes_up_for_a_sigma_that_is_wrong() -> None:
+def test_the_factor_corrects_a_wrong_sigma() -> None:
     splits, _ = linear_data()
     trial = Trial.build(LINEAR, {"likelihood": {"sigma": 0.05}, "prior_precision": 0.01})
     *_, last = train(trial, splits)
@@ -91,7 +92,7 @@ def test_the_factor_makes_up_for_a_sigma_that_is_wrong() -> None:
     assert last.metrics["coverage_95"] == pytest.approx(0.95, abs=0.03)
 
 
-def test_intervals_lie_about_what_the_method_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_lie_about_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which may be more than its decoder gives; here it is the truth."""
     splits, trial = linear_data()
     *_, last = train(trial, splits)
@@ -103,7 +104,7 @@ def test_intervals_lie_about_what_the_method_predicts(monkeypatch: pytest.Monkey
     assert float(ratios(last.state.learner, splits.test, latent_NL[:20]).max()) == 0
 
 
-def test_the_factor_is_found_without_the_test_samples() -> None:
+def test_the_factor_ignores_the_test_samples() -> None:
     splits, trial = linear_data()
     other = splits.changed(lambda name, split: split.take(slice(100, 200)) if name == "test" else split)
     points = []
@@ -124,7 +125,7 @@ LIKELIHOODS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_the_variance_of_a_likelihood_is_that_of_its_draws(name: str) -> None:
+def test_a_likelihoods_variance_is_that_of_draws(name: str) -> None:
     loss: Loss = Trial.build({"likelihood": name}).likelihood.loss()
     output_BD = torch.tensor([[-1.0, 0.0, 1.5]])
     expected = LIKELIHOODS[name](output_BD)
@@ -133,14 +134,15 @@ def test_the_variance_of_a_likelihood_is_that_of_its_draws(name: str) -> None:
     torch.testing.assert_close(drawn.var(0)[None], expected, rtol=0.15 if name == "student_t" else 0.02, atol=0)
 
 
-def test_errors_of_the_data_are_added_where_it_gives_them() -> None:
+def test_errors_given_with_the_data_are_added() -> None:
     loss = Trial.build({"likelihood": {"name": "gaussian", "sigma": "data"}}).likelihood.loss()
     known = torch.tensor([[True, False, True]])
     target = Observed(torch.zeros(1, 3), known, torch.tensor([[2.0, 3.0, 0.5]]))
     assert loss.variance(torch.zeros(1, 3), target).tolist() == [[4.0, 0.0, 0.25]]
 
 
-def test_a_decoder_that_is_not_linear_has_the_curvature_at_the_latent() -> None:
+def test_curvature_is_taken_at_the_latent() -> None:
+    """The covariance of a decoder that is not linear follows from its curvature there."""
     changes = {"method": "gfe", "likelihood": "bernoulli", "model": {"hidden": [5]}, "data": {"scale": None}}
     trial = Trial.build(LINEAR, changes, {"budget": {"images": 64}, "eval": {"schedule": [64]}})
     splits = load_splits(trial)
@@ -163,7 +165,7 @@ def test_a_decoder_that_is_not_linear_has_the_curvature_at_the_latent() -> None:
         torch.testing.assert_close(found.std_BD[row].double(), variance_D.sqrt(), rtol=1e-3, atol=1e-6)
 
 
-def test_coverage_asks_for_withheld_values_and_a_prior() -> None:
+def test_coverage_needs_withholding_and_a_prior() -> None:
     with pytest.raises(InputError, match=r"eval\.withhold: given null with eval\.measures=coverage"):
         load_splits(Trial.build(LINEAR, {"eval": {"withhold": None}}))
     splits, _ = linear_data()

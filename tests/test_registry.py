@@ -134,7 +134,7 @@ def test_a_class_is_not_called_what_another_is() -> None:
 # Paths
 
 
-def test_a_class_of_the_working_directory_is_had_by_its_path(here: Path) -> None:
+def test_a_local_class_is_had_by_its_path(here: Path) -> None:
     (here / "own.py").write_text(SOURCE)
     mine = trial({"name": "own:Mine", "patience": 5, "beta": 0.5})
     assert (mine.solver.name, mine.solver.model_dump()["patience"]) == ("own:Mine", 5)
@@ -195,7 +195,7 @@ def test_the_working_directory_is_searched_last(here: Path) -> None:
         ("raising:Mine", "raising:Mine cannot be imported: RuntimeError: first line"),
     ],
 )
-def test_a_path_that_leads_to_no_component_is_refused(path: str, why: str, here: Path) -> None:
+def test_a_path_to_no_component_is_refused(path: str, why: str, here: Path) -> None:
     (here / "own.py").write_text(SOURCE + "SOURCE = 1\n")
     (here / "broken.py").write_text("class\n")
     (here / "raising.py").write_text("raise RuntimeError('first line\\nsecond line')\n")
@@ -218,7 +218,7 @@ def test_an_entry_point_is_a_name_like_any_other(install: Install) -> None:
     assert "did you mean 'mine'?" in refusal("mime")
 
 
-def test_the_version_of_the_other_package_is_part_of_the_fingerprint(install: Install) -> None:
+def test_a_packages_version_is_in_the_fingerprint(install: Install) -> None:
     found = {}
     for version in ("1.0", "1.1"):
         install("other_pkg", {"other": SOURCE}, {"solver": {"mine": "other:Mine"}}, version)
@@ -248,7 +248,8 @@ def test_one_class_has_one_name(path: str, registered: str, install: Install) ->
     assert Study.build(space, "x").nuisance["solver.patience"][0].when == {"solver.name": ("mine",)}
 
 
-def test_a_class_that_only_its_path_names_belongs_to_its_distribution(install: Install) -> None:
+def test_an_unregistered_class_has_its_package(install: Install) -> None:
+    """A class that only its path names still belongs to the distribution it came with."""
     install("other_pkg", {"other": SOURCE}, {})
     assert trial("other:Mine").solver.name == "other:Mine"
     assert trial("other:Mine").packages() == ["other_pkg 1.0"]
@@ -262,7 +263,7 @@ def test_measures_count_too(install: Install) -> None:
     assert Trial.build(measured.dump()) == measured
 
 
-def test_a_broken_package_disturbs_only_who_uses_it(install: Install) -> None:
+def test_a_broken_package_disturbs_only_its_users(install: Install) -> None:
     install("bad_pkg", {"bad": "import nowhere_to_be_found\n"}, {"solver": {"bad": "bad:Mine"}})
     assert trial("amd").solver == AMD()
     assert refusal("bad") == (
@@ -290,7 +291,7 @@ def test_a_name_of_two_packages_is_refused(install: Install) -> None:
     assert trial("third:Mine").packages() == ["third_pkg 1.0"]
 
 
-def test_doctor_tells_what_other_packages_register(install: Install, tmp_path: Path) -> None:
+def test_doctor_tells_what_packages_register(install: Install, tmp_path: Path) -> None:
     points = {"solver": {"mine": "other:Mine", "plain": "other:Plain"}}
     install("other_pkg", {"other": SOURCE}, points)
     findings = {found.subject: found for found in examine(Storage(str(tmp_path / "results")), fix=False)}

@@ -45,7 +45,7 @@ def test_it_shows_a_study_until_it_is_interrupted(tmp_path: Path) -> None:
         assert again.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_port_in_use_and_an_unknown_study_are_one_line_each(tmp_path: Path) -> None:
+def test_a_used_port_or_unknown_study_is_one_line(tmp_path: Path) -> None:
     MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").create_experiment("mine")
 
     def refused(*words: str) -> str:
@@ -61,7 +61,7 @@ def test_a_port_in_use_and_an_unknown_study_are_one_line_each(tmp_path: Path) ->
     assert "holds no study 'mien'; did you mean 'mine'?" in refused("mien")
 
 
-def test_a_server_is_not_started_where_one_is_in_use(tmp_path: Path) -> None:
+def test_a_server_in_use_is_not_started_again(tmp_path: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "ui"], cwd=tmp_path, env=environment(MLFLOW_TRACKING_URI="http://me:secret@runs.example:80/"),
         capture_output=True, text=True,

@@ -64,7 +64,7 @@ def test_zero_is_zero_whatever_was_learnt(digits: Splits) -> None:
     assert not gfe.start.state_dict()
 
 
-def test_mean_is_the_weighted_mean_of_the_latents_so_far(digits: Splits) -> None:
+def test_mean_is_a_weighted_mean_of_past_latents(digits: Splits) -> None:
     gfe = learner({"name": "mean", "decay": 0.9}, digits)
     images, index = batch(digits, 0)
     assert torch.equal(gfe.start(images), torch.zeros(8, 4))
@@ -88,7 +88,8 @@ def test_previous_is_where_the_same_image_ended(digits: Splits) -> None:
     assert torch.equal(gfe.start(images), torch.zeros(8, 4))
 
 
-def test_the_encoder_start_descends_its_own_reconstruction_and_leaves_the_decoder_alone(digits: Splits) -> None:
+def test_the_encoder_start_learns_on_its_own(digits: Splits) -> None:
+    """It descends its own reconstruction and leaves the decoder alone."""
     gfe, zero = learner("encoder", digits), learner("zero", digits)
     images, index = batch(digits, 0)
     encoder = encoder_of(gfe)
@@ -118,7 +119,8 @@ def objective_of(one: Learner, images: Observed) -> Any:
     return Objective(one.decoder, one.loss, images)
 
 
-def test_an_autoencoders_own_encoder_starts_its_mixed_encoding(digits: Splits) -> None:
+def test_an_autoencoder_starts_from_its_encoder(digits: Splits) -> None:
+    """Its own encoder starts its mixed encoding."""
     ae = learner("encoder", digits, method="ae")
     images, index = batch(digits, 0)
     assert encoder_of(ae) is ae.networks["encoder"]
@@ -177,7 +179,7 @@ def test_a_better_start_gives_a_better_encoding(digits: Splits) -> None:
 
 
 @pytest.mark.parametrize("gaps", [False, True])
-def test_nearest_is_the_mean_latent_of_the_nearest_samples(gaps: bool) -> None:
+def test_nearest_is_the_neighbours_mean_latent(gaps: bool) -> None:
     """Against distances written out, pair by pair, over what both observe; of the last samples kept alone."""
     draw = torch.Generator().manual_seed(4)
     shape, kept, neighbours = Shape(1, (7,), mask=gaps), 9, 3

@@ -85,7 +85,7 @@ def test_only_components_are_checked() -> None:
 
 
 @pytest.mark.parametrize("name", registry.names("solver"))
-def test_descents_are_checked_where_samples_end_apart(name: str) -> None:
+def test_samples_of_a_checked_descent_end_apart(name: str) -> None:
     """A sample that depends on its batch shows only if the others end earlier or later, and for other reasons."""
     solver = testing.example(registry.component("solver", name))
     assert isinstance(solver, Solver)

@@ -66,7 +66,8 @@ def sweep(folder: Path, code: str, space: str = "smoke") -> subprocess.Completed
     return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=SECONDS_LIMIT)
 
 
-def test_an_error_of_the_configuration_is_the_trials_own_failure(tmp_path: Path) -> None:
+def test_a_bad_configuration_fails_the_trial(tmp_path: Path) -> None:
+    """It is the trial's own failure, not a lost worker."""
     done = sweep(tmp_path, INVALID)
     assert done.returncode == 1
     assert "failed: InputError: solver.name: given 'new'; allowed: amd" in done.stderr
@@ -74,7 +75,7 @@ def test_an_error_of_the_configuration_is_the_trials_own_failure(tmp_path: Path)
     assert "lost its worker" not in done.stderr
 
 
-def test_a_node_without_the_package_is_no_lost_node(tmp_path: Path) -> None:
+def test_a_node_without_the_package_is_not_lost(tmp_path: Path) -> None:
     done = sweep(tmp_path, NOT_INSTALLED)
     assert done.returncode == 1
     assert "No module named 'gfe_study'" in done.stderr
@@ -89,7 +90,7 @@ def test_a_node_with_another_commit_is_named(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_a_worker_without_the_files_measures_the_same(tmp_path: Path) -> None:
+def test_a_worker_without_files_measures_the_same(tmp_path: Path) -> None:
     """The classifier of the whole dataset comes with the images, which are a part of it."""
     fixed: dict[str, Any] = {
         "preset": "gen",
