@@ -66,7 +66,8 @@ def repository(folder: Path, *tracked: str) -> str:
 def test_wheel_is_complete(wheel: Path) -> None:
     """The wheel contains every module, every search space and their schema, the type marker and the licence."""
     contained = zipfile.ZipFile(wheel).namelist()
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gfe_study").rglob("*.py")}
+    files = (path for path in (ROOT / "gfe_study").rglob("*") if path.suffix in (".py", ".css", ".js"))
+    modules = {str(path.relative_to(ROOT)) for path in files}
     spaces = {f"gfe_study/search_spaces/{name}" for name in (*(f"{each}.yaml" for each in SPACES), "schema.json")}
     about = {name for name in contained if ".dist-info/" in name}
     assert set(contained) - about == modules | spaces | {"gfe_study/py.typed"}
