@@ -206,7 +206,7 @@ def _page(evidence: Evidence, exhibits: list[Exhibit], folder: Path, refresh: in
             {(names.FINGERPRINT, print_): link for print_, link in _runs(evidence).items()},
             "sortable",
         ),
-        "</section>",
+        f'<p class="note printed">On paper these are the first columns only; {TRIALS_FILE} has all.</p></section>',
         _provenance(evidence),
     ]
     body = "\n".join(part for part in parts if part)
