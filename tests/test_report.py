@@ -196,7 +196,7 @@ def test_charts_are_what_vega_lite_takes(folder: Path) -> None:
     assert {point["arm"] for point in points} == set(evidence.arms)
     rows = settings["layer"][0]["data"]["values"]
     assert all(0 <= row["place"] <= 1 for row in rows)
-    best = min(rows, key=lambda row: row["result"])
+    best = min(settings["layer"][0]["transform"][0]["from"]["data"]["values"], key=lambda trial: trial["result"])
     assert [row["place"] for row in rows if row["trial"] == best["trial"] and row["key"] == VAL_LOSS] == [0.0]
 
 

@@ -21,7 +21,7 @@ from gfe_study.config import Study
 from gfe_study.layout import number
 from gfe_study.metrics import IMAGES_SEEN, label_of, text_of
 
-MOST_POINTS = 8000
+MOST_POINTS = 5000
 """Of all curves together: a page stays small, and a browser quick."""
 LEAST_CONFIGURATIONS = 3
 HEIGHT = 340
@@ -142,23 +142,32 @@ def _settings(evidence: Evidence, study: Study, table: pd.DataFrame) -> Exhibit:
     axes = {key: found for key in study.nuisance if (found := _axis(study, key, points)) is not None}
     low, high = float(table["value"].min()), float(table["value"].max())
     axes[metric] = _Axis({}, {0.0: text_of(metric, low), 1.0: text_of(metric, high)})
-    rows = []
+    about, rows = [], []
     for record, point in tried:
         value = float(record["value"])
-        about = {
-            "trial": f"{record[names.ARM]} #{record[names.NUMBER]}".strip(),
-            "arm": record[names.ARM],
-            "result": float(f"{value:.6g}"),
-            "shown": text_of(metric, value),
-            "settings": "; ".join(f"{key} {_text(each)}" for key, each in point.items()),
-        }
+        trial = f"{record[names.ARM]} #{record[names.NUMBER]}".strip()
+        about.append(
+            {
+                "trial": trial,
+                "arm": record[names.ARM],
+                "result": float(f"{value:.6g}"),
+                "shown": text_of(metric, value),
+                "settings": "; ".join(f"{key} {_text(each)}" for key, each in point.items()),
+            }
+        )
         places = {key: axes[key].places[_text(each)] for key, each in point.items() if key in axes}
         places[metric] = (value - low) / (high - low) if high > low else 0.5
-        rows += [{**about, "key": key, "place": round(place, 4)} for key, place in places.items()]
+        rows += [{"trial": trial, "key": key, "place": round(place, 4)} for key, place in places.items()]
     marks = [{"key": key, "place": at, "text": text} for key, axis in axes.items() for at, text in axis.labels.items()]
     several = len(arms) > 1
     lines = {
         "data": {"values": rows},
+        "transform": [
+            {
+                "lookup": "trial",
+                "from": {"data": {"values": about}, "key": "trial", "fields": ["arm", "result", "shown", "settings"]},
+            }
+        ],
         "params": [_one_of("arm", "arm", arms)] if several else [],
         "mark": {"type": "line", "point": {"size": 24}, "strokeWidth": 1.4, "interpolate": "monotone"},
         "encoding": {
