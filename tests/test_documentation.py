@@ -254,7 +254,8 @@ def test_every_shipped_space_is_described() -> None:
 def run_server(command: str, folder: Path) -> None:
     """Start what a line starts, on another port, and wait until it answers."""
     port = 5000 + os.getpid() % 20000
-    line = command.replace(PROGRAM, shlex.join(COMMAND)).replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    line = re.sub(rf"(?<!\S){PROGRAM}(?!\S)", shlex.join(COMMAND), command)
+    line = re.sub(r"(?<!\S)\.venv/bin/", f"{Path(sys.executable).parent}/", line)
     line = f"{line} --port {port}" if "--port" not in line else re.sub(r"--port \d+", f"--port {port}", line)
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(line, shell=True, cwd=folder, stdout=log, stderr=log, start_new_session=True)

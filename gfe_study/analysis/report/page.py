@@ -79,7 +79,9 @@ def write_report(store: Store, study: str, folder: Path, refresh: int | None = N
         files = [file for exhibit in exhibits for file in write_exhibit(exhibit, folder)]
         trials = folder / TRIALS_FILE
         trials_table(evidence).to_csv(trials, index=False)
-        page.write_text(_page(evidence, exhibits, folder, refresh), encoding="utf-8")
+        written = page.with_suffix(".new")  # a browser that loads the page again never meets half of it
+        written.write_text(_page(evidence, exhibits, folder, refresh), encoding="utf-8")
+        written.replace(page)
     except OSError as error:
         raise InputError(f"{folder}: the report cannot be written ({error.strerror})") from error
     if evidence.parent is not None and refresh is None:
