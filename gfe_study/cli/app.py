@@ -1,4 +1,4 @@
-"""The command line: parsing and printing only. `density_cli` holds the commands for density estimates."""
+"""The command line: parsing and printing only. `density` holds the commands for density estimates."""
 
 from __future__ import annotations
 

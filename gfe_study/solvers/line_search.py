@@ -90,7 +90,7 @@ class Directed(Tested):
     """Samples that look for a lower loss along a direction."""
 
     direction: Tensor
-    """Of the next candidate, at step 1; shape (K, L)."""
+    """From the last accepted point to the next candidate, if the whole step is taken; shape (K, L)."""
     promise: Tensor
     """⟨direction, ∇ℓ⟩, negative: the slope of ℓ along it."""
     step: Tensor

@@ -171,7 +171,7 @@ class Engine:
         study, journal = self.plan.study, self.plan.journal
         for job in self.plan.finished():
             if points := journal.points.get(job.fingerprint):
-                self._pace.note(_kind(job), spent(points[-1]))
+                self._pace.note(job.kind, spent(points[-1]))
         # Recorded once: with another number of slots, a later start must still make the same suggestions.
         if journal.parallel is None:
             journal.record_parallel(max(LEAST_PARALLEL, slots + 1))
@@ -283,7 +283,7 @@ class Engine:
         run.move(event)
         del self._live[fingerprint]
         self._queue.appendleft(run)  # ahead of new trials: later suggestions may wait for its result
-        self._waiting[_kind(run.job)] += 1
+        self._waiting[run.job.kind] += 1
         self._observer.problem(f"{describe(run.job)} ({fingerprint}) lost its worker; it continues from its checkpoint")
 
     def tick(self) -> list[dict[str, str]]:
@@ -323,7 +323,7 @@ class Engine:
         if outcome is not None and outcome.state == FAILED:
             self.plan.journal.record_retry(run.job.fingerprint)
         self._queue.popleft()
-        self._waiting[_kind(run.job)] -= 1
+        self._waiting[run.job.kind] -= 1
         run.move(Event.HAND_OUT)
         self._live[run.job.fingerprint] = run
         self._max_live = max(self._max_live, len(self._live))
@@ -341,7 +341,7 @@ class Engine:
             seconds = self._clock() - run.first_placed
             self.trial_seconds += seconds
             if state != FAILED and run.share_before < 1:
-                self._pace.note(_kind(run.job), seconds / (1 - run.share_before))
+                self._pace.note(run.job.kind, seconds / (1 - run.share_before))
         if state == FAILED:
             self._observer.problem(f"{describe(run.job)} ({fingerprint}) failed: {reason}")
         self._sink.changed(run.job)
@@ -417,7 +417,7 @@ class Engine:
             if found is None:
                 self.runs[job.fingerprint] = TrialRun(job)
                 self._queue.append(self.runs[job.fingerprint])
-                self._waiting[_kind(job)] += 1
+                self._waiting[job.kind] += 1
                 continue
             outcome = Outcome(FINISHED, origin=found.study, run=found.outcome.run)
             self._sink.copy_files(job, found)
@@ -449,28 +449,20 @@ class Engine:
 
     def _remaining_seconds(self) -> float | None:
         """From what trials of the same arm and stage took, and from the first one that runs until one has ended."""
-        plan, now = self.plan, self._clock()
-        waiting = Counter(self._waiting)
-        for stage in plan.study.stages():
-            for arm in plan.study.arms:
-                unknown = max(0, plan.size(arm.name, stage) - len(plan.configurations[stage, arm.name]))
-                waiting[stage, arm.name] += unknown * len(plan.study.seeds_of(stage))
+        now = self._clock()
+        waiting = Counter(self._waiting) + self.plan.unchosen()
         running = [
-            Begun(_kind(run.job), now - run.first_placed, self._share(run) - run.share_before, run.share_before)
+            Begun(run.job.kind, now - run.first_placed, self._share(run) - run.share_before, run.share_before)
             for run in self._live.values()
             if run.first_placed is not None
         ]
-        waiting.update(_kind(run.job) for run in self._live.values() if run.first_placed is None)
+        waiting.update(run.job.kind for run in self._live.values() if run.first_placed is None)
         return self._pace.left(waiting, running, self.slots)
 
     def _share(self, run: TrialRun) -> float:
         """The share of a trial's budget that is spent."""
         points = self.plan.journal.points.get(run.job.fingerprint)
         return share_of(run.job.trial.budget, points[-1]) if points else 0.0
-
-
-def _kind(job: Job) -> Kind:
-    return job.stage, job.arm
 
 
 def describe(job: Job) -> str:

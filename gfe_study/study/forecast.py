@@ -92,7 +92,7 @@ def forecast(
 
     Args:
         probe: time a few seconds of training where no trial of this study tells how long one takes.
-        tell: is told before that, as it takes a while.
+        tell: called with a line before that, as it takes a while.
     """
     options = options.granted(study.resources)
     images = Images.of_study(study, data_folders(), download=False)
@@ -148,9 +148,7 @@ def _left(plan: Plan, over: set[str]) -> list[tuple[Kind, float]]:
                 points = plan.journal.points.get(name)
                 done = share_of(plan.jobs[name].trial.budget, points[-1]) if points else 0.0
                 left.append(((stage, arm.name), 1.0 - done))
-            unknown = plan.size(arm.name, stage) - len(there)
-            left += [((stage, arm.name), 1.0)] * (max(0, unknown) * len(plan.study.seeds_of(stage)))
-    return left
+    return left + [(kind, 1.0) for kind, count in plan.unchosen().items() for _ in range(count)]
 
 
 def _images(left: list[tuple[Kind, float]], each: Mapping[Kind, float]) -> int | None:

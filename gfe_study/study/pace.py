@@ -9,7 +9,7 @@ from gfe_study.config import Budget
 from gfe_study.metrics import EVAL_SECONDS, IMAGES_SEEN, PASSES, TRAIN_SECONDS
 
 LEAST_SHARE = 0.05
-"""The first steps of a trial are slower than all later ones: nothing is told from less of its budget."""
+"""Below this share of its budget a trial tells nothing: its first steps are slower than the rest."""
 
 Kind = tuple[int, str]
 """Stage and arm: trials that are taken to be alike."""

@@ -13,6 +13,7 @@ from gfe_study.config import InputError, Study, Trial
 from gfe_study.io.storage import Mirror
 from gfe_study.metrics import DIVERGED, result_of, sign_of
 from gfe_study.study.journal import FAILED, FINISHED, STOPPED, Configuration, Journal
+from gfe_study.study.pace import Kind
 
 OVER = (FINISHED, STOPPED)
 """Outcomes after which a trial is not run again."""
@@ -32,6 +33,11 @@ class Job:
     dataset_sha256: str
     arm: str = ""
     stage: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """Trials of one kind are taken to last equally long."""
+        return self.stage, self.arm
 
     def as_dict(self) -> dict[str, Any]:
         """Return the job as plain data."""
@@ -214,10 +220,17 @@ class Plan:
     @property
     def total(self) -> int:
         """Number of trials in the whole study, known or not."""
-        return len(self.jobs) + sum(
-            (self.size(arm.name, stage) - len(self.configurations[stage, arm.name])) * len(self.study.seeds_of(stage))
-            for stage in self.study.stages()
-            for arm in self.study.arms
+        return len(self.jobs) + self.unchosen().total()
+
+    def unchosen(self) -> Counter[Kind]:
+        """Count the trials that the search, or the second stage, has yet to choose."""
+        return Counter(
+            {
+                (stage, arm.name): (self.size(arm.name, stage) - len(self.configurations[stage, arm.name]))
+                * len(self.study.seeds_of(stage))
+                for stage in self.study.stages()
+                for arm in self.study.arms
+            }
         )
 
     def next_number(self, arm: str = "") -> int:

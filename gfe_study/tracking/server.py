@@ -23,7 +23,7 @@ def show_runs(path: str, port: int, tell: Callable[[str], None], *, browse: bool
     Args:
         path: of the page to open, below the server's address.
         port: where to serve.
-        tell: is told the address as soon as somebody answers there.
+        tell: called with the address as soon as something answers there.
         browse: open the page in a browser, if there is one.
 
     Raises:
@@ -68,7 +68,7 @@ def _wait(server: subprocess.Popen[bytes], address: str) -> None:
             return
         except OSError:
             time.sleep(0.2)
-    raise InputError(f"{address}: MLflow's UI does not start; its own words are above")
+    raise InputError(f"{address}: MLflow's UI does not start; its own output is above")
 
 
 def _open(address: str, tell: Callable[[str], None], browse: bool) -> None:

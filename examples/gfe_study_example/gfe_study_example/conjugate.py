@@ -32,7 +32,7 @@ class ConjugateGradients(LineSearch[Directed]):
         old, down = active.grad, -self.step_size * grad
         share = (grad * (grad - old)).sum(1) / old.square().sum(1)
         direction = down + share.nan_to_num(0.0).clamp(min=0)[:, None] * active.direction
-        uphill = (direction * grad).sum(1) >= 0  # then the old direction is of no use
+        uphill = (direction * grad).sum(1) >= 0  # mixed in, the old direction would do harm
         direction = torch.where(uphill[:, None], down, direction)
         active.direction = torch.where(accepted[:, None], direction, active.direction)
         active.promise = torch.where(accepted, (direction * grad).sum(1), active.promise)

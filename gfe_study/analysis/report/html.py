@@ -19,7 +19,8 @@ from gfe_study.analysis.report.style import DPI, drawing
 if TYPE_CHECKING:
     from gfe_study.analysis.report.exhibits.base import Exhibit
 
-FILES = (".png", ".svg", ".csv", ".md", ".tex", "_data.csv")
+TABLE_FORMATS = (".csv", ".md", ".tex")
+FILES = (".png", ".svg", *TABLE_FORMATS, "_data.csv")
 """Endings of an exhibit's files."""
 PIXELS_AN_INCH = 125
 """On the page."""

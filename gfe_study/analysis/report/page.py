@@ -19,7 +19,7 @@ from gfe_study.analysis.judge.diagnostics import Note, notes
 from gfe_study.analysis.judge.evidence import Evidence, floors_of
 from gfe_study.analysis.report.exhibits import MAKERS, Exhibit
 from gfe_study.analysis.report.exhibits.base import seeds_text
-from gfe_study.analysis.report.html import FILES, exhibit_html, formatted, table_html
+from gfe_study.analysis.report.html import FILES, TABLE_FORMATS, exhibit_html, formatted, table_html
 from gfe_study.analysis.report.style import save
 from gfe_study.analysis.store.load import Store
 from gfe_study.analysis.store.tidy import PARAMS, RUN_ID, measured
@@ -46,7 +46,6 @@ from gfe_study.metrics import (
 
 PAGE_FILE = "report.html"
 TRIALS_FILE = "trials.csv"
-TABLE_FORMATS = (".csv", ".md", ".tex")
 TRIALS_HEADING = "All trials"
 LEAST_SECONDS_BETWEEN = 15
 SHARE_OF_TIME = 5.0
@@ -93,7 +92,7 @@ def watch_report(store: Store, study: str, folder: Path, tell: Callable[[str], N
     """Write the report again and again while the study runs, and for good when it has ended.
 
     Args:
-        tell: is told where the page is, once it is there.
+        tell: called with the page's path once it exists, or with why there is none yet.
     """
     told = ""
     while (parent := store.parent(study)) is not None and parent.status == "RUNNING":
@@ -280,7 +279,7 @@ def _asked_and_ran(evidence: Evidence) -> str:
 
 
 def _tested(trials: pd.DataFrame) -> str:
-    """Of which images a lowest possible loss is, if all trials were tested on as many."""
+    """Say how many test samples a lowest possible loss is of, if all trials used the same number."""
     counts = set(trials.get(f"{PARAMS}eval.test_images", pd.Series(dtype=str)).dropna())
     return f" (of at most {int(next(iter(counts))):,} test samples)" if len(counts) == 1 else ""
 

@@ -22,7 +22,7 @@ from gfe_study.layout import number
 from gfe_study.metrics import IMAGES_SEEN, label_of, text_of
 
 MOST_POINTS = 5000
-"""Of all curves together: a page stays small, and a browser quick."""
+"""Points drawn in all curves together, so that the page stays small and the browser quick."""
 LEAST_CONFIGURATIONS = 3
 HEIGHT = 340
 # The colour of the text around a chart, so that it can be read on a light and on a dark page.
@@ -37,9 +37,11 @@ CONFIG: dict[str, Any] = {
 
 
 def explore(evidence: Evidence) -> Iterator[Exhibit]:
-    """Of every study with curves; settings only where there are some to choose from."""
-    if len(evidence.curves) and evidence.curves[evidence.chosen_by].notna().any():
-        yield _every_trial(evidence)
+    """Yield the curves of any study that has some, and the settings of one that searches."""
+    if evidence.chosen_by in evidence.curves:
+        points = evidence.curves[evidence.curves[evidence.chosen_by].map(math.isfinite)]
+        if len(points):
+            yield _every_trial(evidence, points)
     if evidence.study is not None and evidence.study.nuisance:
         table = evidence.configurations()
         table = table[table["value"].notna()]
@@ -68,10 +70,9 @@ def _shown_where(*params: str) -> dict[str, Any]:
     return {"condition": {"test": shown, "value": 0.85}, "value": 0.05}
 
 
-def _every_trial(evidence: Evidence) -> Exhibit:
+def _every_trial(evidence: Evidence, points: pd.DataFrame) -> Exhibit:
     metric, arms = evidence.chosen_by, evidence.arms
     look = styles(evidence.trials, arms)
-    points = evidence.curves[evidence.curves[metric].notna()]
     every = -(-len(points) // MOST_POINTS)
     points = points.iloc[::-1].iloc[::every].iloc[::-1] if every > 1 else points  # the last ones stay
     told = [arm or "all" for arm in points[names.ARM]]
@@ -201,12 +202,14 @@ def _settings(evidence: Evidence, study: Study, table: pd.DataFrame) -> Exhibit:
 
 
 def _tried(study: Study, record: dict[Any, Any]) -> dict[str, Any]:
-    """The searched keys that apply to a configuration, and its values of them."""
+    """The searched keys that apply to a configuration, and its values of them; None may be a choice."""
     point: dict[str, Any] = {}
     for key in study.nuisance:
-        if study.range_of(key, str(record[names.ARM]), point) is not None:
-            value = record.get(key)
-            point[key] = None if value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value
+        drawn = study.range_of(key, str(record[names.ARM]), point)
+        value = record.get(key)
+        missing = value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+        if drawn is not None and (drawn.kind == "choice" or not missing):
+            point[key] = None if missing else value
     return point
 
 
