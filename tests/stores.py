@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -102,3 +103,8 @@ def server(folder: Path, port: int | None = None, backend: str = "") -> Iterator
         finally:
             os.killpg(process.pid, 9)
             process.wait()
+
+
+def without_library(page: str) -> str:
+    """A report's page without the library that draws its charts."""
+    return re.sub(r"<script type=.module.*?</script>", "", page, flags=re.DOTALL)

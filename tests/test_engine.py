@@ -139,6 +139,30 @@ def test_first_steps_do_not_decide_the_time_left() -> None:
     assert left[-1] == pytest.approx(15.0, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "size", [{"seeds": 5}, {"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 5, "scheduler": "none"}]
+)
+def test_trials_that_wait_are_part_of_the_time_left(size: dict[str, Any]) -> None:
+    """Two of five took 10 s: the other three, two at a time, take 15, known already or not, handed out or not."""
+    left: list[float | None] = []
+
+    class Watching(Silent):
+        def progress(self, snapshot: Snapshot) -> None:
+            left.append(snapshot.remaining_seconds)
+
+    start = Start(Study.build({"question": "?", "fixed": {"budget": {"images": 10}}, **size}, "mine.yaml"), [])
+    start.engine._observer = Watching()
+    runs = [start.send("next_run") for _ in range(SLOTS)]
+    for name, attempt in runs:
+        start.send("placed", name, attempt, {})
+    start.send("wait", 10.0)
+    for name, attempt in runs:
+        start.send("reported", name, attempt, [point(10)], done=True)
+        assert left[-1] == pytest.approx(15.0)
+    start.send("next_run")
+    assert left[-1] == pytest.approx(15.0)
+
+
 def test_a_trial_tells_where_all_attempts_ran() -> None:
     """Host, device, threads and trials side by side: by these its seconds are compared, and reused."""
     first = {names.HOST: "h1", names.DEVICE: "cpu (A)", names.GPUS: "", names.THREADS: "1", "pid": "7"}

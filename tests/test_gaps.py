@@ -112,7 +112,7 @@ def test_an_encoder_start_weighs_its_samples(target: Observed) -> None:
 
 
 def test_errors_are_in_the_units_of_the_data() -> None:
-    """They are taken over the observed values alone."""
+    """Only observed values count."""
     split = split_with_gaps(20, 0)
     trial = Trial.build(SMALL)
     learner = trial.method.create(trial, Shape(1, (D,), mask=True), CPU)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import pytest
-from stores import point
+from stores import point, without_library
 from test_exhibits import evidence, run, shown
 from test_plan import SHA, finish
 from test_verdict import LEFT, RIGHT, curves, row
@@ -400,8 +400,7 @@ def test_a_report_on_data_that_are_no_images(tmp_path: Path, metric: str) -> Non
     """No pixel and no floor anywhere; the metric with its unit; the better arm is called so."""
     of = regression(tmp_path, f"{HEIGHTS}{ARMS}compare: {{metric: {metric}}}\n")
     assert of.values == METRES
-    page = write_report(of.store, "given", tmp_path / "report")[0].read_text()
-    page = re.sub(r"<script type=.module.*?</script>", "", page, flags=re.DOTALL)
+    page = without_library(write_report(of.store, "given", tmp_path / "report")[0].read_text())
     told = " ".join([*words(of), re.sub(r"base64,[\w+/=]*", "", page.partition("<body>")[2])])
     assert "pixel" not in told.lower()
     assert "lowest possible" not in told

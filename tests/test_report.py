@@ -115,6 +115,9 @@ def test_the_page_opens_with_question_and_verdict(folder: Path) -> None:
     page = (folder / "results" / STUDY / "report" / PAGE_FILE).read_text()
     assert "Is an encoder needed for &lt; 500 images &amp; why?" in page
     assert page.index("Verdict by") < page.index("data:image/") < page.index('id="trials"')
+    assert "data:image/svg+xml" in page  # of lines, the smaller file
+    assert "data:image/png" in page  # of pictures
+    assert len(page.encode()) < 5e6
     assert re.search(r"<b>gfe</b>: 0\.\d{4}, (better|worse|equivalent|undecided)", page)
 
 
