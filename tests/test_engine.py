@@ -40,7 +40,7 @@ def declared(**more: Any) -> Study:
     return Study.build(given, "engine.yaml")
 
 
-SEARCH = {"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "sampler": "random"}
+SEARCH: dict[str, Any] = {"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "sampler": "random"}
 STUDIES = {
     "comparison": declared(scientific={"arms": {"a": {}, "b": {"optim.lr": 1e-3}}}, seeds=2),
     "search": declared(**SEARCH, trials=3, asha={"grace_images": 32, "reduction": 2}),
@@ -139,7 +139,7 @@ def test_first_steps_do_not_decide_the_time_left() -> None:
     assert left[-1] == pytest.approx(15.0, rel=0.01)
 
 
-SEARCH = {"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 9, "scheduler": "none"}
+SEARCH: dict[str, Any] = {"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 9, "scheduler": "none"}
 
 
 @pytest.mark.parametrize(("size", "seconds"), [({"seeds": 5}, 15.0), (SEARCH, 35.0)])
