@@ -139,10 +139,10 @@ def test_first_steps_do_not_decide_the_time_left() -> None:
     assert left[-1] == pytest.approx(15.0, rel=0.01)
 
 
-SEARCH: dict[str, Any] = {"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 9, "scheduler": "none"}
+NINE: dict[str, Any] = {"nuisance": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 9, "scheduler": "none"}
 
 
-@pytest.mark.parametrize(("size", "seconds"), [({"seeds": 5}, 15.0), (SEARCH, 35.0)])
+@pytest.mark.parametrize(("size", "seconds"), [({"seeds": 5}, 15.0), (NINE, 35.0)])
 def test_trials_that_wait_are_part_of_the_time_left(size: dict[str, Any], seconds: float) -> None:
     """Two took 10 s: the other three, or seven, take it too, two at a time, known or yet to be chosen."""
     left: list[float | None] = []
